@@ -1,0 +1,64 @@
+"""Pairs and stacks to fuse, batched by size."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from datamodules.pairs import Failure, Pair, Sample, batch_key, read_pair
+
+
+class PairDataset(Dataset):
+    """Reads pairs; what cannot be read comes as a :class:`Failure` and stops nothing."""
+
+    def __init__(self, pairs: Sequence[Pair], task: str, allow_missing: bool = False) -> None:
+        self.pairs, self.task, self.allow_missing = pairs, task, allow_missing
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Sample | Failure:
+        return read_pair(self.pairs[index], self.task, self.allow_missing)
+
+
+class SizeBatches(Sampler[list[int]]):
+    """Batches of pairs that share size and K; each process takes its share of whole batches."""
+
+    def __init__(self, pairs: Sequence[Pair], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, pair in enumerate(pairs):
+            groups[batch_key(pair)].append(index)
+        batches = [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
+        self.batches = batches[rank::world_size]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class FusionDataModule(LightningDataModule):
+    """Pairs for ``Trainer.predict``: batches are lists of :class:`Sample` and :class:`Failure`.
+
+    Args:
+        pairs: The files of each scene.
+        task: Decides how colour is treated.
+        batch_size: Images of equal size in one batch.
+        workers: Processes that read ahead.
+        allow_missing: Fuse stacks that stop before others.
+    """
+
+    def __init__(
+        self, pairs: Sequence[Pair], task: str, batch_size: int = 1, workers: int = 0, allow_missing: bool = False
+    ) -> None:
+        super().__init__()
+        self.dataset = PairDataset(pairs, task, allow_missing)
+        self.batch_size, self.workers = batch_size, workers
+
+    def predict_dataloader(self) -> DataLoader:
+        """Every pair once."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        batches = SizeBatches(self.dataset.pairs, self.batch_size, rank, world_size)
+        return DataLoader(self.dataset, batch_sampler=batches, num_workers=self.workers, collate_fn=list)

@@ -1,0 +1,111 @@
+"""Single images to train or adapt a prior: every sample is a function of its index, so that runs resume exactly."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from datamodules.files import IMAGE_SUFFIXES, read_image
+from datamodules.transforms import training_crops, validation_crop
+from dig2dig.config import ImageDataConfig
+
+
+def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
+    """All image files under ``root`` in sorted order, without paths that have an excluded part."""
+    folder = Path(root)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of images")
+    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    kept = [path for path in found if not set(path.parts) & set(exclude or [])]
+    if not kept:
+        raise FileNotFoundError(f"{folder}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return kept
+
+
+class ImageCrops(Dataset):
+    """Augmented crops of single images, ``{"image": (3, h, w) in [0, 1], "index": int}``.
+
+    Sample ``i`` draws its file, crop and colours from ``(seed, i)`` alone: the order does not depend on
+    workers, devices or where a run was interrupted.
+    """
+
+    def __init__(self, paths: list[Path], transform: A.Compose, seed: int | None, cache: bool = False) -> None:
+        self.paths, self.transform, self.seed = paths, transform, seed
+        self.cache: dict[Path, np.ndarray] | None = {} if cache else None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if self.seed is None:
+            path = self.paths[index]
+        else:
+            random = np.random.default_rng([self.seed, index])
+            path = self.paths[random.integers(len(self.paths))]
+            self.transform.set_random_seed(int(random.integers(2**31)))
+        image = self.transform(image=self._read(path))["image"]
+        return {"image": torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1) / 255, "index": index}
+
+    def _read(self, path: Path) -> np.ndarray:
+        if self.cache is None:
+            return read_image(path, "RGB")
+        if path not in self.cache:
+            self.cache[path] = read_image(path, "RGB")
+        return self.cache[path]
+
+
+class StepSampler(Sampler[int]):
+    """Sample indices from ``start`` to ``stop``: each process takes its share of every global batch."""
+
+    def __init__(self, start: int, stop: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.start, self.stop, self.batch_size = start, stop, batch_size
+        self.rank, self.world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[int]:
+        for batch in range(self.start, self.stop, self.batch_size * self.world_size):
+            first = batch + self.rank * self.batch_size
+            yield from range(first, first + self.batch_size)
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) // self.world_size
+
+
+class ImageDataModule(LightningDataModule):
+    """Training crops from a folder tree and 256-pixel centre crops for validation."""
+
+    def __init__(self, config: ImageDataConfig, seed: int, steps: int) -> None:
+        super().__init__()
+        self.config, self.seed, self.steps = config, seed, steps
+
+    def setup(self, stage: str) -> None:
+        """Lists the files."""
+        config = self.config
+        crops = training_crops(config.crop, config.scales, config.grey)
+        self.train = ImageCrops(list_images(config.root, config.exclude), crops, self.seed, config.cache)
+        self.val = ImageCrops(list_images(config.val), validation_crop(256), None) if config.val else None
+
+    def train_dataloader(self) -> DataLoader:
+        """Crops from where the run stands to its last step."""
+        trainer, config = self.trainer, self.config
+        assert trainer is not None
+        per_step = config.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        sampler = StepSampler(
+            trainer.global_step * per_step, self.steps * per_step, config.batch_size, trainer.global_rank, trainer.world_size
+        )
+        return DataLoader(
+            self.train,
+            config.batch_size,
+            sampler=sampler,
+            num_workers=config.workers,
+            drop_last=True,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Centre crops, four at a time."""
+        return DataLoader(self.val, 4) if self.val else []

@@ -1,0 +1,285 @@
+"""Pretrained networks behind one contract: the bundled prior, diffusers pipelines, OpenAI's ADM checkpoints.
+
+``python -m dig2dig.backbone convert CHECKPOINT.pt FOLDER`` writes an ADM checkpoint as a diffusers folder, once.
+"""
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dig2dig import adm
+from dig2dig.denoiser import Denoiser, Precision
+from dig2dig.schedule import alpha_bar
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
+BUNDLED = Path(__file__).parent / "prior"
+CHECKSUMS = "SHA256SUMS"
+SCHEDULE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
+ADM_URL = "https://github.com/openai/guided-diffusion (256x256_diffusion_uncond.pt, 2.2 GB)"
+
+
+class PriorError(ValueError):
+    """A prior that cannot be used, told in one line: path, what was expected, where to get it."""
+
+
+class TensorUNet(nn.Module):
+    """A diffusers UNet that takes and gives plain tensors, so that it fits :class:`Denoiser`."""
+
+    def __init__(self, unet: "UNet2DModel") -> None:
+        super().__init__()
+        self.unet = unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """The network's raw output."""
+        return self.unet(x.to(memory_format=torch.channels_last), t, return_dict=False)[0]
+
+
+def load_prior(
+    path: str | Path = "bundled", sha256: str | None = None, precision: Precision = "auto", device: str | torch.device = "cpu"
+) -> Denoiser:
+    """The pretrained denoiser at ``path``, ready to be called.
+
+    Args:
+        path: ``bundled``; a folder in diffusers' layout of an unconditional pipeline (epsilon, v or sample
+            prediction, its own betas); a hub id of one; or an ADM checkpoint (``.pt``).
+        sha256: Refuse weights whose file has another SHA-256.
+        precision: ``fp32``, ``bf16`` (autocast), or ``auto``: bf16 where the device has it natively.
+        device: Where the network runs.
+
+    Raises:
+        PriorError: Files are missing, short, altered, or do not fit the architecture. Weights are never random.
+    """
+    file = Path(path)
+    if file.suffix in (".pt", ".pth"):
+        denoiser = _load_adm(file, sha256)
+    else:
+        denoiser = _load_folder(_find_folder(str(path)), sha256)
+    denoiser.requires_grad_(False).eval().to(device)
+    denoiser.precision = precision
+    return denoiser
+
+
+def weights_file(path: str | Path = "bundled") -> Path:
+    """The file that holds a prior's weights."""
+    file = Path(path)
+    return file if file.suffix in (".pt", ".pth") else _unet_files(_find_folder(str(path)))[1]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def as_denoiser(unet: "UNet2DModel", scheduler: Mapping[str, Any]) -> Denoiser:
+    """Wraps a UNet and the entries of its ``scheduler_config.json`` into the contract.
+
+    4 or 12 input channels mean grey or colour images as patches of 2×2 pixels.
+    """
+    inputs = int(unet.config["in_channels"])
+    patch = 2 if inputs in (4, 12) else 1
+    levels = len(unet.config["down_block_types"])
+    return Denoiser(
+        TensorUNet(unet),
+        _alpha_bar(scheduler),
+        scheduler.get("prediction_type", "epsilon"),
+        channels=inputs // patch**2,
+        patch=patch,
+        multiple=patch * 2 ** (levels - 1),
+    )
+
+
+def _alpha_bar(scheduler: Mapping[str, Any]) -> Tensor:
+    if scheduler.get("trained_betas") is not None:
+        return torch.cumprod(1 - torch.tensor(scheduler["trained_betas"], dtype=torch.float64), dim=0)
+    merged = SCHEDULE | {name: value for name, value in scheduler.items() if name in SCHEDULE}
+    return alpha_bar(merged["beta_schedule"], merged["beta_start"], merged["beta_end"], merged["num_train_timesteps"])
+
+
+def _find_folder(path: str) -> Path:
+    if path == "bundled":
+        return BUNDLED
+    if Path(path).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        return Path(path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.bin"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise PriorError(
+            f"{path}: neither a local folder nor to be had from the Hugging Face hub ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _unet_files(folder: Path) -> tuple[Path, Path, Path]:
+    """Config, weights and scheduler config of a pipeline folder, with or without subfolders."""
+    unet = folder / "unet" if (folder / "unet").is_dir() else folder
+    scheduler = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
+    weights = unet / "diffusion_pytorch_model.safetensors"
+    if not weights.is_file() and weights.with_suffix(".bin").is_file():
+        weights = weights.with_suffix(".bin")
+    files = unet / "config.json", weights, scheduler / "scheduler_config.json"
+    for file in files:
+        if not file.is_file():
+            raise PriorError(
+                f"{file}: no such file; a prior is a diffusers folder with unet/config.json, "
+                "unet/diffusion_pytorch_model.safetensors and scheduler/scheduler_config.json"
+            )
+    return files
+
+
+def _load_folder(folder: Path, sha256: str | None) -> Denoiser:
+    config_file, weights, scheduler_file = _unet_files(folder)
+    sums = folder / CHECKSUMS
+    if sums.is_file():
+        listed = dict(reversed(line.split(maxsplit=1)) for line in sums.read_text().splitlines())
+        for name, expected in listed.items():
+            _check_sha256(folder / name, expected)
+    _check_sha256(weights, sha256)
+    config, scheduler = _read_json(config_file), _read_json(scheduler_file)
+    if config.get("_class_name") != "UNet2DModel":
+        raise PriorError(f"{config_file}: holds a {config.get('_class_name')}, not an unconditional UNet2DModel")
+    return as_denoiser(_build(config, _read_weights(weights), weights), scheduler)
+
+
+def _load_adm(path: Path, sha256: str | None) -> Denoiser:
+    if not path.is_file():
+        raise PriorError(f"{path}: no such checkpoint; ADM's are at {ADM_URL}")
+    _check_sha256(path, sha256)
+    state = _read_weights(path)
+    if not adm.is_adm(state):
+        raise PriorError(
+            f"{path}: not an ADM checkpoint: expected keys like input_blocks.0.0.weight, "
+            f"found {', '.join(sorted(state)[:3]) or 'none'}; ADM's are at {ADM_URL}"
+        )
+    try:
+        config, converted = adm.unet_config(state), adm.convert(state)
+    except KeyError as error:
+        raise PriorError(f"{path}: an ADM checkpoint without a place for {error}; get it at {ADM_URL}") from error
+    return as_denoiser(_build(config, converted, path), SCHEDULE)
+
+
+def _build(config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> "UNet2DModel":
+    from diffusers import UNet2DModel
+
+    with torch.device("meta"):  # every weight must come from the file
+        unet = UNet2DModel.from_config(dict(config))
+    assert isinstance(unet, UNet2DModel)
+    try:
+        unet.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True, assign=True)
+    except RuntimeError as error:
+        expected, found = unet.state_dict().keys(), state.keys()
+        missing, extra = sorted(expected - found), sorted(found - expected)
+        raise PriorError(
+            f"{path}: weights do not fit the network: {len(missing)} missing ({', '.join(missing[:2])}), "
+            f"{len(extra)} unknown ({', '.join(extra[:2])})"
+            + ("" if missing or extra else f"; {str(error).splitlines()[-1].strip()}")
+        ) from error
+    return unet
+
+
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)  # never runs a pickle's code
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise PriorError(f"{path}: damaged or cut short ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # UnpicklingError and what else a foreign pickle can raise
+        reason = "holds more than tensors, so it was not loaded" if "weights_only" in str(error).lower() else str(error)
+        raise PriorError(f"{path}: {reason.splitlines()[0]}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise PriorError(f"{path}: expected a state dict of tensors, found {type(state).__name__}")
+    pattern = rf"(?<=\.)({'|'.join(OLD_ATTENTION)})(?=\.(weight|bias)$)"  # names of early diffusers releases
+    return {re.sub(pattern, lambda match: OLD_ATTENTION[match[1]], name): value for name, value in state.items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PriorError(f"{path}: not valid JSON ({error})") from error
+
+
+def _check_sha256(path: Path, expected: str | None) -> None:
+    if expected is None:
+        return
+    if not path.is_file():
+        raise PriorError(f"{path}: no such file, though {CHECKSUMS} lists it")
+    found = file_sha256(path)
+    if found != expected.lower():
+        raise PriorError(f"{path}: SHA-256 is {found}, expected {expected}: the file was altered or cut; get it again")
+
+
+def build_prior(channels: list[int], layers: int, patch: int) -> Denoiser:
+    """A new v-prediction prior for colour images with random weights, to be trained."""
+    from diffusers import UNet2DModel
+
+    unet = UNet2DModel(
+        sample_size=256 // patch,
+        in_channels=3 * patch**2,
+        out_channels=3 * patch**2,
+        block_out_channels=tuple(channels),  # pyright: ignore[reportArgumentType]
+        layers_per_block=layers,
+        down_block_types=("DownBlock2D",) * len(channels),  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpBlock2D",) * len(channels),  # pyright: ignore[reportArgumentType]
+        add_attention=False,
+    )
+    return as_denoiser(unet, SCHEDULE | {"prediction_type": "v_prediction"})
+
+
+def save_prior(denoiser: Denoiser, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Writes a prior as a diffusers DDPM pipeline: model index, UNet with safetensors, scheduler, checksums."""
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    unet = denoiser.network.unet
+    assert isinstance(unet, UNet2DModel)
+    copy = UNet2DModel.from_config(unet.config)
+    assert isinstance(copy, UNet2DModel)
+    copy.load_state_dict(unet.state_dict())
+    copy.to(dtype).save_pretrained(folder / "unet")
+    signal = denoiser.alpha_bar.cpu()
+    betas = 1 - signal / torch.cat([signal.new_ones(1), signal[:-1]])
+    schedule = SCHEDULE if torch.equal(_alpha_bar(SCHEDULE), signal) else {"trained_betas": betas.tolist()}
+    scheduler = DDPMScheduler(**schedule, prediction_type=denoiser.prediction, clip_sample=False)
+    scheduler.save_pretrained(folder / "scheduler")
+    index = {"_class_name": "DDPMPipeline"}
+    index |= {part: ["diffusers", name] for part, name in (("scheduler", "DDPMScheduler"), ("unet", "UNet2DModel"))}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    listed = sorted(file for file in folder.rglob("*") if file.suffix in (".json", ".safetensors"))
+    sums = [f"{file_sha256(file)}  {file.relative_to(folder).as_posix()}" for file in listed]
+    (folder / CHECKSUMS).write_text("\n".join(sums) + "\n")
+
+
+def main(argv: list[str]) -> int:
+    """``convert CHECKPOINT.pt FOLDER``."""
+    if len(argv) != 3 or argv[0] != "convert":
+        print("usage: python -m dig2dig.backbone convert CHECKPOINT.pt FOLDER", file=sys.stderr)
+        return 2
+    try:
+        save_prior(load_prior(argv[1]), Path(argv[2]))
+    except PriorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{argv[2]}: diffusers folder written")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,135 @@
+"""What a run leaves on disk: pictures, maps and the table of what was done, each written whole or not at all."""
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
+
+from dig2dig.modules import Result
+
+COLUMNS = ("name", "status", "seconds", "size", "seed", "reason")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file that is either there whole or not there: temporary name, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_png(image: Tensor) -> bytes:
+    """An image (1 or 3, h, w) in [0, 1] as an 8-bit PNG, rounded."""
+    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return _encode(pixels[..., ::-1] if pixels.shape[2] == 3 else pixels)
+
+
+def to_colours(values: Tensor, low: float, high: float) -> bytes:
+    """A map (h, w) as a PNG in viridis, which people with colour blindness can read."""
+    scaled = ((values - low) / max(high - low, 1e-12)).clamp(0, 1)
+    grey = (scaled * 255).round().byte().cpu().numpy()
+    return _encode(cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS))
+
+
+def _encode(pixels: np.ndarray) -> bytes:
+    encoded, buffer = cv2.imencode(".png", np.ascontiguousarray(pixels))
+    assert encoded
+    return buffer.tobytes()
+
+
+def read_summary(path: Path) -> dict[str, dict[str, str]]:
+    """Rows of an earlier ``summary.csv`` by name; none if there is no such file."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
+
+
+class FusionWriter(BasePredictionWriter):
+    """Writes ``OUT/NAME.png``, maps if asked for, and ``OUT/summary.csv`` after each batch.
+
+    Args:
+        out: The folder.
+        done: Rows of an earlier run that stay valid.
+    """
+
+    def __init__(self, out: Path, done: dict[str, dict[str, str]] | None = None) -> None:
+        super().__init__(write_interval="batch")
+        self.out = out
+        self.rows: dict[str, dict[str, Any]] = dict(done or {})
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of pairs that could not be fused."""
+        return [name for name, row in self.rows.items() if row["status"] == "failed"]
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Sequence[Result],
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Writes what ``predict_step`` gave."""
+        for result in prediction:
+            if result.image is not None:
+                self._write_maps(result)
+                write_atomically(self.out / f"{result.name}.png", to_png(result.image))
+            self.rows[result.name] = _row(result)
+        table = "summary.csv" if trainer.world_size == 1 else f"summary.{trainer.global_rank}.csv"
+        write_atomically(self.out / table, _table(self.rows))
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Joins the tables of all processes into one."""
+        if trainer.world_size == 1:
+            return
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            for part in sorted(self.out.glob("summary.*.csv")):
+                self.rows |= read_summary(part)
+                part.unlink()
+            write_atomically(self.out / "summary.csv", _table(self.rows))
+        trainer.strategy.barrier()
+
+    def _write_maps(self, result: Result) -> None:
+        folder = self.out / f"{result.name}_maps"
+        for snapshot in result.trace:
+            for k, modality in enumerate(result.modalities):
+                gain, weight = snapshot.gain[0, k, 0], snapshot.weight[0, k, 0]
+                stem = f"{modality}_step{snapshot.index:03d}_t{int(snapshot.t[0]):03d}.png"
+                high = float(snapshot.gain[0].amax())  # one scale for all modalities of a step
+                write_atomically(folder / f"gain_{stem}", to_colours(gain, float(snapshot.gain[0].amin()), high))
+                write_atomically(folder / f"weight_{stem}", to_colours(weight, 0, 1))
+
+
+def _row(result: Result) -> dict[str, Any]:
+    if result.image is None:
+        return {"name": result.name, "status": "failed", "reason": result.reason}
+    height, width = result.image.shape[-2:]
+    seconds = f"{result.seconds:.3f}"
+    return {"name": result.name, "status": "done", "seconds": seconds, "size": f"{width}x{height}", "seed": result.seed}
+
+
+def _table(rows: dict[str, dict[str, Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows[name] for name in sorted(rows))
+    return text.getvalue().encode("utf-8")

@@ -1,0 +1,64 @@
+"""What happens to colour, decided per task.
+
+Infrared-visible and medical fusion work on luminance. The colour of a visible image, or of a PET map, belongs to
+one source only: mixing it with a grey source in RGB would wash it out, so chroma is kept and luminance is fused.
+
+Multi-exposure and multi-focus fusion work on all three channels. Every source is a photograph of the same colours:
+an over-exposed region has lost its chroma and a defocused one has blurred it, so chroma must be fused as well.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LUMINANCE_TASKS = ("ivf", "mif")
+"""Tasks that fuse luminance and keep chroma; the others (mef, mff) fuse colour."""
+
+_RGB_TO_YCBCR = torch.tensor(
+    [[0.299, 0.587, 0.114], [-0.168735892, -0.331264108, 0.5], [0.5, -0.418687589, -0.081312411]]
+)
+
+
+def rgb_to_ycbcr(rgb: Tensor) -> Tensor:
+    """Full-range BT.601 luminance in [0, 1] and chroma centred on zero, channels at axis -3 (ITU-T T.871, JPEG)."""
+    return torch.einsum("ij,...jhw->...ihw", _RGB_TO_YCBCR.to(rgb), rgb)
+
+
+def ycbcr_to_rgb(ycbcr: Tensor) -> Tensor:
+    """Inverse of :func:`rgb_to_ycbcr`, not clipped."""
+    return torch.einsum("ij,...jhw->...ihw", torch.linalg.inv(_RGB_TO_YCBCR.double()).to(ycbcr), ycbcr)
+
+
+def split(images: Sequence[Tensor], task: str) -> tuple[Tensor, Tensor | None]:
+    """The channels that are fused, and the chroma that waits beside them.
+
+    Args:
+        images: K images of one size, each (1, h, w) grey or (3, h, w) RGB, in [0, 1].
+        task: ``ivf``, ``mif``, ``mef`` or ``mff``.
+
+    Returns:
+        Sources (k, c, h, w), and chroma (2, h, w) or None: the sources' chroma averaged with their
+        saturation as the weight, so that a grey source does not wash out a coloured one.
+    """
+    if all(len(image) == 1 for image in images):
+        return torch.stack(list(images)), None
+    colour = torch.stack([image.expand(3, -1, -1) for image in images])
+    if task not in LUMINANCE_TASKS:
+        return colour, None
+    ycbcr = rgb_to_ycbcr(colour)
+    chroma = ycbcr[:, 1:]
+    saturation = chroma.abs() + 1e-12
+    return ycbcr[:, :1], (chroma * saturation).sum(0) / saturation.sum(0)
+
+
+def merge(fused: Tensor, chroma: Tensor | None) -> Tensor:
+    """The picture: a fused luminance (1, h, w) gets its chroma back, anything else stays as it is.
+
+    Where a colour would leave [0, 1] it is desaturated just as far as needed: luminance stays as fused.
+    """
+    if chroma is None:
+        return fused
+    tint = ycbcr_to_rgb(torch.cat([torch.zeros_like(fused), chroma]))
+    room = torch.where(tint > 0, 1 - fused, fused) / tint.abs().clamp(min=1e-6)
+    return fused + tint * room.amin(0, keepdim=True).clamp(max=1)

@@ -1,0 +1,116 @@
+"""One contract for every network: a noisy image and its time in, the estimate of the clean image out."""
+
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+from dig2dig.schedule import at
+from dig2dig.shapes import Image, Timestep
+
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@lru_cache
+def supports_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is native, and so faster than float32: recent CUDA cards, CPUs with AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return False
+
+
+class Denoiser(nn.Module):
+    r"""Estimates the clean image from a noisy one: :math:`\hat x_0(x_t, t)`.
+
+    The network may predict the noise, v, or the image:
+
+    .. math::
+        \hat x_0 = (x_t - \sqrt{1-\bar\alpha_t}\,\hat\varepsilon) / \sqrt{\bar\alpha_t}, \qquad
+        \hat x_0 = \sqrt{\bar\alpha_t}\, x_t - \sqrt{1-\bar\alpha_t}\,\hat v .
+
+    A network on 2×2 patches sees its images through ``pixel_unshuffle``; learned variances are dropped.
+
+    Args:
+        network: Maps ``(x_t, t)`` to the prediction, shape (b, channels · patch², h / patch, w / patch), or
+            twice the channels if it also predicts a variance.
+        alpha_bar: Schedule, float64, shape (n,).
+        prediction: What the network predicts, named as in diffusers.
+        channels: Channels of the images, 1 or 3.
+        patch: Side of the patches the network works on.
+        multiple: Height and width must be divisible by this.
+
+    Attributes:
+        precision: ``fp32``, ``bf16`` (autocast of the network alone), or ``auto``: bf16 where it is native.
+
+    References:
+        Salimans and Ho, "Progressive distillation for fast sampling of diffusion models", 2022 (v).
+    """
+
+    alpha_bar: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        alpha_bar: Tensor,
+        prediction: Prediction = "epsilon",
+        channels: int = 3,
+        patch: int = 1,
+        multiple: int = 1,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.prediction: Prediction = prediction
+        self.channels = channels
+        self.patch = patch
+        self.multiple = multiple
+        self.precision: Precision = "fp32"
+        self.register_buffer("alpha_bar", alpha_bar.double(), persistent=False)
+
+    def predict(self, x_t: Image, t: Timestep) -> Image:
+        """What the network itself predicts, in the image's layout and float32, without learned variances."""
+        kind = x_t.device.type
+        bf16 = self.precision == "bf16" or (self.precision == "auto" and supports_bf16(x_t.device))
+        with torch.autocast(kind, torch.bfloat16, enabled=bf16 or torch.is_autocast_enabled(kind)):
+            output = self.network(pixel_unshuffle(x_t, self.patch), t)
+        output = output[:, : self.channels * self.patch**2]
+        return pixel_shuffle(output.float(), self.patch)
+
+    def forward(self, x_t: Image, t: Timestep) -> Image:
+        """The estimate of the clean image, about [-1, 1], for each sample's own time."""
+        prediction = self.predict(x_t, t)
+        signal = at(self.alpha_bar, t, x_t)
+        if self.prediction == "sample":
+            return prediction
+        if self.prediction == "v_prediction":
+            return signal.sqrt() * x_t - (1 - signal).sqrt() * prediction
+        return (x_t - (1 - signal).sqrt() * prediction) / signal.sqrt()
+
+
+class GaussianDenoiser(Denoiser):
+    r"""The exact denoiser of independent Gaussian pixels, for tests: the posterior mean in closed form.
+
+    .. math:: \hat x_0 = \mu + \frac{\sqrt{\bar\alpha_t}\, s^2}{\bar\alpha_t s^2 + 1 - \bar\alpha_t}
+              (x_t - \sqrt{\bar\alpha_t}\,\mu)
+
+    Args:
+        mean: Mean of every pixel.
+        std: Standard deviation of every pixel, > 0.
+        alpha_bar: Schedule, shape (n,).
+        channels: Channels of the images.
+    """
+
+    def __init__(self, mean: float, std: float, alpha_bar: Tensor, channels: int = 1) -> None:
+        super().__init__(nn.Identity(), alpha_bar, "sample", channels)
+        self.mean, self.variance = mean, std**2
+
+    def predict(self, x_t: Image, t: Timestep) -> Image:
+        """The posterior mean."""
+        signal = at(self.alpha_bar, t, x_t)
+        slope = signal.sqrt() * self.variance / (signal * self.variance + 1 - signal)
+        return self.mean + slope * (x_t - signal.sqrt() * self.mean)

@@ -1,0 +1,226 @@
+"""Diffusion information gain: how much the denoiser learns about each source in each step."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import conv2d, pad
+
+from dig2dig.config import DigConfig
+from dig2dig.denoiser import Denoiser
+from dig2dig.schedule import AlphaBar, Times, add_noise, noise_level
+from dig2dig.shapes import Gains, Image, Sources, Weights
+
+PIXELS_PER_CALL = 2**20  # of all images that one network call sees
+
+
+@dataclass(frozen=True)
+class Information:
+    """What the denoiser knows and learns about each source at each time of a grid.
+
+    Attributes:
+        times: Decreasing time indices, shape (n, b).
+        estimates: Reconstructions of the noised sources; entry i at ``times[i]``, the last one the sources
+            themselves; shape (n + 1, b, k, c, h, w), in [-1, 1]. None where no network was run.
+        gains: Gain of each step, normalised; shape (n, b, k, 1, h, w).
+        weights: Fusion weights of each step, the same shape.
+        cost: Mean absolute gain of each step before normalisation, shape (n, b).
+    """
+
+    times: Int[Tensor, "n b"]
+    estimates: Float[Tensor, "m b k c h w"] | None
+    gains: Float[Tensor, "n b k 1 h w"]
+    weights: Float[Tensor, "n b k 1 h w"]
+    cost: Float[Tensor, "n b"]
+
+
+def to_channels(images: Tensor, channels: int) -> Tensor:
+    """Repeats grey to colour or averages colour to grey, channels at axis -3."""
+    if images.shape[-3] == channels:
+        return images
+    if images.shape[-3] == 1:
+        return images.expand(*images.shape[:-3], channels, *images.shape[-2:])
+    if channels == 1:
+        return images.mean(-3, keepdim=True)
+    raise ValueError(f"cannot turn {images.shape[-3]} channels into {channels}")
+
+
+def reconstruct(sources: Sources, noise: Image, times: Times, denoiser: Denoiser) -> Float[Tensor, "n b k c h w"]:
+    r"""The denoiser's estimates of all sources, noised to each time with one noise for all of them.
+
+    .. math:: \hat c_k(t) = \hat x_0\big(\sqrt{\bar\alpha_t}\, c_k + \sqrt{1-\bar\alpha_t}\,\varepsilon,\; t\big)
+
+    Sources and times share network calls. A grey source passes a colour prior as three equal channels with
+    independent noise.
+
+    Args:
+        sources: Clean sources in [-1, 1], padded to the denoiser's multiple.
+        noise: Noise of each image, with the denoiser's channels.
+        times: Time indices, shape (n,).
+        denoiser: The prior.
+    """
+    b, k, c, h, w = sources.shape
+    images = to_channels(sources, denoiser.channels).flatten(0, 1)
+    # (time, source) pairs in one list, cut into calls of bounded size
+    pairs = torch.arange(len(times) * b * k, device=sources.device)
+    estimates = []
+    for part in pairs.split(max(1, PIXELS_PER_CALL // (h * w))):
+        source, t = part % (b * k), times.to(sources.device)[part // (b * k)]
+        noised = add_noise(images[source], noise[source // k], t, denoiser.alpha_bar)
+        estimates.append(to_channels(denoiser(noised, t), c))
+    return torch.cat(estimates).unflatten(0, (len(times), b, k))
+
+
+def pixel_loss(estimate: Tensor, target: Tensor, kind: str) -> Tensor:
+    """Distance at each pixel, mean over channels: squared (l2), absolute (l1) or of the gradients (gradient).
+
+    Args:
+        estimate: Shape (…, c, h, w).
+        target: Broadcastable to it.
+        kind: ``l2``, ``l1`` or ``gradient``: the length of the difference's gradient, forward differences.
+
+    Returns:
+        Shape (…, 1, h, w), in squared or absolute intensity.
+    """
+    difference = estimate - target
+    if kind == "l2":
+        loss = difference.square()
+    elif kind == "l1":
+        loss = difference.abs()
+    else:
+        right = torch.diff(difference, dim=-1, append=difference[..., -1:])
+        down = torch.diff(difference, dim=-2, append=difference[..., -1:, :])
+        loss = torch.hypot(right, down)
+    return loss.mean(-3, keepdim=True)
+
+
+def information_gain(
+    estimates: Float[Tensor, "m b k c h w"], sources: Sources, kind: str = "gain", loss: str = "l2"
+) -> Float[Tensor, "n b k 1 h w"]:
+    r"""Gain of each source in each step, per pixel.
+
+    .. math::
+        \mathrm{DIG}_k(t) &= \ell(\hat c_k(t), c_k) - \ell(\hat c_k(s), c_k) && \text{gain} \\
+        &= \ell(\hat c_k(s), \hat c_k(t)) && \text{change} \\
+        &= \ell(\hat c_k(t), c_k) && \text{residual: what is still to come}
+
+    with s the time after t and :math:`\hat c_k = c_k` after the last.
+
+    Args:
+        estimates: n reconstructions at decreasing times, then the sources themselves (m = n + 1).
+        sources: The clean sources.
+        kind: ``gain``, ``change`` or ``residual``.
+        loss: See :func:`pixel_loss`.
+
+    References:
+        Cao et al., "Dig2DIG", arXiv:2503.18627; ``change`` and ``residual`` are our variants.
+    """
+    if kind == "change":
+        return pixel_loss(estimates[1:], estimates[:-1], loss)
+    left = pixel_loss(estimates, sources, loss)
+    return left[:-1] if kind == "residual" else left[:-1] - left[1:]
+
+
+def normalise(gain: Gains, kind: str) -> Gains:
+    """Gains without a unit: shares of the sources' sum at each pixel, or multiples of each image's mean.
+
+    Raw gains of 0.01 would make every softmax weight 1/k. Where nothing is gained, shares stay near zero
+    instead of dividing noise by noise.
+    """
+    if kind == "none":
+        return gain
+    size = gain.abs()
+    mean = size.mean((1, 2, 3, 4), keepdim=True)
+    if kind == "mean":
+        return gain / (mean + 1e-12)
+    return gain / (size.sum(1, keepdim=True) + 1e-2 * mean + 1e-12)
+
+
+def smooth(maps: Float[Tensor, "b k 1 h w"], sigma: float) -> Float[Tensor, "b k 1 h w"]:
+    """Gaussian filter of standard deviation ``sigma`` pixels, reflected at the border; none for 0."""
+    if sigma <= 0:
+        return maps
+    flat = maps.flatten(0, 1)
+    for axis in (2, 3):
+        radius = min(math.ceil(3 * sigma), flat.shape[axis] - 1)
+        offset = torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype)
+        kernel = torch.exp(-offset.square() / (2 * sigma**2))
+        kernel = (kernel / kernel.sum()).view([1, 1, -1, 1] if axis == 2 else [1, 1, 1, -1])
+        margin = [0, 0, radius, radius] if axis == 2 else [radius, radius, 0, 0]
+        flat = conv2d(pad(flat, margin, mode="reflect"), kernel)
+    return flat.unflatten(0, maps.shape[:2])
+
+
+def fusion_weight(gain: Gains, temperature: float = 1.0) -> Weights:
+    r"""Turns information gains into per-pixel weights of the sources.
+
+    .. math:: w_k = \exp(g_k / \tau) \,/\, \sum_j \exp(g_j / \tau)
+
+    Equal gains give the plain average; a small temperature picks, at each
+    pixel, the source the denoiser learns most about in this step.
+
+    Args:
+        gain: Gain of each source, shape (b, k, 1, h, w), in squared intensity or normalised.
+        temperature: Softness tau > 0, in the unit of the gain.
+
+    Returns:
+        Weights in [0, 1] that sum to one over k, same shape.
+
+    References:
+        Cao et al., "Dig2DIG", arXiv:2503.18627.
+    """
+    return (gain / temperature).softmax(1)
+
+
+def measure(
+    sources: Sources, noises: list[Image], times: Times, denoiser: Denoiser, config: DigConfig, estimates: bool = True
+) -> Information:
+    """Gains and weights of all sources at all times, before any sampling.
+
+    Args:
+        sources: Clean sources in [-1, 1], padded.
+        noises: One noise (b, c, h, w) for each draw that gains and estimates are averaged over.
+        times: Decreasing time indices, shape (n,).
+        denoiser: The prior.
+        config: Kind, loss, normalisation, smoothing and temperature.
+        estimates: Whether the reconstructions themselves are needed; if not, static weights need no network.
+    """
+    b, k, _, h, w = sources.shape
+    gains = sources.new_zeros(len(times), b, k, 1, h, w)
+    mean_estimate, cost = None, sources.new_zeros(len(times), b)
+    if config.kind != "static" or estimates:
+        draws = [torch.cat([reconstruct(sources, noise, times, denoiser), sources[None]]) for noise in noises]
+        mean_estimate = torch.stack(draws).mean(0)
+        if config.kind != "static":
+            gains = torch.stack([information_gain(draw, sources, config.kind, config.loss) for draw in draws]).mean(0)
+            cost = gains.abs().mean((2, 3, 4, 5))
+            levels = noise_level(denoiser.alpha_bar)[times.to(denoiser.alpha_bar.device)].tolist()
+            radii = [config.smoothing + config.smoothing_noise * level for level in levels]
+            gains = [normalise(smooth(gain, radius), config.normalise) for gain, radius in zip(gains, radii, strict=True)]
+            gains = torch.stack(gains)
+    weights = torch.stack([fusion_weight(gain, config.temperature) for gain in gains])
+    return Information(times.to(sources.device)[:, None].expand(-1, b), mean_estimate, gains, weights, cost)
+
+
+def resample(information: Information, times: Int[Tensor, "n b"], alpha_bar: AlphaBar) -> Information:
+    """The same information at the times of another grid, interpolated linearly in the log of the noise level."""
+    if times.shape == information.times.shape and bool((times == information.times).all()):
+        return information
+    log_sigma = noise_level(alpha_bar).log().to(times.device)
+    known, wanted = -log_sigma[information.times].T.contiguous(), -log_sigma[times].T.contiguous()
+    right = torch.searchsorted(known, wanted).clamp(1, known.shape[1] - 1)
+    low, high = known.gather(1, right - 1), known.gather(1, right)
+    share = ((wanted - low) / (high - low)).clamp(0, 1).T.to(information.gains.dtype)
+    sample = torch.arange(times.shape[1], device=times.device)
+
+    def interpolate(values: Tensor) -> Tensor:
+        part = share.view(*share.shape, *[1] * (values.ndim - 2))
+        return values[right.T - 1, sample].lerp(values[right.T, sample], part)
+
+    estimates = information.estimates
+    if estimates is not None:
+        estimates = torch.cat([interpolate(estimates[:-1]), estimates[-1:]])
+    gains, weights, cost = map(interpolate, (information.gains, information.weights, information.cost))
+    return Information(times, estimates, gains, weights, cost)

@@ -1,0 +1,154 @@
+"""Lightning modules: fusing with a prior, and training one."""
+
+import math
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from datamodules.pairs import Failure, Sample
+from dig2dig.color import merge
+from dig2dig.config import OptimConfig, SamplerConfig
+from dig2dig.denoiser import Denoiser
+from dig2dig.losses import diffusion_loss, draw_times
+from dig2dig.sampler import Snapshot, fuse
+from dig2dig.schedule import add_noise, generators, draw_noise, time_of_noise_level
+from dig2dig.shapes import Image
+
+VALIDATION_SIGMAS = (15, 25, 50, 100)
+"""Noise levels at which denoising is measured, in grey levels of 255."""
+
+
+def denoising_psnr(denoiser: Denoiser, images: Image, noise: Image, sigma: float) -> Tensor:
+    """PSNR in dB of the one-step estimate of images in [0, 1] with Gaussian noise of ``sigma`` / 255, shape (b,)."""
+    level = torch.tensor([2 * sigma / 255])
+    t = time_of_noise_level(denoiser.alpha_bar.cpu(), level).expand(len(images)).to(images.device)
+    x_t = add_noise(2 * images - 1, noise, t, denoiser.alpha_bar)
+    estimate = ((denoiser(x_t, t) + 1) / 2).clamp(0, 1)
+    return -10 * torch.log10((estimate - images).square().flatten(1).mean(1))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one pair.
+
+    Attributes:
+        name: Name of the pair.
+        image: The fused picture, (1 or 3, h, w) in [0, 1]; None if it failed.
+        modalities: Names of the sources.
+        seconds: Time it took; a batch's time is shared equally.
+        seed: Seed of its noise.
+        trace: Every step of the sampling, if asked for.
+        reason: Why it failed.
+    """
+
+    name: str
+    image: Tensor | None = None
+    modalities: tuple[str, ...] = ()
+    seconds: float = 0.0
+    seed: int = 0
+    trace: list[Snapshot] = field(default_factory=list)
+    reason: str = ""
+
+
+def pair_seed(seed: int, name: str) -> int:
+    """The seed of one pair's noise: from the run's seed and its name, whatever else is fused with it."""
+    return zlib.crc32(f"{seed}/{name}".encode())
+
+
+class FusionModule(LightningModule):
+    """Fuses pairs with a prior.
+
+    Args:
+        denoiser: The prior.
+        sampler: Steps, gains and guidance.
+        seed: The run's seed.
+        trace: Keep every step of the sampling.
+    """
+
+    def __init__(self, denoiser: Denoiser, sampler: SamplerConfig, seed: int = 0, trace: bool = False) -> None:
+        super().__init__()
+        self.denoiser, self.sampler, self.seed, self.trace = denoiser, sampler, seed, trace
+
+    def transfer_batch_to_device(self, batch: Sequence[Sample | Failure], device: torch.device, dataloader_idx: int) -> Any:
+        """Leaves the samples where they are: each group of one shape travels as one tensor."""
+        return batch
+
+    def predict_step(self, batch: Sequence[Sample | Failure], _: int = 0) -> list[Result]:
+        """Fuses the samples of a batch, those of one shape together; failures pass through."""
+        results = [Result(item.name, reason=item.reason) for item in batch if isinstance(item, Failure)]
+        shapes: dict[torch.Size, list[Sample]] = defaultdict(list)
+        for item in batch:
+            if isinstance(item, Sample):
+                shapes[item.sources.shape].append(item)
+        for samples in shapes.values():
+            results += self._fuse(samples)
+        return results
+
+    def _fuse(self, samples: list[Sample]) -> list[Result]:
+        started = time.perf_counter()
+        seeds = [pair_seed(self.seed, sample.name) for sample in samples]
+        sources = torch.stack([sample.sources for sample in samples]).to(self.device)
+        trace: list[Snapshot] = []
+        fused = fuse(sources, self.denoiser, self.sampler, seeds, observe=trace.append if self.trace else None).cpu()
+        images = [merge(image, sample.chroma) for image, sample in zip(fused, samples, strict=True)]
+        seconds = (time.perf_counter() - started) / len(samples)
+        return [
+            Result(sample.name, image, sample.modalities, seconds, seed, [step.of(i) for step in trace])
+            for i, (sample, image, seed) in enumerate(zip(samples, images, seeds, strict=True))
+        ]
+
+
+class PriorModule(LightningModule):
+    """Trains a prior on single images.
+
+    Noise and times come from each sample's index: a resumed run sees what an uninterrupted one would have.
+
+    Args:
+        denoiser: The prior.
+        optim: Learning rate, noise levels.
+        seed: Seed of noise and times.
+    """
+
+    def __init__(self, denoiser: Denoiser, optim: OptimConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.denoiser, self.optim, self.seed = denoiser, optim, seed
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        """Mean loss of the batch at drawn noise levels."""
+        x0 = 2 * batch["image"] - 1
+        seeds = [(self.seed << 40) + int(index) for index in batch["index"]]
+        random = generators(seeds)
+        uniform = torch.stack([torch.rand(2, generator=generator) for generator in random])
+        noise = draw_noise(x0.shape[1:], random, x0)
+        o = self.optim
+        t = draw_times(uniform, self.denoiser.alpha_bar.cpu(), o.sigma_min, o.sigma_max, o.uniform_share).to(x0.device)
+        loss = diffusion_loss(self.denoiser, x0, noise, t).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
+        """Denoising PSNR at the usual noise levels, one noise draw for each image."""
+        images = batch["image"]
+        noise = draw_noise(images.shape[1:], generators([int(index) for index in batch["index"]]), images)
+        for sigma in VALIDATION_SIGMAS:
+            psnr = denoising_psnr(self.denoiser, images, noise, sigma).mean()
+            self.log(f"val/psnr_{sigma}", psnr, prog_bar=sigma in (25, 50), batch_size=len(images), sync_dist=True)
+
+    def configure_optimizers(self) -> dict:
+        """AdamW with warm-up and cosine decay to a hundredth of the peak rate."""
+        o = self.optim
+        optimizer = torch.optim.AdamW(self.parameters(), o.lr, (0.9, 0.99), weight_decay=o.weight_decay)
+
+        def rate(step: int) -> float:
+            progress = min(max(step - o.warmup, 0) / max(o.steps - o.warmup, 1), 1.0)
+            return min((step + 1) / max(o.warmup, 1), 1.0) * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

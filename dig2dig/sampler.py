@@ -1,0 +1,186 @@
+"""The whole algorithm on one screen: gains, then a guided DDIM loop."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from dig2dig.config import SamplerConfig
+from dig2dig.denoiser import Denoiser
+from dig2dig.dig import Information, measure, resample, to_channels
+from dig2dig.guidance import Guidance, Step, make_guidance
+from dig2dig.schedule import add_noise, at, draw_noise, gain_grid, generators, time_grid
+from dig2dig.shapes import Gains, Image, Sources, Timestep, Weights
+from dig2dig.tiling import crop, pad
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One step as an observer sees it, cropped to the images' size; estimates in [0, 1].
+
+    Attributes:
+        index: Number of the step, from 0.
+        steps: Number of steps.
+        t: Time index of each image.
+        x0_hat: The prior's estimate before guidance.
+        guided: The estimate after guidance.
+        gain: Normalised gain of each source.
+        weight: Fusion weight of each source.
+    """
+
+    index: int
+    steps: int
+    t: Timestep
+    x0_hat: Image
+    guided: Image
+    gain: Gains
+    weight: Weights
+
+    def of(self, sample: int) -> "Snapshot":
+        """The same step of one image of the batch."""
+        one = slice(sample, sample + 1)
+        images = (self.t, self.x0_hat, self.guided, self.gain, self.weight)
+        return Snapshot(self.index, self.steps, *(image[one].cpu() for image in images))
+
+
+def ddim_step(
+    x_t: Image, x0: Image, eps: Image, signal: Tensor, signal_next: Tensor, eta: float = 0.0, fresh: Image | None = None
+) -> Image:
+    r"""From the state at t to the state at the next time s.
+
+    .. math:: x_s = \sqrt{\bar\alpha_s}\,\hat x_0 + \sqrt{1-\bar\alpha_s-\sigma^2}\,\hat\varepsilon + \sigma z, \quad
+              \sigma = \eta \sqrt{\frac{1-\bar\alpha_s}{1-\bar\alpha_t}} \sqrt{1 - \frac{\bar\alpha_t}{\bar\alpha_s}}
+
+    Args:
+        x_t: State at t.
+        x0: Estimate of the clean image.
+        eps: Estimate of the noise in x_t.
+        signal: alpha_bar at t, shape (b, 1, 1, 1).
+        signal_next: alpha_bar at s; one gives the clean estimate itself.
+        eta: Share of fresh noise, 0 (DDIM) to 1 (DDPM).
+        fresh: The fresh noise z; needed where eta > 0.
+
+    References:
+        Song et al., "Denoising diffusion implicit models", 2021, eq. 12 and 16.
+    """
+    sigma = eta * ((1 - signal_next) / (1 - signal)).sqrt() * (1 - signal / signal_next).sqrt()
+    x_next = signal_next.sqrt() * x0 + (1 - signal_next - sigma**2).clamp(min=0).sqrt() * eps
+    return x_next if fresh is None else x_next + sigma * fresh
+
+
+def fuse(
+    sources: Sources,
+    denoiser: Denoiser,
+    config: SamplerConfig | None = None,
+    seed: int | Sequence[int] = 0,
+    guidance: Guidance | None = None,
+    observe: Callable[[Snapshot], None] | None = None,
+) -> Image:
+    """Fuses K aligned images of each scene with a pretrained denoiser.
+
+    Args:
+        sources: Aligned images in [0, 1], shape (b, k, c, h, w), grey or colour, of any size.
+        denoiser: The prior.
+        config: Steps, gains and guidance; the defaults if None.
+        seed: One seed for all images, or one for each. An image's noise depends on its own seed alone.
+        guidance: Replaces the guidance that the config names.
+        observe: Called after each step, for progress and traces: ``trace = []; fuse(..., observe=trace.append)``.
+
+    Returns:
+        The fused images in [0, 1], shape (b, c, h, w), of the sources' size.
+
+    References:
+        Cao et al., "Dig2DIG", arXiv:2503.18627.
+    """
+    config = config or SamplerConfig()
+    b, _, c, h, w = sources.shape
+    clean = pad(2 * sources.float() - 1, denoiser.multiple)
+    random = generators([seed] * b if isinstance(seed, int) else seed)
+    draw = lambda: draw_noise((denoiser.channels, *clean.shape[-2:]), random, clean)  # noqa: E731
+    guide = guidance or make_guidance(config.guidance)
+
+    with torch.no_grad():
+        information = plan(clean, [draw() for _ in range(config.dig.draws)], denoiser, config, guidance is not None)
+    times = information.times
+    start = to_channels(clean.mean(1), denoiser.channels)
+    x_t, state, guided = add_noise(start, draw(), times[0], denoiser.alpha_bar), None, start
+
+    needs_graph = guidance is None and config.guidance.kind == "posterior"
+    for i, t in enumerate(times):
+        with torch.set_grad_enabled(needs_graph):
+            x_t = x_t.detach().requires_grad_(needs_graph)
+            x0_hat = to_channels(denoiser(x_t, t), c)
+        step = make_step(information, i, x_t, clean, denoiser)
+        guided, state = guide(x0_hat, step, state)
+        with torch.no_grad():
+            x_t = next_state(x_t, x0_hat, guided, step.signal, times[i + 1 : i + 2], denoiser, config, draw)
+            if observe:
+                observe(snapshot(information, i, x0_hat, guided, h, w))
+    return crop(((guided + 1) / 2).clamp(0, 1), h, w)
+
+
+def plan(
+    sources: Sources, noises: list[Image], denoiser: Denoiser, config: SamplerConfig, estimates: bool = False
+) -> Information:
+    """Gains and weights at every time of the sampling grid, measured before sampling.
+
+    Args:
+        sources: Clean sources in [-1, 1], padded.
+        noises: Noise draws that gains are averaged over.
+        denoiser: The prior.
+        config: Grid and gains.
+        estimates: Whether the sources' estimates are needed by a guidance other than ``increments``.
+    """
+    grid = "logsnr" if config.grid == "gain" else config.grid
+    alpha_bar = denoiser.alpha_bar.cpu()
+    times = time_grid(grid, config.steps, alpha_bar, config.sigma_start, config.sigma_end)
+    coarse = torch.cat([times[:: config.dig.refresh], times[-1:]]).unique().flip(0)
+    estimates = estimates or config.guidance.kind == "increments"
+    information = measure(sources, noises, coarse, denoiser, config.dig, estimates)
+    wanted = times[:, None].expand(-1, len(sources)).to(sources.device)
+    if config.grid == "gain" and len(coarse) > 1:
+        wanted = gain_grid(information.cost, coarse, config.steps)
+    return resample(information, wanted, alpha_bar)
+
+
+def make_step(information: Information, i: int, x_t: Image, sources: Sources, denoiser: Denoiser) -> Step:
+    """What a guidance sees in step i."""
+    t, estimates = information.times[i], information.estimates
+    return Step(
+        t=t,
+        signal=at(denoiser.alpha_bar, t, sources[:, 0]),
+        x_t=x_t,
+        sources=sources,
+        weight=information.weights[i],
+        estimate=None if estimates is None else estimates[i],
+        estimate_next=None if estimates is None else estimates[i + 1],
+    )
+
+
+def next_state(
+    x_t: Image,
+    x0_hat: Image,
+    guided: Image,
+    signal: Tensor,
+    t_next: Int[Tensor, "one b"],
+    denoiser: Denoiser,
+    config: SamplerConfig,
+    draw: Callable[[], Tensor],
+) -> Image:
+    """The state at the next time, with the noise recomputed from the guided estimate or kept from the network."""
+    guided, x0_hat = (to_channels(image, denoiser.channels) for image in (guided, x0_hat))
+    believed = guided if config.noise == "recomputed" else x0_hat
+    eps = (x_t - signal.sqrt() * believed) / (1 - signal).sqrt()
+    if len(t_next) == 0:
+        return guided
+    signal_next = at(denoiser.alpha_bar, t_next[0], x_t)
+    return ddim_step(x_t, guided, eps, signal, signal_next, config.eta, draw() if config.eta > 0 else None)
+
+
+def snapshot(information: Information, i: int, x0_hat: Image, guided: Image, h: int, w: int) -> Snapshot:
+    """Step i for an observer."""
+    x0_hat, guided = (crop(((image.detach() + 1) / 2).clamp(0, 1), h, w) for image in (x0_hat, guided))
+    gain, weight = (crop(maps[i], h, w) for maps in (information.gains, information.weights))
+    return Snapshot(i, len(information.times), information.times[i], x0_hat, guided, gain, weight)

@@ -1,0 +1,157 @@
+"""The noise schedule: cumulative signal, noising, and the grids of time indices a sampler visits."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dig2dig.shapes import Image, Timestep
+
+AlphaBar = Float[Tensor, " n"]
+Times = Int[Tensor, " n"]
+
+
+def alpha_bar(
+    kind: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear",
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    steps: int = 1000,
+) -> AlphaBar:
+    r"""Share of the signal's variance that is left at each time index.
+
+    .. math:: \bar\alpha_t = \prod_{i \le t} (1 - \beta_i)
+
+    Args:
+        kind: How the betas run from ``beta_start`` to ``beta_end``, named as in diffusers' schedulers.
+        beta_start: First beta.
+        beta_end: Last beta.
+        steps: Number of time indices.
+
+    Returns:
+        Decreasing values in (0, 1), float64, shape (steps,).
+
+    References:
+        Ho et al., "Denoising diffusion probabilistic models", 2020 (linear); Nichol and Dhariwal,
+        "Improved denoising diffusion probabilistic models", 2021 (squared cosine).
+    """
+    if kind == "linear":
+        betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
+    elif kind == "scaled_linear":
+        betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
+    else:
+        u = torch.arange(steps + 1, dtype=torch.float64) / steps
+        signal = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+        betas = (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
+    return torch.cumprod(1 - betas, dim=0)
+
+
+def noise_level(alpha_bar: Tensor) -> Tensor:
+    r"""Standard deviation of the noise relative to the signal, :math:`\sqrt{(1-\bar\alpha)/\bar\alpha}`."""
+    return ((1 - alpha_bar) / alpha_bar).sqrt()
+
+
+def time_of_noise_level(alpha_bar: AlphaBar, sigma: Tensor) -> Tensor:
+    """Time index whose noise level is nearest in log to ``sigma`` (> 0, in the unit of [-1, 1] images)."""
+    log_sigma = noise_level(alpha_bar).log()
+    midpoints = (log_sigma[1:] + log_sigma[:-1]) / 2
+    return torch.bucketize(sigma.to(midpoints).log(), midpoints)
+
+
+def at(alpha_bar: AlphaBar, t: Timestep, like: Tensor) -> Tensor:
+    """The schedule's value at each sample's time, shaped (b, 1, …) and typed to multiply ``like``."""
+    return alpha_bar.to(t.device)[t].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+
+
+def add_noise(x0: Image, noise: Image, t: Timestep, alpha_bar: AlphaBar) -> Image:
+    r"""Noised image at time t.
+
+    .. math:: x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \varepsilon
+    """
+    signal = at(alpha_bar, t, x0)
+    return signal.sqrt() * x0 + (1 - signal).sqrt() * noise
+
+
+def generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One random generator for each sample: its noise does not depend on the batch it is in."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
+    """Gaussian noise, shape (len(generators), *shape), drawn on the CPU so that every device sees the same."""
+    noise = torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
+    return noise.to(like.device, like.dtype)
+
+
+def time_grid(
+    kind: Literal["uniform", "logsnr"],
+    steps: int,
+    alpha_bar: AlphaBar,
+    sigma_start: float | None = None,
+    sigma_end: float | None = None,
+) -> Times:
+    r"""Decreasing time indices that a sampler visits.
+
+    Args:
+        kind: ``uniform`` spaces the indices evenly, ``logsnr`` the logarithm of the noise level.
+        steps: How many network evaluations.
+        alpha_bar: The schedule, shape (n,).
+        sigma_start: Noise level of the first index; the schedule's last index if None.
+        sigma_end: Noise level of the last index; the schedule's first index if None.
+
+    Returns:
+        Strictly decreasing indices, int64, shape (steps,).
+
+    Raises:
+        ValueError: There are fewer indices between the two levels than steps.
+    """
+    first = len(alpha_bar) - 1 if sigma_start is None else _index(alpha_bar, sigma_start)
+    last = 0 if sigma_end is None else _index(alpha_bar, sigma_end)
+    if first - last < steps - 1:
+        raise ValueError(
+            f"{steps} steps do not fit between times {first} and {last}: take fewer, or a larger sigma_start"
+        )
+    if kind == "uniform":
+        times = torch.linspace(first, last, steps, dtype=torch.float64).round().long()
+    else:
+        log_sigma = noise_level(alpha_bar).log()
+        levels = torch.linspace(float(log_sigma[first]), float(log_sigma[last]), steps, dtype=torch.float64)
+        times = time_of_noise_level(alpha_bar, levels.exp())
+    return strictly_decreasing(times)
+
+
+def _index(alpha_bar: AlphaBar, sigma: float) -> int:
+    return int(time_of_noise_level(alpha_bar, torch.tensor(sigma)))
+
+
+def strictly_decreasing(times: Int[Tensor, "n *b"]) -> Int[Tensor, "n *b"]:
+    """The nearest grid below or at ``times`` that repeats no index, first and last kept, along the first axis."""
+    rank = torch.arange(len(times), device=times.device).view(-1, *[1] * (times.ndim - 1))
+    falling = (times + rank).cummin(0).values - rank
+    return torch.maximum(falling, times[-1:] + len(times) - 1 - rank)
+
+
+def gain_grid(cost: Float[Tensor, "n b"], coarse: Times, steps: int) -> Int[Tensor, "steps b"]:
+    """Time indices that share a summed gain equally: few steps where the denoiser learns little.
+
+    Args:
+        cost: Gain of each image in each interval of the coarse grid; entry i belongs to the step from
+            ``coarse[i]`` to ``coarse[i + 1]`` (the last one, to the clean image, is not divided).
+        coarse: Strictly decreasing time indices, shape (n,), n ≥ 2.
+        steps: How many indices to place.
+
+    Returns:
+        Strictly decreasing indices of each image, from ``coarse[0]`` to ``coarse[-1]``.
+    """
+    cost = cost.double().clamp(min=0)[:-1]
+    cost = cost + 0.05 * cost.mean(0) + 1e-12  # no interval may be left without any step
+    total = torch.cat([torch.zeros_like(cost[:1]), cost.cumsum(0)]).T.contiguous()
+    share = total[:, -1:] * torch.linspace(0, 1, steps, dtype=torch.float64, device=cost.device)
+    right = torch.searchsorted(total, share).clamp(1, len(coarse) - 1)
+    left_total, right_total = total.gather(1, right - 1), total.gather(1, right)
+    fraction = (share - left_total) / (right_total - left_total)
+    edges = coarse.to(cost)
+    times = edges[right - 1] + fraction * (edges[right] - edges[right - 1])
+    return strictly_decreasing(times.round().long().T)

@@ -1,0 +1,19 @@
+"""Tensor shapes as types: checked at run time under pytest (jaxtyping + beartype), free otherwise."""
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Image = Float[Tensor, "b c h w"]
+"""A batch of images: files and metrics in [0, 1], the sampler in [-1, 1]."""
+
+Sources = Float[Tensor, "b k c h w"]
+"""K aligned images of each scene."""
+
+Gains = Float[Tensor, "b k 1 h w"]
+"""Diffusion information gain of each source at each pixel, in squared or absolute intensity."""
+
+Weights = Float[Tensor, "b k 1 h w"]
+"""Fusion weight of each source at each pixel; sums to one over k."""
+
+Timestep = Int[Tensor, " b"]
+"""Time index of each sample, 0 (clean) to 999 (noise)."""

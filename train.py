@@ -9,25 +9,35 @@ from pathlib import Path
 from dig2dig.config import TrainConfig, load, to_yaml
 
 
-def main(argv: list[str]) -> None:
-    """Loads the config, trains or resumes, and writes the finished prior to ``OUT/prior``."""
+def main(argv: list[str]) -> int:
+    """Trains, or resumes where ``OUT/checkpoints`` stands, and writes the finished prior to ``OUT/prior``."""
     config = load(TrainConfig, argv)
     # heavy imports come after the config, so that --help and errors answer at once
     from lightning import Trainer, seed_everything
-    from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+    from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
     from lightning.pytorch.loggers import CSVLogger
 
     from datamodules.images import ImageDataModule
-    from dig2dig.backbone import build_prior, save_prior
+    from dig2dig.backbone import PriorError, build_prior, load_prior, save_prior
+    from dig2dig.callbacks import write_atomically
     from dig2dig.modules import PriorModule
+    from dig2dig.run import quiet
 
-    seed_everything(config.seed)
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(to_yaml(config))
-    network = config.network
-    module = PriorModule(build_prior(network.channels, network.layers, network.patch), config.optim, config.seed)
-    checkpoints = ModelCheckpoint(out / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=config.save_every)
+    quiet()
+    seed_everything(config.seed, verbose=False)
+    out, network = Path(config.out), config.network
+    try:
+        denoiser = (
+            load_prior(config.prior) if config.prior else build_prior(network.channels, network.layers, network.patch)
+        )
+        data = ImageDataModule(config.data, config.seed, config.optim.steps)
+    except (PriorError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    module = PriorModule(denoiser.requires_grad_(True).train(), config.optim, config.seed)
+    saving = ModelCheckpoint(out / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=config.save_every)
+    averaging = EMAWeightAveraging(decay=config.optim.ema)
+    recording = not config.validate
     trainer = Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
@@ -39,19 +49,24 @@ def main(argv: list[str]) -> None:
         val_check_interval=config.val_every,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        log_every_n_steps=50,
+        log_every_n_steps=min(50, config.optim.steps),
         use_distributed_sampler=False,  # the sampler splits global batches itself
         fast_dev_run=config.fast_dev_run,
-        logger=CSVLogger(out, name="log", version=""),
-        callbacks=[EMAWeightAveraging(decay=config.optim.ema), checkpoints, LearningRateMonitor()],
+        logger=CSVLogger(out, name="log", version="") if recording else False,
+        callbacks=[averaging, saving, LearningRateMonitor(), TQDMProgressBar()] if recording else None,
+        enable_checkpointing=recording,
     )
+    if config.validate:
+        trainer.validate(module, data)
+        return 0
+    write_atomically(out / "config.yaml", to_yaml(config).encode())
     last = out / "checkpoints" / "last.ckpt"
-    data = ImageDataModule(config.data, config.seed, config.optim.steps)
     trainer.fit(module, data, ckpt_path=last if last.is_file() else None)
     if trainer.is_global_zero and not config.fast_dev_run:
         save_prior(module.denoiser, out / "prior")
-        print(f"prior written to {out / 'prior'}")
+        print(f"prior written to {out / 'prior'}: python infer.py … prior.path={out / 'prior'}")
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    raise SystemExit(main(sys.argv[1:]))

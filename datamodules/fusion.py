@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -51,7 +52,12 @@ class FusionDataModule(LightningDataModule):
     """
 
     def __init__(
-        self, pairs: Sequence[Pair], task: str, batch_size: int = 1, workers: int = 0, allow_missing: bool = False
+        self,
+        pairs: Sequence[Pair],
+        task: str,
+        batch_size: int = 1,
+        workers: int = 0,
+        allow_missing: bool = False,
     ) -> None:
         super().__init__()
         self.dataset = PairDataset(pairs, task, allow_missing)
@@ -62,3 +68,9 @@ class FusionDataModule(LightningDataModule):
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches = SizeBatches(self.dataset.pairs, self.batch_size, rank, world_size)
         return DataLoader(self.dataset, batch_sampler=batches, num_workers=self.workers, collate_fn=list)
+
+    def transfer_batch_to_device(
+        self, batch: list[Sample | Failure], device: torch.device, dataloader_idx: int
+    ) -> list[Sample | Failure]:
+        """Leaves the samples where they are: those of one shape travel together as one tensor."""
+        return batch

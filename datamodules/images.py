@@ -76,17 +76,18 @@ class StepSampler(Sampler[int]):
 
 
 class ImageDataModule(LightningDataModule):
-    """Training crops from a folder tree and 256-pixel centre crops for validation."""
+    """Training crops from a folder tree and 256-pixel centre crops for validation.
+
+    Raises:
+        FileNotFoundError: A folder does not exist or holds no image.
+    """
 
     def __init__(self, config: ImageDataConfig, seed: int, steps: int) -> None:
         super().__init__()
-        self.config, self.seed, self.steps = config, seed, steps
-
-    def setup(self, stage: str) -> None:
-        """Lists the files."""
-        config = self.config
+        self.config, self.steps = config, steps
         crops = training_crops(config.crop, config.scales, config.grey)
-        self.train = ImageCrops(list_images(config.root, config.exclude), crops, self.seed, config.cache)
+        paths = list_images(config.root, config.exclude) if config.root else []
+        self.train = ImageCrops(paths, crops, seed, config.cache)
         self.val = ImageCrops(list_images(config.val), validation_crop(256), None) if config.val else None
 
     def train_dataloader(self) -> DataLoader:
@@ -95,7 +96,11 @@ class ImageDataModule(LightningDataModule):
         assert trainer is not None
         per_step = config.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         sampler = StepSampler(
-            trainer.global_step * per_step, self.steps * per_step, config.batch_size, trainer.global_rank, trainer.world_size
+            trainer.global_step * per_step,
+            self.steps * per_step,
+            config.batch_size,
+            trainer.global_rank,
+            trainer.world_size,
         )
         return DataLoader(
             self.train,

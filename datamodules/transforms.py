@@ -1,11 +1,12 @@
 """Augmentation with albumentations: spatial transforms shared by all sources, photometric ones per image."""
 
 import os
+from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look-up on the network at import
 
-import albumentations as A  # noqa: E402
-import cv2  # noqa: E402
+import albumentations as A
+import cv2
 
 cv2.setNumThreads(0)  # OpenCV's threads fight torch's
 
@@ -21,7 +22,7 @@ def training_crops(side: int, scales: list[float], grey: float) -> A.Compose:
     crops = []
     for scale in scales:
         large = round(side * scale)
-        crop: list[A.BasicTransform] = [A.RandomCrop(large, large, pad_if_needed=True, border_mode=cv2.BORDER_REFLECT_101)]
+        crop: list[Any] = [A.RandomCrop(large, large, pad_if_needed=True, border_mode=cv2.BORDER_REFLECT_101)]
         if large != side:
             crop.append(A.Resize(side, side, interpolation=cv2.INTER_AREA))
         crops.append(A.Sequential(crop, p=1))

@@ -21,7 +21,7 @@ from dig2dig.denoiser import Denoiser, Precision
 from dig2dig.schedule import alpha_bar
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DModel
+    from diffusers.models.unets.unet_2d import UNet2DModel
 
 BUNDLED = Path(__file__).parent / "prior"
 CHECKSUMS = "SHA256SUMS"
@@ -46,7 +46,10 @@ class TensorUNet(nn.Module):
 
 
 def load_prior(
-    path: str | Path = "bundled", sha256: str | None = None, precision: Precision = "auto", device: str | torch.device = "cpu"
+    path: str | Path = "bundled",
+    sha256: str | None = None,
+    precision: Precision = "auto",
+    device: str | torch.device = "cpu",
 ) -> Denoiser:
     """The pretrained denoiser at ``path``, ready to be called.
 
@@ -144,8 +147,8 @@ def _load_folder(folder: Path, sha256: str | None) -> Denoiser:
     config_file, weights, scheduler_file = _unet_files(folder)
     sums = folder / CHECKSUMS
     if sums.is_file():
-        listed = dict(reversed(line.split(maxsplit=1)) for line in sums.read_text().splitlines())
-        for name, expected in listed.items():
+        for line in sums.read_text().splitlines():
+            expected, name = line.split(maxsplit=1)
             _check_sha256(folder / name, expected)
     _check_sha256(weights, sha256)
     config, scheduler = _read_json(config_file), _read_json(scheduler_file)
@@ -172,7 +175,7 @@ def _load_adm(path: Path, sha256: str | None) -> Denoiser:
 
 
 def _build(config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> "UNet2DModel":
-    from diffusers import UNet2DModel
+    from diffusers.models.unets.unet_2d import UNet2DModel
 
     with torch.device("meta"):  # every weight must come from the file
         unet = UNet2DModel.from_config(dict(config))
@@ -229,7 +232,7 @@ def _check_sha256(path: Path, expected: str | None) -> None:
 
 def build_prior(channels: list[int], layers: int, patch: int) -> Denoiser:
     """A new v-prediction prior for colour images with random weights, to be trained."""
-    from diffusers import UNet2DModel
+    from diffusers.models.unets.unet_2d import UNet2DModel
 
     unet = UNet2DModel(
         sample_size=256 // patch,
@@ -244,20 +247,23 @@ def build_prior(channels: list[int], layers: int, patch: int) -> Denoiser:
     return as_denoiser(unet, SCHEDULE | {"prediction_type": "v_prediction"})
 
 
-def save_prior(denoiser: Denoiser, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def save_prior(denoiser: Denoiser, folder: Path) -> None:
     """Writes a prior as a diffusers DDPM pipeline: model index, UNet with safetensors, scheduler, checksums."""
-    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers.models.unets.unet_2d import UNet2DModel
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     unet = denoiser.network.unet
     assert isinstance(unet, UNet2DModel)
-    copy = UNet2DModel.from_config(unet.config)
+    copy = UNet2DModel.from_config(unet.config)  # in the plain memory layout that files have
     assert isinstance(copy, UNet2DModel)
     copy.load_state_dict(unet.state_dict())
-    copy.to(dtype).save_pretrained(folder / "unet")
+    copy.save_pretrained(folder / "unet")
     signal = denoiser.alpha_bar.cpu()
     betas = 1 - signal / torch.cat([signal.new_ones(1), signal[:-1]])
     schedule = SCHEDULE if torch.equal(_alpha_bar(SCHEDULE), signal) else {"trained_betas": betas.tolist()}
-    scheduler = DDPMScheduler(**schedule, prediction_type=denoiser.prediction, clip_sample=False)
+    kind = {"_class_name": "DDPMScheduler", "clip_sample": False, "prediction_type": denoiser.prediction}
+    scheduler = DDPMScheduler.from_config(kind | schedule | {"num_train_timesteps": len(signal)})
+    assert isinstance(scheduler, DDPMScheduler)
     scheduler.save_pretrained(folder / "scheduler")
     index = {"_class_name": "DDPMPipeline"}
     index |= {part: ["diffusers", name] for part, name in (("scheduler", "DDPMScheduler"), ("unet", "UNet2DModel"))}

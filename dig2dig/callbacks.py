@@ -116,7 +116,7 @@ class FusionWriter(BasePredictionWriter):
                 stem = f"{modality}_step{snapshot.index:03d}_t{int(snapshot.t[0]):03d}.png"
                 high = float(snapshot.gain[0].amax())  # one scale for all modalities of a step
                 write_atomically(folder / f"gain_{stem}", to_colours(gain, float(snapshot.gain[0].amin()), high))
-                write_atomically(folder / f"weight_{stem}", to_colours(weight, 0, 1))
+                write_atomically(folder / f"weight_{stem}", to_colours(weight, 0.0, 1.0))
 
 
 def _row(result: Result) -> dict[str, Any]:
@@ -124,12 +124,18 @@ def _row(result: Result) -> dict[str, Any]:
         return {"name": result.name, "status": "failed", "reason": result.reason}
     height, width = result.image.shape[-2:]
     seconds = f"{result.seconds:.3f}"
-    return {"name": result.name, "status": "done", "seconds": seconds, "size": f"{width}x{height}", "seed": result.seed}
+    return {
+        "name": result.name,
+        "status": "done",
+        "seconds": seconds,
+        "size": f"{width}x{height}",
+        "seed": result.seed,
+    }
 
 
 def _table(rows: dict[str, dict[str, Any]]) -> bytes:
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    writer: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows[name] for name in sorted(rows))
     return text.getvalue().encode("utf-8")

@@ -1,10 +1,11 @@
 """The typed configuration of both scripts: schemas, and the way from YAML and command line to one object."""
 
 import difflib
+import json
 import sys
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -16,7 +17,7 @@ T = TypeVar("T")
 def option(default: Any, help: str) -> Any:
     """A dataclass field with its default and the sentence that ``--help`` prints."""
     metadata = {"help": help}
-    if isinstance(default, type) or isinstance(default, (dict, list)):
+    if isinstance(default, (type, dict, list)):
         factory = default if isinstance(default, type) else lambda: type(default)(default)
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -32,7 +33,8 @@ class DigConfig:
     """How information gains are measured and turned into weights."""
 
     kind: Literal["gain", "change", "residual", "static"] = option(
-        "gain", "what a step is worth: loss removed, change of the estimate, loss that is left; static = 1/K"
+        "change",
+        "what a step is worth: loss removed, change of the estimate, loss that is left; static = 1/K",
     )
     loss: Literal["l2", "l1", "gradient"] = option("l2", "per-pixel distance between two estimates")
     normalise: Literal["none", "sum", "mean"] = option(
@@ -59,7 +61,7 @@ class GuidanceConfig:
     kind: Literal["blend", "increments", "em", "posterior"] = option(
         "increments", "proximal to the weighted mean; to the summed increments; DDFM's EM; posterior gradient"
     )
-    sigma_n: float = option(0.05, "noise assumed in the sources: the larger, the more the prior decides")
+    sigma_n: float = option(0.01, "noise assumed in the sources, for [-1, 1]: the larger, the more the prior decides")
     strength: float = option(1.0, "strength lambda of the pull")
     em_form: Literal["paper", "code"] = option("paper", "em only: f = x + v, or DDFM's published code, i - x")
 
@@ -72,14 +74,15 @@ class GuidanceConfig:
 class SamplerConfig:
     """The sampling loop."""
 
-    steps: int = option(20, "network evaluations of the sampling loop")
+    steps: int = option(12, "network evaluations of the sampling loop")
     grid: Literal["uniform", "logsnr", "gain"] = option(
         "logsnr", "how steps are spread over time: evenly, evenly in log-SNR, or by equal shares of gain"
     )
     sigma_start: float | None = option(8.0, "noise level of the first step, for images in [-1, 1]; null = pure noise")
-    sigma_end: float | None = option(None, "noise level of the last step; null = the smallest of the schedule")
+    sigma_end: float | None = option(0.03, "noise level of the last step; null = the smallest of the schedule")
     noise: Literal["recomputed", "network"] = option(
-        "recomputed", "noise of the next state: from the guided estimate (DDFM, DiffPIR) or the network's (CCF)"
+        "recomputed",
+        "noise of the next state: from the guided estimate (DDFM, DiffPIR) or the network's (CCF)",
     )
     eta: float = option(0.0, "share of fresh noise in each step: 0 is DDIM, 1 is DDPM")
     dig: DigConfig = option(DigConfig, "information gains")
@@ -188,7 +191,8 @@ class TrainConfig:
     network: NetworkConfig = option(NetworkConfig, "the network, when it starts from scratch")
     optim: OptimConfig = option(OptimConfig, "optimisation")
     out: str = option("runs/prior", "folder for checkpoints, logs and the finished prior; resumes from it")
-    prior: str = option("", "start from this prior's weights; empty = from scratch")
+    prior: str = option("", "start from this prior (bundled, folder, hub id or .pt); empty = from scratch")
+    validate: bool = option(False, "only measure how well the prior denoises the validation images")
     seed: int = option(0, "seed of weights, crops and noise")
     val_every: int = option(1000, "steps between validations")
     save_every: int = option(250, "steps between checkpoints")
@@ -200,7 +204,8 @@ class TrainConfig:
     fast_dev_run: bool = option(False, "one training and one validation step, nothing saved")
 
     def __post_init__(self) -> None:
-        _require(bool(self.data.root), "no training images: give data.root=DIR")
+        _require(bool(self.data.root) or self.validate, "no training images: give data.root=DIR")
+        _require(bool(self.data.val and self.prior) or not self.validate, "validate=true needs data.val and prior")
 
 
 def load(schema: type[T], argv: list[str]) -> T:
@@ -288,9 +293,8 @@ def help_text(schema: type) -> str:
     """Every option with its default, its choices and one sentence."""
     lines = [f"{schema.__doc__}", "", "Options (any may stand in a YAML file or as key=value):", ""]
     for name, kind, default, sentence in _options(schema):
-        choices = getattr(kind, "__args__", ()) if getattr(kind, "__origin__", None) is Literal else ()
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
         among = f" [{' | '.join(map(str, choices))}]" if choices else ""
-        shown = {None: "null", "": '""', True: "true", False: "false"}.get(default) if not isinstance(
-            default, (dict, list, int, float)) or isinstance(default, bool) else default
-        lines.append(f"  {name}={default if shown is None else shown}{among}\n      {sentence}")
+        shown = default if isinstance(default, str) and default else json.dumps(default)
+        lines.append(f"  {name}={shown}{among}\n      {sentence}")
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from torch.nn.functional import conv2d, pad
 from dig2dig.config import DigConfig
 from dig2dig.denoiser import Denoiser
 from dig2dig.schedule import AlphaBar, Times, add_noise, noise_level
-from dig2dig.shapes import Gains, Image, Sources, Weights
+from dig2dig.shapes import Gains, Sources, State, Weights
 
 PIXELS_PER_CALL = 2**20  # of all images that one network call sees
 
@@ -47,7 +47,7 @@ def to_channels(images: Tensor, channels: int) -> Tensor:
     raise ValueError(f"cannot turn {images.shape[-3]} channels into {channels}")
 
 
-def reconstruct(sources: Sources, noise: Image, times: Times, denoiser: Denoiser) -> Float[Tensor, "n b k c h w"]:
+def reconstruct(sources: Sources, noise: State, times: Times, denoiser: Denoiser) -> Float[Tensor, "n b k c h w"]:
     r"""The denoiser's estimates of all sources, noised to each time with one noise for all of them.
 
     .. math:: \hat c_k(t) = \hat x_0\big(\sqrt{\bar\alpha_t}\, c_k + \sqrt{1-\bar\alpha_t}\,\varepsilon,\; t\big)
@@ -175,7 +175,12 @@ def fusion_weight(gain: Gains, temperature: float = 1.0) -> Weights:
 
 
 def measure(
-    sources: Sources, noises: list[Image], times: Times, denoiser: Denoiser, config: DigConfig, estimates: bool = True
+    sources: Sources,
+    noises: list[State],
+    times: Times,
+    denoiser: Denoiser,
+    config: DigConfig,
+    estimates: bool = True,
 ) -> Information:
     """Gains and weights of all sources at all times, before any sampling.
 
@@ -198,7 +203,9 @@ def measure(
             cost = gains.abs().mean((2, 3, 4, 5))
             levels = noise_level(denoiser.alpha_bar)[times.to(denoiser.alpha_bar.device)].tolist()
             radii = [config.smoothing + config.smoothing_noise * level for level in levels]
-            gains = [normalise(smooth(gain, radius), config.normalise) for gain, radius in zip(gains, radii, strict=True)]
+            gains = [
+                normalise(smooth(gain, radius), config.normalise) for gain, radius in zip(gains, radii, strict=True)
+            ]
             gains = torch.stack(gains)
     weights = torch.stack([fusion_weight(gain, config.temperature) for gain in gains])
     return Information(times.to(sources.device)[:, None].expand(-1, b), mean_estimate, gains, weights, cost)

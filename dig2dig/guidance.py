@@ -4,15 +4,16 @@ Every guidance has one signature, so that users can pass their own: ``(x0_hat, s
 The state is None before the first step and whatever the guidance returned after it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dig2dig.config import GuidanceConfig
-from dig2dig.shapes import Image, Sources, Timestep, Weights
+from dig2dig.shapes import Image, Sources, State, Timestep, Weights
 
 
 @dataclass(frozen=True)
@@ -31,19 +32,15 @@ class Step:
 
     t: Timestep
     signal: Tensor
-    x_t: Image
+    x_t: State
     sources: Sources
     weight: Weights
     estimate: Sources | None
     estimate_next: Sources | None
 
 
-class Guidance(Protocol):
-    """The signature of a guidance."""
-
-    def __call__(self, x0_hat: Image, step: Step, state: Any) -> tuple[Image, Any]:
-        """Gives the guided estimate and the new state."""
-        ...
+Guidance = Callable[[Tensor, Step, Any], tuple[Tensor, Any]]
+"""``(x0_hat, step, state) -> (x0_hat', state)``."""
 
 
 def proximal(x0_hat: Image, target: Image, signal: Tensor, sigma_n: float, strength: float = 1.0) -> Image:
@@ -196,7 +193,7 @@ def posterior(x0_hat: Image, step: Step, state: None, *, sigma_n: float, strengt
 
 def make_guidance(config: GuidanceConfig) -> Guidance:
     """The guidance that a config names."""
-    pull = {"sigma_n": config.sigma_n, "strength": config.strength}
     if config.kind == "em":
         return partial(em, form=config.em_form)
-    return partial({"blend": blend, "increments": increments, "posterior": posterior}[config.kind], **pull)
+    pull = {"blend": blend, "increments": increments, "posterior": posterior}[config.kind]
+    return partial(pull, sigma_n=config.sigma_n, strength=config.strength)

@@ -6,10 +6,10 @@ import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from datamodules.pairs import Failure, Sample
@@ -18,7 +18,7 @@ from dig2dig.config import OptimConfig, SamplerConfig
 from dig2dig.denoiser import Denoiser
 from dig2dig.losses import diffusion_loss, draw_times
 from dig2dig.sampler import Snapshot, fuse
-from dig2dig.schedule import add_noise, generators, draw_noise, time_of_noise_level
+from dig2dig.schedule import add_noise, draw_noise, generators, time_of_noise_level
 from dig2dig.shapes import Image
 
 VALIDATION_SIGMAS = (15, 25, 50, 100)
@@ -75,10 +75,6 @@ class FusionModule(LightningModule):
     def __init__(self, denoiser: Denoiser, sampler: SamplerConfig, seed: int = 0, trace: bool = False) -> None:
         super().__init__()
         self.denoiser, self.sampler, self.seed, self.trace = denoiser, sampler, seed, trace
-
-    def transfer_batch_to_device(self, batch: Sequence[Sample | Failure], device: torch.device, dataloader_idx: int) -> Any:
-        """Leaves the samples where they are: each group of one shape travels as one tensor."""
-        return batch
 
     def predict_step(self, batch: Sequence[Sample | Failure], _: int = 0) -> list[Result]:
         """Fuses the samples of a batch, those of one shape together; failures pass through."""
@@ -138,10 +134,10 @@ class PriorModule(LightningModule):
         images = batch["image"]
         noise = draw_noise(images.shape[1:], generators([int(index) for index in batch["index"]]), images)
         for sigma in VALIDATION_SIGMAS:
-            psnr = denoising_psnr(self.denoiser, images, noise, sigma).mean()
+            psnr = denoising_psnr(self.denoiser, images, noise, float(sigma)).mean()
             self.log(f"val/psnr_{sigma}", psnr, prog_bar=sigma in (25, 50), batch_size=len(images), sync_dist=True)
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with warm-up and cosine decay to a hundredth of the peak rate."""
         o = self.optim
         optimizer = torch.optim.AdamW(self.parameters(), o.lr, (0.9, 0.99), weight_decay=o.weight_decay)

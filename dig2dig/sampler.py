@@ -12,7 +12,7 @@ from dig2dig.denoiser import Denoiser
 from dig2dig.dig import Information, measure, resample, to_channels
 from dig2dig.guidance import Guidance, Step, make_guidance
 from dig2dig.schedule import add_noise, at, draw_noise, gain_grid, generators, time_grid
-from dig2dig.shapes import Gains, Image, Sources, Timestep, Weights
+from dig2dig.shapes import Gains, Image, Sources, State, Timestep, Weights
 from dig2dig.tiling import crop, pad
 
 
@@ -46,8 +46,14 @@ class Snapshot:
 
 
 def ddim_step(
-    x_t: Image, x0: Image, eps: Image, signal: Tensor, signal_next: Tensor, eta: float = 0.0, fresh: Image | None = None
-) -> Image:
+    x_t: State,
+    x0: State,
+    eps: State,
+    signal: Tensor,
+    signal_next: Tensor,
+    eta: float = 0.0,
+    fresh: State | None = None,
+) -> State:
     r"""From the state at t to the state at the next time s.
 
     .. math:: x_s = \sqrt{\bar\alpha_s}\,\hat x_0 + \sqrt{1-\bar\alpha_s-\sigma^2}\,\hat\varepsilon + \sigma z, \quad
@@ -91,11 +97,16 @@ def fuse(
     Returns:
         The fused images in [0, 1], shape (b, c, h, w), of the sources' size.
 
+    Raises:
+        ValueError: Colour sources meet a grey prior, or the steps do not fit the noise levels.
+
     References:
         Cao et al., "Dig2DIG", arXiv:2503.18627.
     """
     config = config or SamplerConfig()
     b, _, c, h, w = sources.shape
+    if denoiser.channels < c:
+        raise ValueError(f"the prior knows {denoiser.channels} channels, the sources have {c}: take a colour prior")
     clean = pad(2 * sources.float() - 1, denoiser.multiple)
     random = generators([seed] * b if isinstance(seed, int) else seed)
     draw = lambda: draw_noise((denoiser.channels, *clean.shape[-2:]), random, clean)  # noqa: E731
@@ -122,7 +133,7 @@ def fuse(
 
 
 def plan(
-    sources: Sources, noises: list[Image], denoiser: Denoiser, config: SamplerConfig, estimates: bool = False
+    sources: Sources, noises: list[State], denoiser: Denoiser, config: SamplerConfig, estimates: bool = False
 ) -> Information:
     """Gains and weights at every time of the sampling grid, measured before sampling.
 
@@ -145,7 +156,7 @@ def plan(
     return resample(information, wanted, alpha_bar)
 
 
-def make_step(information: Information, i: int, x_t: Image, sources: Sources, denoiser: Denoiser) -> Step:
+def make_step(information: Information, i: int, x_t: State, sources: Sources, denoiser: Denoiser) -> Step:
     """What a guidance sees in step i."""
     t, estimates = information.times[i], information.estimates
     return Step(
@@ -160,7 +171,7 @@ def make_step(information: Information, i: int, x_t: Image, sources: Sources, de
 
 
 def next_state(
-    x_t: Image,
+    x_t: State,
     x0_hat: Image,
     guided: Image,
     signal: Tensor,
@@ -168,7 +179,7 @@ def next_state(
     denoiser: Denoiser,
     config: SamplerConfig,
     draw: Callable[[], Tensor],
-) -> Image:
+) -> State:
     """The state at the next time, with the noise recomputed from the guided estimate or kept from the network."""
     guided, x0_hat = (to_channels(image, denoiser.channels) for image in (guided, x0_hat))
     believed = guided if config.noise == "recomputed" else x0_hat

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dig2dig.shapes import Image, Timestep
 
-AlphaBar = Float[Tensor, " n"]
+AlphaBar = Float[Tensor, " schedule"]
 Times = Int[Tensor, " n"]
 
 
@@ -126,7 +126,7 @@ def _index(alpha_bar: AlphaBar, sigma: float) -> int:
     return int(time_of_noise_level(alpha_bar, torch.tensor(sigma)))
 
 
-def strictly_decreasing(times: Int[Tensor, "n *b"]) -> Int[Tensor, "n *b"]:
+def strictly_decreasing(times: Int[Tensor, "n ..."]) -> Int[Tensor, "n ..."]:
     """The nearest grid below or at ``times`` that repeats no index, first and last kept, along the first axis."""
     rank = torch.arange(len(times), device=times.device).view(-1, *[1] * (times.ndim - 1))
     falling = (times + rank).cummin(0).values - rank

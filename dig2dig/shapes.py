@@ -6,6 +6,9 @@ from torch import Tensor
 Image = Float[Tensor, "b c h w"]
 """A batch of images: files and metrics in [0, 1], the sampler in [-1, 1]."""
 
+State = Float[Tensor, "b prior_c h w"]
+"""A noisy state or its noise, with the prior's channels: a grey image passes a colour prior as three."""
+
 Sources = Float[Tensor, "b k c h w"]
 """K aligned images of each scene."""
 

@@ -1,0 +1,45 @@
+# Two commands on a fresh machine with Python 3.11+, make and git: `make demo` and `make test`.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check clean help
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+demo: .venv/installed  ## set up, and fuse the bundled examples into out/
+	$(BIN)/python infer.py configs/ivf.yaml sources.visible=examples/infrared_visible/visible \
+	    sources.infrared=examples/infrared_visible/infrared out=out/infrared_visible save.weights=true
+	$(BIN)/python infer.py configs/mef.yaml sources.under=examples/multi_exposure/under \
+	    sources.over=examples/multi_exposure/over out=out/multi_exposure
+	$(BIN)/python infer.py configs/mef.yaml sources.dark=examples/multi_exposure_stack/dark \
+	    sources.middle=examples/multi_exposure_stack/middle sources.bright=examples/multi_exposure_stack/bright \
+	    out=out/multi_exposure_stack
+	$(BIN)/python infer.py configs/mff.yaml sources.near=examples/multi_focus/near \
+	    sources.far=examples/multi_focus/far out=out/multi_focus
+	@echo; echo "Fused pictures:"; ls out/*/*.png
+
+test: .venv/installed-dev  ## set up, and run the tests
+	$(BIN)/python -m pytest
+
+check: .venv/installed-dev  ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:  ## remove the environment and what runs have left
+	rm -rf .venv out .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "dig2dig needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+.venv/installed-dev: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@ .venv/installed

@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from dig2dig.denoiser import Denoiser, GaussianDenoiser
+from dig2dig.schedule import alpha_bar
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(autouse=True)
+def deterministic() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def signal() -> torch.Tensor:
+    """The linear schedule."""
+    return alpha_bar()
+
+
+@pytest.fixture
+def gaussian(signal: torch.Tensor) -> GaussianDenoiser:
+    """The exact denoiser of grey pixels around 0.1."""
+    return GaussianDenoiser(0.1, 0.5, signal)
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Denoiser:
+    """The prior in the package, in fp32."""
+    from dig2dig.backbone import load_prior
+
+    return load_prior(precision="fp32")

@@ -1,0 +1,59 @@
+"""The shape of the project: which way imports point, and how long a file may be."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = [
+    {"shapes", "config"},
+    {"schedule", "color", "tiling", "adm"},
+    {"denoiser", "guidance"},
+    {"backbone", "dig", "losses"},
+    {"sampler"},
+    {"modules"},
+    {"callbacks"},
+    {"run"},
+]
+FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("dig2dig/*.py"), *ROOT.glob("datamodules/*.py")])
+
+
+def imports(path: Path, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return names | {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_files_are_short_and_import_downwards(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 300
+    used = imports(path)
+    if path.parent.name == "dig2dig" and path.stem != "__init__":
+        level = next(i for i, layer in enumerate(LAYERS) if path.stem in layer)
+        above = {f"dig2dig.{name}" for layer in LAYERS[level + 1 :] for name in layer}
+        assert not used & above
+        if level < 5:
+            assert not any(name.startswith(("lightning", "wandb", "datamodules")) for name in used)
+    if path.stem != "config":
+        assert not any(name.startswith("omegaconf") for name in used)
+    if path.stem != "backbone":
+        assert not any(name.startswith(("diffusers", "peft")) for name in used)
+
+
+def test_heavy_imports_wait_for_the_config() -> None:
+    heavy = ("torch", "lightning", "diffusers", "dig2dig.backbone", "dig2dig.modules", "datamodules")
+    for path in (ROOT / "infer.py", ROOT / "train.py", ROOT / "dig2dig" / "config.py"):
+        assert not any(name.startswith(heavy) for name in imports(path, top_level_only=True))
+    top = imports(ROOT / "dig2dig" / "backbone.py", top_level_only=True)
+    assert not any(name.startswith(("diffusers", "peft", "huggingface_hub")) for name in top)
+
+
+def test_public_names_are_there() -> None:
+    import dig2dig
+
+    assert len(dig2dig.__all__) <= 15
+    assert all(getattr(dig2dig, name) for name in dig2dig.__all__)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = dig2dig.nothing

@@ -1,0 +1,101 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dig2dig.config import InferConfig, TrainConfig, from_yaml, help_text, load, to_yaml
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ["sources.a=x", "sources.b=y"]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_loads(path: Path) -> None:
+    if path.stem == "prior":
+        assert load(TrainConfig, [str(path), "data.root=x"]).data.exclude == ["Kodak"]
+    else:
+        assert load(InferConfig, [str(path), *SOURCES]).task == path.stem
+
+
+def test_later_layers_win_and_types_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "more.yaml").write_text("sampler: {steps: 5, dig: {kind: gain}}")
+    config = load(
+        InferConfig,
+        [str(ROOT / "configs/mff.yaml"), str(tmp_path / "more.yaml"), "sampler.steps=7", *SOURCES],
+    )
+    assert config.sampler.steps == 7 and config.sampler.dig.kind == "gain" and config.sampler.dig.smoothing == 6.0
+    assert config.sources == {"a": "x", "b": "y"}
+
+
+@pytest.mark.parametrize(
+    ("argument", "line"),
+    [
+        ("sampler.step=3", "unknown option 'sampler.step'; did you mean 'sampler.steps'?"),
+        ("sampler.steps=many", "sampler.steps: Value 'many'"),
+        ("task=video", "expected one of ['ivf', 'mif', 'mef', 'mff']"),
+        ("sampler.dig.temperature=0", "dig.temperature must be above 0"),
+        ("batch_size=0", "batch_size must be at least 1"),
+        ("nowhere.yaml", "no config file 'nowhere.yaml'"),
+        ("sampler={a: [", "cannot read"),
+    ],
+)
+def test_mistakes_are_one_line(argument: str, line: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load(InferConfig, [*SOURCES, argument])
+    printed = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert line in printed and printed.count("\n") == 1
+
+
+def test_contradictions_and_missing_sources_are_told(capsys: pytest.CaptureFixture) -> None:
+    for arguments, line in (
+        ([*SOURCES, "sampler.grid=gain", "sampler.dig.kind=static"], "needs gains"),
+        ([], "no sources"),
+    ):
+        with pytest.raises(SystemExit):
+            load(InferConfig, arguments)
+        assert line in capsys.readouterr().err
+
+
+def test_a_yaml_file_with_a_python_tag_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(f"out: !!python/object/apply:pathlib.Path.touch ['{tmp_path}/pwned']")
+    with pytest.raises(SystemExit):
+        load(InferConfig, [str(bad), *SOURCES])
+    assert str(bad) in capsys.readouterr().err
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    config = load(InferConfig, [*SOURCES, "sampler.sigma_start=null", "seed=3"])
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    assert from_yaml(InferConfig, tmp_path / "run.yaml") == config
+    assert load(InferConfig, [str(tmp_path / "run.yaml")]) == config
+    assert from_yaml(InferConfig, tmp_path / "none.yaml") is None
+
+
+def test_help_names_every_option_with_its_default() -> None:
+    text = help_text(InferConfig)
+    for line in (
+        "sampler.steps=12",
+        "sampler.dig.kind=change [gain | change | residual | static]",
+        "save.weights=false",
+    ):
+        assert f"  {line}\n" in text
+
+
+@pytest.mark.parametrize("script", ["infer.py", "train.py"])
+@pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("no.such=1", 2)])
+def test_scripts_answer_without_heavy_imports(script: str, argument: str, code: int) -> None:
+    """Under two seconds, told without a clock: torch and lightning are not imported for help and mistakes."""
+    probe = (
+        "import runpy, sys\n"
+        f"sys.argv = ['{script}', '{argument}']\n"
+        f"try:\n    runpy.run_path('{script}', run_name='__main__')\n"
+        "except SystemExit as stop:\n    assert not {'torch', 'lightning', 'diffusers'} & set(sys.modules)\n"
+        "    raise"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr

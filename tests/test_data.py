@@ -1,0 +1,166 @@
+import functools
+import operator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.files import ImageError, image_size, read_image
+from datamodules.fusion import FusionDataModule, SizeBatches
+from datamodules.images import ImageCrops, StepSampler, list_images
+from datamodules.pairs import Failure, Pair, PairingError, Sample, find_pairs, read_pair
+from datamodules.transforms import training_crops, validation_crop
+
+from .conftest import EXAMPLES
+
+
+def write(path: Path, *shape: int, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_grey_that_is_stored_as_colour_reads_as_grey(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (6, 7), dtype=np.uint8)
+    Image.fromarray(np.stack([grey] * 3, -1)).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), grey)
+    assert read_image(tmp_path / "a.png", "RGB").shape == (6, 7, 3)
+    assert image_size(tmp_path / "a.png") == (6, 7)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"", "not an image"),
+        (b"some text", "not an image"),
+        ((EXAMPLES / "multi_focus" / "near" / "mountain.png").read_bytes()[:5000], "damaged"),
+    ],
+)
+def test_bad_files_are_one_line(tmp_path: Path, content: bytes, line: str) -> None:
+    path = tmp_path / "bad.png"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=line) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_sixteen_bits_are_refused_not_cut(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 4000, dtype=np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ImageError, match="8-bit"):
+        read_image(tmp_path / "deep.png")
+
+
+def test_folders_pair_by_stem_whatever_the_suffix(tmp_path: Path) -> None:
+    for name in ("b.png", "a.png", "notes.txt"):
+        write(tmp_path / "vi" / name.replace("txt", "bmp"), 4, 4)
+    write(tmp_path / "ir" / "a.jpg", 4, 4)
+    write(tmp_path / "ir" / "b.PNG", 4, 4)
+    pairs = find_pairs({"visible": str(tmp_path / "vi"), "infrared": str(tmp_path / "ir")})
+    assert [(pair.name, pair.missing) for pair in pairs] == [("a", ()), ("b", ()), ("notes", ("infrared",))]
+    assert list(pairs[0].files) == ["visible", "infrared"]
+    failure = read_pair(pairs[2], "ivf")
+    assert isinstance(failure, Failure) and "infrared" in failure.reason
+
+
+def test_one_file_each(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "one.png", 4, 5), write(tmp_path / "two.png", 4, 5, seed=1)
+    (pair,) = find_pairs({"visible": str(a), "infrared": str(b)})
+    sample = read_pair(pair, "ivf")
+    assert isinstance(sample, Sample) and pair.name == "one"
+    assert sample.sources.shape == (2, 1, 4, 5)
+    np.testing.assert_allclose(sample.sources[1, 0] * 255, read_image(b), atol=1e-4)
+
+
+def test_stacks_may_stop_early_only_where_allowed(tmp_path: Path) -> None:
+    for e, names in (("e1", "ab"), ("e2", "ab"), ("e3", "a")):
+        for name in names:
+            write(tmp_path / e / f"{name}.png", 4, 4, 3)
+    pairs = find_pairs({e: str(tmp_path / e) for e in ("e1", "e2", "e3")})
+    shapes = [sample.sources.shape for pair in pairs if isinstance(sample := read_pair(pair, "mef", True), Sample)]
+    assert shapes == [(3, 3, 4, 4), (2, 3, 4, 4)]
+    assert isinstance(read_pair(pairs[1], "mef", False), Failure)
+
+
+def test_sizes_that_differ_are_told(tmp_path: Path) -> None:
+    pair = Pair("x", {"a": write(tmp_path / "a.png", 4, 5), "b": write(tmp_path / "b.png", 6, 5)})
+    failure = read_pair(pair, "ivf")
+    assert isinstance(failure, Failure)
+    assert "5x4" in failure.reason and "5x6" in failure.reason
+
+
+def test_sources_that_cannot_be_paired(tmp_path: Path) -> None:
+    file = write(tmp_path / "vi" / "a.png", 4, 4)
+    write(tmp_path / "ir" / "b.png", 4, 4)
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "twice" / "a.png", 4, 4)
+    write(tmp_path / "twice" / "a.jpg", 4, 4)
+    folder = str(tmp_path / "vi")
+    for other, line in (
+        (tmp_path / "nowhere", "no such file or folder"),
+        (file, "not both"),
+        (tmp_path / "empty", "holds no image"),
+        (tmp_path / "twice", "more than one file called a"),
+        (tmp_path / "ir", "no file name stands in two"),
+    ):
+        with pytest.raises(PairingError, match=line):
+            find_pairs({"visible": folder, "infrared": str(other)})
+
+
+def test_batches_share_size_and_are_split_over_processes(tmp_path: Path) -> None:
+    for name, height in (("a", 4), ("b", 6), ("c", 4), ("d", 4), ("e", 6)):
+        for side in ("x", "y"):
+            write(tmp_path / side / f"{name}.png", height, 5)
+    (tmp_path / "x" / "broken.png").write_bytes(b"no")
+    (tmp_path / "y" / "broken.png").write_bytes(b"no")
+    pairs = find_pairs({"x": str(tmp_path / "x"), "y": str(tmp_path / "y")})
+    batches = list(SizeBatches(pairs, 2))
+    assert [[pairs[i].name for i in batch] for batch in batches] == [
+        ["a", "c"],
+        ["d"],
+        ["b", "e"],
+        ["broken"],
+    ]
+    shares = [list(SizeBatches(pairs, 2, rank, 2)) for rank in (0, 1)]
+    assert sorted(functools.reduce(operator.iadd, shares[0] + shares[1], [])) == list(range(6))
+    loader = FusionDataModule(pairs, "ivf", 2).predict_dataloader()
+    kinds = [type(item) for batch in loader for item in batch]
+    assert kinds.count(Failure) == 1 and kinds.count(Sample) == 5
+
+
+def test_training_crops_depend_on_their_index_alone() -> None:
+    paths = list_images(str(EXAMPLES), exclude=["infrared_visible"])
+    assert not any("infrared_visible" in path.parts for path in paths)
+    first, second = (ImageCrops(paths, training_crops(32, [1.0, 2.0], 0.3), 5, cache) for cache in (False, True))
+    second[3]  # what was read before does not matter
+    for index in (0, 7, 1000):
+        a, b = first[index]["image"], second[index]["image"]
+        assert a.shape == (3, 32, 32) and a.min() >= 0 and a.max() <= 1
+        assert torch.equal(a, b)
+    assert not torch.equal(first[1]["image"], first[2]["image"])
+    grey = [float((image[0] - image[1]).abs().max()) == 0 for image in (first[i]["image"] for i in range(60))]
+    assert 5 < sum(grey) < 35  # 30 % by chance
+
+
+def test_validation_crop_is_the_centre() -> None:
+    pixels = np.arange(300 * 260 * 3, dtype=np.uint32).reshape(300, 260, 3).astype(np.uint8)
+    np.testing.assert_array_equal(validation_crop(256)(image=pixels)["image"], pixels[22:278, 2:258])
+
+
+def test_step_sampler_gives_each_process_its_part_of_every_global_batch() -> None:
+    whole = list(StepSampler(0, 16, 4))
+    shares = [list(StepSampler(0, 16, 2, rank, 2)) for rank in (0, 1)]
+    for step in range(4):
+        part = [index for share in shares for index in share[2 * step : 2 * step + 2]]
+        assert part == whole[4 * step : 4 * step + 4]
+    assert list(StepSampler(8, 16, 4)) == whole[8:]
+    assert len(StepSampler(8, 16, 2, 1, 2)) == 4
+
+
+def test_folders_without_images_are_told(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        list_images(str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="holds no image"):
+        list_images(str(tmp_path))

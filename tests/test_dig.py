@@ -1,0 +1,140 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dig2dig.config import DigConfig
+from dig2dig.denoiser import GaussianDenoiser
+from dig2dig.dig import (
+    fusion_weight,
+    information_gain,
+    measure,
+    normalise,
+    pixel_loss,
+    reconstruct,
+    resample,
+    smooth,
+    to_channels,
+)
+from dig2dig.schedule import add_noise, at
+
+
+@given(st.integers(0, 100), st.integers(2, 5), st.floats(0.01, 10))
+def test_weights_sum_to_one_and_follow_the_order_of_sources(seed: int, k: int, temperature: float) -> None:
+    gain = torch.randn(2, k, 1, 5, 5, generator=torch.Generator().manual_seed(seed))
+    weight = fusion_weight(gain, temperature)
+    torch.testing.assert_close(weight.sum(1), torch.ones(2, 1, 5, 5))
+    order = torch.randperm(k, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(fusion_weight(gain[:, order], temperature), weight[:, order])
+
+
+def test_a_small_temperature_picks_the_larger_gain() -> None:
+    gain = torch.tensor([0.1, 0.2]).view(1, 2, 1, 1, 1)
+    assert fusion_weight(gain, 1e-3)[0, 1] == pytest.approx(1)
+    assert fusion_weight(gain, 1e3)[0, 1] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_gain_of_the_gaussian_denoiser_in_closed_form(gaussian: GaussianDenoiser, signal: torch.Tensor) -> None:
+    """Without noise the estimate is linear in the source, so its loss is known at each time."""
+    sources, times = torch.rand(1, 2, 1, 8, 8) * 2 - 1, torch.tensor([800, 300, 20])
+    estimates = torch.cat([reconstruct(sources, torch.zeros(1, 1, 8, 8), times, gaussian), sources[None]])
+    a = at(signal, times, sources).view(3, 1, 1, 1, 1, 1)
+    shrink = (1 - a) / (a * 0.25 + 1 - a)  # estimate = source + shrink * (mean - source)
+    loss = (shrink * (0.1 - sources)).square()
+    left = torch.cat([loss, torch.zeros(1, *sources.shape)])
+    torch.testing.assert_close(information_gain(estimates, sources, "gain"), left[:-1] - left[1:], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(information_gain(estimates, sources, "residual"), left[:-1], rtol=1e-3, atol=1e-6)
+    change = (estimates[1:] - estimates[:-1]).square()
+    torch.testing.assert_close(information_gain(estimates, sources, "change"), change)
+
+
+def test_gains_sum_to_the_loss_at_the_first_time(gaussian: GaussianDenoiser) -> None:
+    sources = torch.rand(2, 3, 1, 8, 8) * 2 - 1
+    estimates = reconstruct(sources, torch.randn(2, 1, 8, 8), torch.tensor([900, 500, 100]), gaussian)
+    gains = information_gain(torch.cat([estimates, sources[None]]), sources, "gain", "l1")
+    torch.testing.assert_close(gains.sum(0), pixel_loss(estimates[0], sources, "l1"), rtol=1e-4, atol=1e-5)
+
+
+def test_reconstruct_shares_noise_and_agrees_with_single_calls(gaussian: GaussianDenoiser, monkeypatch) -> None:
+    sources, noise, times = torch.rand(2, 3, 1, 4, 4), torch.randn(2, 1, 4, 4), torch.tensor([600, 50])
+    monkeypatch.setattr("dig2dig.dig.PIXELS_PER_CALL", 16 * 5)  # calls that cut across sources and times
+    estimates = reconstruct(sources, noise, times, gaussian)
+    for i, t in enumerate(times):
+        for k in range(3):
+            batch = t.expand(2)
+            single = gaussian(add_noise(sources[:, k], noise, batch, gaussian.alpha_bar), batch)
+            torch.testing.assert_close(estimates[i, :, k], single)
+
+
+@pytest.mark.parametrize(("kind", "value"), [("l2", 4.0), ("l1", 2.0)])
+def test_pixel_loss_of_a_constant(kind: str, value: float) -> None:
+    assert (pixel_loss(torch.full((1, 3, 4, 4), 3.0), torch.ones(1, 3, 4, 4), kind) == value).all()
+
+
+def test_gradient_loss_sees_slopes_only() -> None:
+    ramp = torch.arange(5.0).expand(1, 1, 5, 5)
+    loss = pixel_loss(ramp + 7, torch.zeros_like(ramp), "gradient")
+    assert (loss[..., :-1] == 1).all() and (loss[..., -1] == 0).all()
+
+
+def test_normalised_gains_have_no_unit() -> None:
+    gain = torch.rand(2, 3, 1, 6, 6) + 0.1
+    for kind in ("sum", "mean"):
+        torch.testing.assert_close(normalise(gain * 1e-4, kind), normalise(gain, kind), rtol=1e-4, atol=1e-6)
+    assert (normalise(gain, "sum").sum(1) - 1).abs().max() < 0.1
+    torch.testing.assert_close(normalise(gain, "mean").mean((1, 2, 3, 4)), torch.ones(2))
+    assert normalise(gain, "none") is gain
+
+
+def test_nothing_gained_means_equal_weights() -> None:
+    gain = torch.zeros(1, 2, 1, 4, 4)
+    gain[0, 0, 0, 0, 0] = 1.0
+    weight = fusion_weight(normalise(gain, "sum"), 0.1)
+    assert weight[0, 0, 0, 0, 0] > 0.99
+    torch.testing.assert_close(weight[..., 2:, 2:], torch.full((1, 2, 1, 2, 2), 0.5))
+
+
+def test_smoothing_keeps_constants_and_matches_a_gaussian() -> None:
+    torch.testing.assert_close(smooth(torch.full((1, 2, 1, 9, 3), 0.7), 2.0), torch.full((1, 2, 1, 9, 3), 0.7))
+    impulse = torch.zeros(1, 1, 1, 41, 41)
+    impulse[..., 20, 20] = 1
+    spread = smooth(impulse, 2.0)[0, 0, 0]
+    offset = torch.arange(41.0) - 20
+    assert float((spread.sum(0) * offset**2).sum()) == pytest.approx(4.0, rel=0.05)
+
+
+def test_grey_and_colour() -> None:
+    grey = torch.rand(2, 1, 3, 3)
+    torch.testing.assert_close(to_channels(to_channels(grey, 3), 1), grey)
+    with pytest.raises(ValueError, match="channels"):
+        to_channels(torch.rand(1, 2, 3, 3), 3)
+
+
+def test_static_weights_run_no_network(gaussian: GaussianDenoiser, monkeypatch) -> None:
+    monkeypatch.setattr(GaussianDenoiser, "predict", lambda *_: pytest.fail("network was run"))
+    sources = torch.rand(1, 4, 1, 8, 8)
+    config = DigConfig(kind="static")
+    information = measure(sources, [torch.randn(1, 1, 8, 8)], torch.tensor([5, 2]), gaussian, config, estimates=False)
+    assert (information.weights == 0.25).all() and information.estimates is None
+
+
+def test_more_draws_average_gains(gaussian: GaussianDenoiser) -> None:
+    sources, times = torch.rand(1, 2, 1, 64, 64) - 0.5, torch.tensor([700, 200])
+    config = DigConfig(kind="residual", smoothing=0.0, normalise="none")
+    noises = [torch.randn(1, 1, 64, 64) for _ in range(8)]
+    one, many = (measure(sources, noise, times, gaussian, config) for noise in (noises[:1], noises))
+    assert many.gains.var() < one.gains.var()
+
+
+def test_resample_is_identity_on_its_own_grid_and_linear_between(gaussian: GaussianDenoiser, signal) -> None:
+    sources = torch.rand(2, 2, 1, 8, 8)
+    times = torch.tensor([900, 400, 100])
+    information = measure(sources, [torch.randn(2, 1, 8, 8)], times, gaussian, DigConfig())
+    assert resample(information, times[:, None].expand(-1, 2), signal) is information
+    finer = resample(information, torch.tensor([900, 600, 400, 200, 100])[:, None].expand(-1, 2), signal)
+    torch.testing.assert_close(finer.gains[[0, 2, 4]], information.gains)
+    assert finer.estimates is not None and information.estimates is not None
+    torch.testing.assert_close(finer.estimates[[0, 2, 4, 5]], information.estimates)
+    low, high = torch.minimum(*information.gains[:2]), torch.maximum(*information.gains[:2])
+    assert ((finer.gains[1] >= low - 1e-6) & (finer.gains[1] <= high + 1e-6)).all()
+    torch.testing.assert_close(finer.weights.sum(2), torch.ones(5, 2, 1, 8, 8))

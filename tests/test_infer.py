@@ -1,0 +1,183 @@
+"""From the command line to files on disk, through ``Trainer.predict``."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import infer
+from datamodules.files import image_size, read_image
+from datamodules.pairs import Sample, find_pairs, read_pair
+from dig2dig.backbone import BUNDLED, build_prior, file_sha256, load_prior, save_prior, weights_file
+from dig2dig.config import InferConfig, from_yaml
+from dig2dig.modules import FusionModule, pair_seed
+
+from .conftest import EXAMPLES, ROOT, SHARED
+
+FAST = ["sampler.steps=3", "accelerator=cpu"]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prior with random weights: for wiring, where the picture does not matter."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    save_prior(build_prior([32], 1, 2), folder)
+    return folder
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> list[str]:
+    """Crops of the examples: two pairs of one size, one of another."""
+    for name, side, source in (("a", 40, "00036N"), ("b", 40, "00537D"), ("c", 33, "00537D")):
+        for modality in ("visible", "infrared"):
+            pixels = read_image(EXAMPLES / "infrared_visible" / modality / f"{source}.png")[200 : 200 + side, 250:290]
+            (tmp_path / modality).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / modality / f"{name}.png")
+    return [f"sources.{modality}={tmp_path / modality}" for modality in ("visible", "infrared")]
+
+
+def run(*arguments: str) -> int:
+    return infer.main([str(ROOT / "configs" / "ivf.yaml"), *FAST, *arguments])
+
+
+def summary(out: Path) -> dict[str, dict[str, str]]:
+    with (out / "summary.csv").open(newline="") as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
+
+
+def test_pairs_become_pictures_a_summary_and_a_record(pairs: list[str], tmp_path: Path, tiny: Path) -> None:
+    out = tmp_path / "out"
+    assert run(*pairs, f"out={out}", f"prior.path={tiny}", "seed=4") == 0
+    rows = summary(out)
+    assert [(row["name"], row["status"], row["size"]) for row in rows.values()] == [
+        ("a", "done", "40x40"), ("b", "done", "40x40"), ("c", "done", "40x33"),
+    ]  # fmt: skip
+    assert rows["a"]["seed"] == str(pair_seed(4, "a")) and float(rows["a"]["seconds"]) > 0
+    assert read_image(out / "c.png").shape == (33, 40, 3)  # the visible image's colour is kept
+    record = from_yaml(InferConfig, out / "run.yaml")
+    assert record is not None and record.prior.sha256 == file_sha256(weights_file(tiny))
+    assert record.versions["torch"] == torch.__version__.split("+")[0] and record.sampler.steps == 3
+    assert {path.name for path in out.iterdir()} == {"a.png", "b.png", "c.png", "run.yaml", "summary.csv"}
+
+
+def test_files_hold_what_the_python_api_gives(pairs: list[str], tmp_path: Path) -> None:
+    """The bundled prior, one pair, batches of two against one alone: the same picture to one grey level."""
+    out = tmp_path / "out"
+    assert run(*pairs, f"out={out}", "batch_size=2", "prior.precision=fp32") == 0
+    record = from_yaml(InferConfig, out / "run.yaml")
+    assert record is not None
+    sample = read_pair(find_pairs(record.sources)[1], "ivf")
+    assert isinstance(sample, Sample)
+    module = FusionModule(load_prior(precision="fp32"), record.sampler, record.seed)
+    (result,) = module.predict_step([sample])
+    assert result.image is not None
+    expected = (result.image * 255).round().permute(1, 2, 0).numpy()
+    assert np.abs(read_image(out / "b.png") - expected).max() <= 1
+
+
+def test_one_bad_pair_stops_nothing(
+    pairs: list[str], tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "infrared" / "b.png").write_bytes(b"not a picture")
+    out = tmp_path / "out"
+    assert run(*pairs, f"out={out}", f"prior.path={tiny}") == 1
+    rows = summary(out)
+    assert [row["status"] for row in rows.values()] == ["done", "failed", "done"]
+    assert "b.png: not an image file" in rows["b"]["reason"]
+    assert f"failed: {tmp_path / 'infrared' / 'b.png'}: not an image file" in capsys.readouterr().err
+    assert not (out / "b.png").exists()
+
+
+def test_an_interrupted_run_goes_on(pairs: list[str], tmp_path: Path, tiny: Path) -> None:
+    out = tmp_path / "out"
+    arguments = [*pairs, f"out={out}", f"prior.path={tiny}"]
+    run(*arguments)
+    (out / "b.png").unlink()
+    kept = (out / "a.png").stat().st_mtime_ns
+    again = (out / "b.png", out / "a.png")
+    assert run(*arguments) == 0
+    assert again[0].is_file() and again[1].stat().st_mtime_ns == kept
+    assert [row["status"] for row in summary(out).values()] == ["done"] * 3
+    run(*arguments, "seed=1")  # another configuration makes all of it new
+    assert (out / "a.png").stat().st_mtime_ns != kept
+
+
+def test_maps_of_every_step(pairs: list[str], tmp_path: Path, tiny: Path) -> None:
+    out = tmp_path / "out"
+    run(*pairs, f"out={out}", f"prior.path={tiny}", "save.weights=true")
+    names = sorted(path.name.rsplit("_t", 1)[0] for path in (out / "c_maps").iterdir())
+    expected = [
+        f"{kind}_{m}_step{i:03d}" for kind in ("gain", "weight") for m in ("infrared", "visible") for i in range(3)
+    ]
+    assert names == expected
+    assert all(image_size(path) == (33, 40) for path in (out / "c_maps").iterdir())
+
+
+def test_dry_run_writes_nothing(pairs: list[str], tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run(*pairs, f"out={tmp_path / 'out'}", f"prior.path={tiny}", "dry_run=true") == 0
+    printed = capsys.readouterr().out
+    assert "c  40x33" in printed and "3 to fuse, 0 done before" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_errors_are_one_line(pairs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    broken = tmp_path / "prior"
+    shutil.copytree(BUNDLED, broken)
+    weights_file(broken).write_bytes(b"short")
+    for arguments, line in (
+        (
+            [pairs[0], "sources.infrared=/no/such/folder"],
+            "sources.infrared: no such file or folder: /no/such/folder",
+        ),
+        ([*pairs, f"prior.path={tmp_path / 'none'}"], "no such file; a prior is a diffusers folder"),
+        ([*pairs, f"prior.path={broken}"], "the file was altered or cut"),
+    ):
+        assert run(*arguments, f"out={tmp_path / 'out'}") == 2
+        printed = capsys.readouterr().err.strip()
+        assert printed.startswith("error: ") and line in printed and "\n" not in printed
+
+
+@pytest.mark.parametrize(
+    ("task", "folder", "modalities", "channels"),
+    [
+        ("ivf", "infrared_visible", ("visible", "infrared"), 3),
+        ("mef", "multi_exposure_stack", ("dark", "middle", "bright"), 3),
+        ("mff", "multi_focus", ("near", "far"), 3),
+    ],
+)
+def test_examples_of_every_kind(task, folder, modalities, channels, tmp_path: Path, tiny: Path) -> None:
+    sources = [f"sources.{modality}={EXAMPLES / folder / modality}" for modality in modalities]
+    config = str(ROOT / "configs" / f"{task}.yaml")
+    assert infer.main([config, *FAST, *sources, f"out={tmp_path}", f"prior.path={tiny}", "sampler.steps=1"]) == 0
+    for path in (EXAMPLES / folder / modalities[0]).glob("*.png"):
+        assert read_image(tmp_path / f"{path.stem}.png").shape == (*read_image(path).shape[:2], channels)
+
+
+SETS = {
+    "ivf": [("infrared_visible/TNO", "vi", "ir")],
+    "mif": [("medical/Harvard_CT-MRI", "CT", "MRI"), ("medical/Harvard_PET-MRI", "PET", "MRI")],
+    "mef": [
+        ("multi_exposure/MEFB", "under", "over"),
+        ("multi_exposure/Waterloo_stacks", *(f"e{i}" for i in range(1, 7))),
+    ],
+    "mff": [("multi_focus/Lytro_triple", "source_1", "source_2", "source_3")],
+}
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not here")
+@pytest.mark.parametrize(("task", "row"), [(task, row) for task, rows in SETS.items() for row in rows])
+def test_real_sets_pair_and_read(task: str, row: tuple[str, ...]) -> None:
+    found = find_pairs({side: str(SHARED / row[0] / side) for side in row[1:]})
+    samples = [read_pair(pair, task, allow_missing=task == "mef") for pair in found]
+    assert len(found) >= 2
+    for sample in samples:
+        assert isinstance(sample, Sample), sample
+        assert sample.sources.shape[0] == len(sample.modalities) >= 2
+        assert sample.sources.shape[1] == (1 if task in ("ivf", "mif") else 3)
+    coloured = [isinstance(sample, Sample) and sample.chroma is not None for sample in samples]
+    assert all(coloured) if "PET" in row else not any(coloured)

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
         log_every_n_steps=min(50, config.optim.steps),
         use_distributed_sampler=False,  # the sampler splits global batches itself
         fast_dev_run=config.fast_dev_run,
-        logger=CSVLogger(out, name="log", version="") if recording else False,
+        logger=CSVLogger(out, name="log") if recording else False,
         callbacks=[averaging, saving, LearningRateMonitor(), TQDMProgressBar()] if recording else None,
         enable_checkpointing=recording,
     )

@@ -15,7 +15,7 @@ from dig2dig.schedule import noise_level
 from .conftest import EXAMPLES, ROOT
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers", "ignore:Checkpoint directory", "ignore:.*already exists and is not empty"
+    "ignore:.*does not have many workers", "ignore:Checkpoint directory", "ignore:.*smaller than the logging interval"
 )
 SMALL = ["network.channels=[32]", "data.crop=16", "data.batch_size=2", "data.workers=0", "accelerator=cpu"]
 

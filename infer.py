@@ -5,7 +5,8 @@ python infer.py configs/ivf.yaml sources.visible=DIR_OR_FILE sources.infrared=DI
 
 import sys
 
-from dig2dig.config import InferConfig, load
+from dig2dig.cli import load
+from dig2dig.config import InferConfig
 
 
 def main(argv: list[str]) -> int:
@@ -29,6 +30,7 @@ def main(argv: list[str]) -> int:
             list_pairs(run)
             return 0
         denoiser = load_prior(config.prior.path, config.prior.sha256, config.prior.precision)
+        run.start()
     except (PairingError, PriorError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -45,7 +47,7 @@ def main(argv: list[str]) -> int:
         use_distributed_sampler=False,  # SizeBatches splits whole batches
     )
     trainer.predict(module, data, return_predictions=False)
-    return conclude(run, writer.rows)
+    return conclude(run, writer.rows) if trainer.is_global_zero else 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ python train.py configs/prior.yaml data.root=DIR out=DIR [key=value …]
 import sys
 from pathlib import Path
 
-from dig2dig.config import TrainConfig, load, to_yaml
+from dig2dig.cli import load, to_yaml
+from dig2dig.config import TrainConfig
 
 
 def main(argv: list[str]) -> int:

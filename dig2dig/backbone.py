@@ -258,7 +258,7 @@ def save_prior(denoiser: Denoiser, folder: Path) -> None:
     assert isinstance(copy, UNet2DModel)
     copy.load_state_dict(unet.state_dict())
     copy.save_pretrained(folder / "unet")
-    signal = denoiser.alpha_bar.cpu()
+    signal = denoiser.alpha_bar
     betas = 1 - signal / torch.cat([signal.new_ones(1), signal[:-1]])
     schedule = SCHEDULE if torch.equal(_alpha_bar(SCHEDULE), signal) else {"trained_betas": betas.tolist()}
     kind = {"_class_name": "DDPMScheduler", "clip_sample": False, "prediction_type": denoiser.prediction}

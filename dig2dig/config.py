@@ -1,17 +1,7 @@
-"""The typed configuration of both scripts: schemas, and the way from YAML and command line to one object."""
+"""The schemas of both scripts: every option with its type, default, help and limits."""
 
-import difflib
-import json
-import sys
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
-
-from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-from yaml import YAMLError
-
-T = TypeVar("T")
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 
 def option(default: Any, help: str) -> Any:
@@ -139,8 +129,8 @@ class InferConfig:
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, f"batch_size must be at least 1, not {self.batch_size}")
         _require(
-            len(self.sources) >= 1,
-            "no sources: give each modality a folder or a file, as in sources.visible=DIR sources.infrared=DIR",
+            len(self.sources) >= 2,
+            f"{len(self.sources) or 'no'} sources given: at least two, as in sources.visible=DIR sources.infrared=DIR",
         )
 
 
@@ -206,95 +196,3 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require(bool(self.data.root) or self.validate, "no training images: give data.root=DIR")
         _require(bool(self.data.val and self.prior) or not self.validate, "validate=true needs data.val and prior")
-
-
-def load(schema: type[T], argv: list[str]) -> T:
-    """The configuration that YAML files and ``key=value`` overrides give, later ones over earlier ones.
-
-    Prints the help and exits 0 on ``--help``; prints one line and exits 2 where a key is unknown, a value
-    has the wrong type or options contradict each other.
-    """
-    if "--help" in argv or "-h" in argv:
-        print(help_text(schema))
-        raise SystemExit(0)
-    try:
-        config = OmegaConf.structured(schema)
-        for argument in argv:
-            layer = _override(argument) if "=" in argument else _file(argument)
-            config = OmegaConf.merge(config, layer)
-        result = OmegaConf.to_object(config)
-    except ConfigKeyError as error:
-        _fail(f"unknown option '{error.full_key}'{_hint(schema, str(error.full_key))}")
-    except (OmegaConfBaseException, ValueError) as error:
-        key = getattr(error, "full_key", None)
-        _fail((f"{key}: " if key else "") + str(error).splitlines()[0])
-    assert isinstance(result, schema)
-    return result
-
-
-def to_yaml(config: object) -> str:
-    """The whole configuration as YAML that ``load`` reads back."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def from_yaml(schema: type[T], path: Path) -> T | None:
-    """The object that ``to_yaml`` wrote; None where the file is missing or does not fit the schema."""
-    try:
-        result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(path)))
-    except (OmegaConfBaseException, YAMLError, OSError, ValueError):
-        return None
-    assert isinstance(result, schema)
-    return result
-
-
-def _override(argument: str) -> Any:
-    try:
-        return OmegaConf.from_dotlist([argument])
-    except YAMLError:
-        _fail(f"cannot read '{argument}': quote values that hold brackets, colons or commas")
-
-
-def _file(path: str) -> Any:
-    if not Path(path).is_file():
-        _fail(f"no config file '{path}': arguments are YAML files or key=value")
-    try:
-        return OmegaConf.load(path)
-    except (YAMLError, OSError, UnicodeDecodeError) as error:
-        _fail(f"{path}: not a readable YAML file ({str(error).splitlines()[0]})")
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def _hint(schema: type, key: str) -> str:
-    close = difflib.get_close_matches(key, [name for name, *_ in _options(schema)], n=1)
-    return f"; did you mean '{close[0]}'?" if close else "; --help lists all options"
-
-
-def _options(schema: type, prefix: str = "") -> list[tuple[str, Any, Any, str]]:
-    hints = get_type_hints(schema)
-    rows: list[tuple[str, Any, Any, str]] = []
-    for item in fields(schema):
-        kind = hints[item.name]
-        if is_dataclass(kind):
-            rows += _options(kind, f"{prefix}{item.name}.")  # pyright: ignore[reportArgumentType]
-        else:
-            rows.append((prefix + item.name, kind, _default(item), item.metadata["help"]))
-    return rows
-
-
-def _default(item: "Field[Any]") -> Any:
-    return item.default_factory() if item.default_factory is not MISSING else item.default
-
-
-def help_text(schema: type) -> str:
-    """Every option with its default, its choices and one sentence."""
-    lines = [f"{schema.__doc__}", "", "Options (any may stand in a YAML file or as key=value):", ""]
-    for name, kind, default, sentence in _options(schema):
-        choices = get_args(kind) if get_origin(kind) is Literal else ()
-        among = f" [{' | '.join(map(str, choices))}]" if choices else ""
-        shown = default if isinstance(default, str) and default else json.dumps(default)
-        lines.append(f"  {name}={shown}{among}\n      {sentence}")
-    return "\n".join(lines)

@@ -52,8 +52,6 @@ class Denoiser(nn.Module):
         Salimans and Ho, "Progressive distillation for fast sampling of diffusion models", 2022 (v).
     """
 
-    alpha_bar: Tensor
-
     def __init__(
         self,
         network: nn.Module,
@@ -70,7 +68,7 @@ class Denoiser(nn.Module):
         self.patch = patch
         self.multiple = multiple
         self.precision: Precision = "fp32"
-        self.register_buffer("alpha_bar", alpha_bar.double(), persistent=False)
+        self.alpha_bar = alpha_bar.double().cpu()  # no buffer: not every device has float64
 
     def predict(self, x_t: Image, t: Timestep) -> Image:
         """What the network itself predicts, in the image's layout and float32, without learned variances."""

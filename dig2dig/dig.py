@@ -201,7 +201,7 @@ def measure(
         if config.kind != "static":
             gains = torch.stack([information_gain(draw, sources, config.kind, config.loss) for draw in draws]).mean(0)
             cost = gains.abs().mean((2, 3, 4, 5))
-            levels = noise_level(denoiser.alpha_bar)[times.to(denoiser.alpha_bar.device)].tolist()
+            levels = noise_level(denoiser.alpha_bar)[times.cpu()].tolist()
             radii = [config.smoothing + config.smoothing_noise * level for level in levels]
             gains = [
                 normalise(smooth(gain, radius), config.normalise) for gain, radius in zip(gains, radii, strict=True)
@@ -213,21 +213,22 @@ def measure(
 
 def resample(information: Information, times: Int[Tensor, "n b"], alpha_bar: AlphaBar) -> Information:
     """The same information at the times of another grid, interpolated linearly in the log of the noise level."""
-    if times.shape == information.times.shape and bool((times == information.times).all()):
+    if times.shape == information.times.shape and torch.equal(times.cpu(), information.times.cpu()):
         return information
-    log_sigma = noise_level(alpha_bar).log().to(times.device)
-    known, wanted = -log_sigma[information.times].T.contiguous(), -log_sigma[times].T.contiguous()
+    device = information.gains.device
+    log_sigma = noise_level(alpha_bar).log()
+    known, wanted = (-log_sigma[grid.cpu()].T.contiguous() for grid in (information.times, times))
     right = torch.searchsorted(known, wanted).clamp(1, known.shape[1] - 1)
     low, high = known.gather(1, right - 1), known.gather(1, right)
-    share = ((wanted - low) / (high - low)).clamp(0, 1).T.to(information.gains.dtype)
-    sample = torch.arange(times.shape[1], device=times.device)
+    share = ((wanted - low) / (high - low)).clamp(0, 1).T.to(information.gains.dtype).to(device)
+    right, sample = right.T.to(device), torch.arange(times.shape[1], device=device)
 
     def interpolate(values: Tensor) -> Tensor:
         part = share.view(*share.shape, *[1] * (values.ndim - 2))
-        return values[right.T - 1, sample].lerp(values[right.T, sample], part)
+        return values[right - 1, sample].lerp(values[right, sample], part)
 
     estimates = information.estimates
     if estimates is not None:
         estimates = torch.cat([interpolate(estimates[:-1]), estimates[-1:]])
     gains, weights, cost = map(interpolate, (information.gains, information.weights, information.cost))
-    return Information(times, estimates, gains, weights, cost)
+    return Information(times.to(device), estimates, gains, weights, cost)

@@ -28,7 +28,7 @@ VALIDATION_SIGMAS = (15, 25, 50, 100)
 def denoising_psnr(denoiser: Denoiser, images: Image, noise: Image, sigma: float) -> Tensor:
     """PSNR in dB of the one-step estimate of images in [0, 1] with Gaussian noise of ``sigma`` / 255, shape (b,)."""
     level = torch.tensor([2 * sigma / 255])
-    t = time_of_noise_level(denoiser.alpha_bar.cpu(), level).expand(len(images)).to(images.device)
+    t = time_of_noise_level(denoiser.alpha_bar, level).expand(len(images)).to(images.device)
     x_t = add_noise(2 * images - 1, noise, t, denoiser.alpha_bar)
     estimate = ((denoiser(x_t, t) + 1) / 2).clamp(0, 1)
     return -10 * torch.log10((estimate - images).square().flatten(1).mean(1))
@@ -92,8 +92,11 @@ class FusionModule(LightningModule):
         seeds = [pair_seed(self.seed, sample.name) for sample in samples]
         sources = torch.stack([sample.sources for sample in samples]).to(self.device)
         trace: list[Snapshot] = []
-        fused = fuse(sources, self.denoiser, self.sampler, seeds, observe=trace.append if self.trace else None).cpu()
-        images = [merge(image, sample.chroma) for image, sample in zip(fused, samples, strict=True)]
+        try:
+            fused = fuse(sources, self.denoiser, self.sampler, seeds, observe=trace.append if self.trace else None)
+        except ValueError as error:  # options that do not fit these sources
+            return [Result(sample.name, reason=f"{sample.name}: {error}") for sample in samples]
+        images = [merge(image, sample.chroma) for image, sample in zip(fused.cpu(), samples, strict=True)]
         seconds = (time.perf_counter() - started) / len(samples)
         return [
             Result(sample.name, image, sample.modalities, seconds, seed, [step.of(i) for step in trace])
@@ -124,7 +127,7 @@ class PriorModule(LightningModule):
         uniform = torch.stack([torch.rand(2, generator=generator) for generator in random])
         noise = draw_noise(x0.shape[1:], random, x0)
         o = self.optim
-        t = draw_times(uniform, self.denoiser.alpha_bar.cpu(), o.sigma_min, o.sigma_max, o.uniform_share).to(x0.device)
+        t = draw_times(uniform, self.denoiser.alpha_bar, o.sigma_min, o.sigma_max, o.uniform_share).to(x0.device)
         loss = diffusion_loss(self.denoiser, x0, noise, t).mean()
         self.log("train/loss", loss, prog_bar=True)
         return loss

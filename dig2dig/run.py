@@ -13,7 +13,8 @@ from datamodules.files import ImageError, image_size
 from datamodules.pairs import Pair
 from dig2dig.backbone import file_sha256, weights_file
 from dig2dig.callbacks import read_summary, write_atomically
-from dig2dig.config import InferConfig, from_yaml, to_yaml
+from dig2dig.cli import from_yaml, to_yaml
+from dig2dig.config import InferConfig
 
 RECORDED = ("dig2dig", "torch", "lightning", "diffusers", "numpy")
 
@@ -24,17 +25,23 @@ class Run:
 
     Attributes:
         out: The folder.
+        record: The configuration with what it resolved to.
         todo: Pairs that are to be fused.
         done: Rows of ``summary.csv`` that stay valid, by name.
     """
 
     out: Path
+    record: InferConfig
     todo: list[Pair]
     done: dict[str, dict[str, str]]
 
+    def start(self) -> None:
+        """Writes ``OUT/run.yaml``."""
+        write_atomically(self.out / "run.yaml", to_yaml(self.record).encode())
+
 
 def open_run(config: InferConfig, pairs: Sequence[Pair]) -> Run:
-    """Finds what is left to do, and writes ``OUT/run.yaml`` unless this is a dry run.
+    """Finds what is left to do; nothing is written yet.
 
     Pairs that an earlier run into the same folder has done are skipped if its configuration, as far as it
     shapes the result, and its prior are the same.
@@ -47,9 +54,7 @@ def open_run(config: InferConfig, pairs: Sequence[Pair]) -> Run:
     earlier = None if config.overwrite else from_yaml(InferConfig, out / "run.yaml")
     rows = read_summary(out / "summary.csv") if earlier and shaping(earlier) == shaping(record) else {}
     done = {name: row for name, row in rows.items() if row["status"] == "done" and (out / f"{name}.png").is_file()}
-    if not config.dry_run:
-        write_atomically(out / "run.yaml", to_yaml(record).encode())
-    return Run(out, [pair for pair in pairs if pair.name not in done], done)
+    return Run(out, record, [pair for pair in pairs if pair.name not in done], done)
 
 
 def resolve(config: InferConfig) -> InferConfig:

@@ -123,8 +123,8 @@ def fuse(
         with torch.set_grad_enabled(needs_graph):
             x_t = x_t.detach().requires_grad_(needs_graph)
             x0_hat = to_channels(denoiser(x_t, t), c)
-        step = make_step(information, i, x_t, clean, denoiser)
-        guided, state = guide(x0_hat, step, state)
+            step = make_step(information, i, x_t, clean, denoiser)
+            guided, state = guide(x0_hat, step, state)
         with torch.no_grad():
             x_t = next_state(x_t, x0_hat, guided, step.signal, times[i + 1 : i + 2], denoiser, config, draw)
             if observe:
@@ -145,15 +145,14 @@ def plan(
         estimates: Whether the sources' estimates are needed by a guidance other than ``increments``.
     """
     grid = "logsnr" if config.grid == "gain" else config.grid
-    alpha_bar = denoiser.alpha_bar.cpu()
-    times = time_grid(grid, config.steps, alpha_bar, config.sigma_start, config.sigma_end)
+    times = time_grid(grid, config.steps, denoiser.alpha_bar, config.sigma_start, config.sigma_end)
     coarse = torch.cat([times[:: config.dig.refresh], times[-1:]]).unique().flip(0)
     estimates = estimates or config.guidance.kind == "increments"
     information = measure(sources, noises, coarse, denoiser, config.dig, estimates)
-    wanted = times[:, None].expand(-1, len(sources)).to(sources.device)
+    wanted = times[:, None].expand(-1, len(sources))
     if config.grid == "gain" and len(coarse) > 1:
         wanted = gain_grid(information.cost, coarse, config.steps)
-    return resample(information, wanted, alpha_bar)
+    return resample(information, wanted, denoiser.alpha_bar)
 
 
 def make_step(information: Information, i: int, x_t: State, sources: Sources, denoiser: Denoiser) -> Step:

@@ -62,7 +62,7 @@ def time_of_noise_level(alpha_bar: AlphaBar, sigma: Tensor) -> Tensor:
 
 def at(alpha_bar: AlphaBar, t: Timestep, like: Tensor) -> Tensor:
     """The schedule's value at each sample's time, shaped (b, 1, …) and typed to multiply ``like``."""
-    return alpha_bar.to(t.device)[t].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+    return alpha_bar.to(like.dtype).to(t.device)[t].view(-1, *[1] * (like.ndim - 1))
 
 
 def add_noise(x0: Image, noise: Image, t: Timestep, alpha_bar: AlphaBar) -> Image:
@@ -143,12 +143,12 @@ def gain_grid(cost: Float[Tensor, "n b"], coarse: Times, steps: int) -> Int[Tens
         steps: How many indices to place.
 
     Returns:
-        Strictly decreasing indices of each image, from ``coarse[0]`` to ``coarse[-1]``.
+        Strictly decreasing indices of each image, from ``coarse[0]`` to ``coarse[-1]``, on the CPU.
     """
-    cost = cost.double().clamp(min=0)[:-1]
+    cost, coarse = cost.cpu().double().clamp(min=0)[:-1], coarse.cpu()
     cost = cost + 0.05 * cost.mean(0) + 1e-12  # no interval may be left without any step
     total = torch.cat([torch.zeros_like(cost[:1]), cost.cumsum(0)]).T.contiguous()
-    share = total[:, -1:] * torch.linspace(0, 1, steps, dtype=torch.float64, device=cost.device)
+    share = total[:, -1:] * torch.linspace(0, 1, steps, dtype=torch.float64)
     right = torch.searchsorted(total, share).clamp(1, len(coarse) - 1)
     left_total, right_total = total.gather(1, right - 1), total.gather(1, right)
     fraction = (share - left_total) / (right_total - left_total)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dig2dig.config import InferConfig, TrainConfig, from_yaml, help_text, load, to_yaml
+from dig2dig.cli import from_yaml, help_text, load, to_yaml
+from dig2dig.config import InferConfig, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ["sources.a=x", "sources.b=y"]
@@ -51,7 +52,7 @@ def test_mistakes_are_one_line(argument: str, line: str, capsys: pytest.CaptureF
 def test_contradictions_and_missing_sources_are_told(capsys: pytest.CaptureFixture) -> None:
     for arguments, line in (
         ([*SOURCES, "sampler.grid=gain", "sampler.dig.kind=static"], "needs gains"),
-        ([], "no sources"),
+        ([], "no sources given"),
     ):
         with pytest.raises(SystemExit):
             load(InferConfig, arguments)

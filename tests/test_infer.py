@@ -13,7 +13,8 @@ import infer
 from datamodules.files import image_size, read_image
 from datamodules.pairs import Sample, find_pairs, read_pair
 from dig2dig.backbone import BUNDLED, build_prior, file_sha256, load_prior, save_prior, weights_file
-from dig2dig.config import InferConfig, from_yaml
+from dig2dig.cli import from_yaml
+from dig2dig.config import InferConfig
 from dig2dig.modules import FusionModule, pair_seed
 
 from .conftest import EXAMPLES, ROOT, SHARED
@@ -116,6 +117,20 @@ def test_maps_of_every_step(pairs: list[str], tmp_path: Path, tiny: Path) -> Non
     ]
     assert names == expected
     assert all(image_size(path) == (33, 40) for path in (out / "c_maps").iterdir())
+
+
+def test_gradient_guidance_runs_under_lightning(pairs: list[str], tmp_path: Path, tiny: Path) -> None:
+    posterior = "sampler.guidance.kind=posterior"
+    assert run(*pairs, f"out={tmp_path / 'out'}", f"prior.path={tiny}", posterior) == 0
+
+
+def test_options_that_do_not_fit_fail_the_pair(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture) -> None:
+    """DDFM's published form is defined for two sources: a stack of three is told so, without a traceback."""
+    sources = [f"sources.{e}={EXAMPLES / 'multi_exposure_stack' / e}" for e in ("dark", "middle", "bright")]
+    form = ["sampler.guidance.kind=em", "sampler.guidance.em_form=code"]
+    assert run(*sources, f"out={tmp_path / 'out'}", f"prior.path={tiny}", *form) == 1
+    assert "failed: Tower: em_form=code is defined for two sources, not 3" in capsys.readouterr().err
+    assert summary(tmp_path / "out")["Tower"]["status"] == "failed"
 
 
 def test_dry_run_writes_nothing(pairs: list[str], tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dig2dig.config import InferConfig, TrainConfig, load
+from dig2dig.cli import load
+from dig2dig.config import InferConfig, TrainConfig
 
 from .conftest import EXAMPLES, ROOT
 

@@ -31,10 +31,10 @@ class DigConfig:
         "sum", "divide gains by their sum over sources, by the image's mean, or not at all"
     )
     temperature: float = option(0.1, "softness of the weights, in the unit of the normalised gain")
-    smoothing: float = option(3.0, "standard deviation of the Gaussian that smooths gains, in pixels")
-    smoothing_noise: float = option(0.0, "extra smoothing in pixels per unit of noise level: early gains are coarse")
+    smoothing: float = option(2.0, "standard deviation of the Gaussian that smooths gains, in pixels")
+    smoothing_noise: float = option(24.0, "pixels of smoothing added per unit of noise level: early gains are coarse")
     refresh: int = option(1, "measure gains every so many steps, and interpolate between")
-    draws: int = option(1, "noise draws that a gain is averaged over")
+    draws: int = option(1, "noise draws averaged, in pairs of opposite sign: two remove most of a gain's noise")
 
     def __post_init__(self) -> None:
         _require(self.temperature > 0, f"dig.temperature must be above 0, not {self.temperature}")
@@ -64,7 +64,7 @@ class GuidanceConfig:
 class SamplerConfig:
     """The sampling loop."""
 
-    steps: int = option(12, "network evaluations of the sampling loop")
+    steps: int = option(8, "network evaluations of the sampling loop")
     grid: Literal["uniform", "logsnr", "gain"] = option(
         "logsnr", "how steps are spread over time: evenly, evenly in log-SNR, or by equal shares of gain"
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import conv2d, interpolate, pad
 
 from dig2dig.config import DigConfig
 from dig2dig.denoiser import Denoiser
@@ -139,10 +139,19 @@ def normalise(gain: Gains, kind: str) -> Gains:
 
 
 def smooth(maps: Float[Tensor, "b k 1 h w"], sigma: float) -> Float[Tensor, "b k 1 h w"]:
-    """Gaussian filter of standard deviation ``sigma`` pixels, reflected at the border; none for 0."""
+    """Gaussian filter of standard deviation ``sigma`` pixels, reflected at the border; none for 0.
+
+    Wide filters work on area averages of the map: they cost no more than narrow ones.
+    """
     if sigma <= 0:
         return maps
     flat = maps.flatten(0, 1)
+    height, width = flat.shape[-2:]
+    factor = int(sigma // 4)
+    if factor > 1 and min(height, width) > 1:
+        small = interpolate(flat, (math.ceil(height / factor), math.ceil(width / factor)), mode="area")
+        small = smooth(small.unflatten(0, maps.shape[:2]), sigma / factor).flatten(0, 1)
+        return interpolate(small, (height, width), mode="bilinear").unflatten(0, maps.shape[:2])
     for axis in (2, 3):
         radius = min(math.ceil(3 * sigma), flat.shape[axis] - 1)
         offset = torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype)
@@ -223,12 +232,12 @@ def resample(information: Information, times: Int[Tensor, "n b"], alpha_bar: Alp
     share = ((wanted - low) / (high - low)).clamp(0, 1).T.to(information.gains.dtype).to(device)
     right, sample = right.T.to(device), torch.arange(times.shape[1], device=device)
 
-    def interpolate(values: Tensor) -> Tensor:
+    def between(values: Tensor) -> Tensor:
         part = share.view(*share.shape, *[1] * (values.ndim - 2))
         return values[right - 1, sample].lerp(values[right, sample], part)
 
     estimates = information.estimates
     if estimates is not None:
-        estimates = torch.cat([interpolate(estimates[:-1]), estimates[-1:]])
-    gains, weights, cost = map(interpolate, (information.gains, information.weights, information.cost))
+        estimates = torch.cat([between(estimates[:-1]), estimates[-1:]])
+    gains, weights, cost = map(between, (information.gains, information.weights, information.cost))
     return Information(times.to(device), estimates, gains, weights, cost)

@@ -112,8 +112,10 @@ def fuse(
     draw = lambda: draw_noise((denoiser.channels, *clean.shape[-2:]), random, clean)  # noqa: E731
     guide = guidance or make_guidance(config.guidance)
 
+    noises = [draw() for _ in range((config.dig.draws + 1) // 2)]
+    noises = [sign * noise for noise in noises for sign in (1, -1)][: config.dig.draws]  # first-order errors cancel
     with torch.no_grad():
-        information = plan(clean, [draw() for _ in range(config.dig.draws)], denoiser, config, guidance is not None)
+        information = plan(clean, noises, denoiser, config, guidance is not None)
     times = information.times
     start = to_channels(clean.mean(1), denoiser.channels)
     x_t, state, guided = add_noise(start, draw(), times[0], denoiser.alpha_bar), None, start

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from dig2dig.denoiser import Denoiser, GaussianDenoiser
 from dig2dig.schedule import alpha_bar
@@ -9,6 +10,9 @@ from dig2dig.schedule import alpha_bar
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 EXAMPLES = ROOT / "examples"
+
+settings.register_profile("steady", deadline=None)  # first calls are slow; time is never what a test asserts
+settings.load_profile("steady")
 
 
 @pytest.fixture(autouse=True)

@@ -20,12 +20,12 @@ def test_every_shipped_config_loads(path: Path) -> None:
 
 
 def test_later_layers_win_and_types_are_kept(tmp_path: Path) -> None:
-    (tmp_path / "more.yaml").write_text("sampler: {steps: 5, dig: {kind: gain}}")
+    (tmp_path / "more.yaml").write_text("sampler: {steps: 5, dig: {kind: change}}")
     config = load(
         InferConfig,
         [str(ROOT / "configs/mff.yaml"), str(tmp_path / "more.yaml"), "sampler.steps=7", *SOURCES],
     )
-    assert config.sampler.steps == 7 and config.sampler.dig.kind == "gain" and config.sampler.dig.smoothing == 6.0
+    assert config.sampler.steps == 7 and config.sampler.dig.kind == "change" and config.sampler.dig.smoothing == 6.0
     assert config.sources == {"a": "x", "b": "y"}
 
 
@@ -79,8 +79,8 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
 def test_help_names_every_option_with_its_default() -> None:
     text = help_text(InferConfig)
     for line in (
-        "sampler.steps=12",
-        "sampler.dig.kind=change [gain | change | residual | static]",
+        "sampler.steps=8",
+        "sampler.dig.kind=gain [gain | change | residual | static]",
         "save.weights=false",
     ):
         assert f"  {line}\n" in text

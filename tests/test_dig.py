@@ -94,13 +94,17 @@ def test_nothing_gained_means_equal_weights() -> None:
     torch.testing.assert_close(weight[..., 2:, 2:], torch.full((1, 2, 1, 2, 2), 0.5))
 
 
-def test_smoothing_keeps_constants_and_matches_a_gaussian() -> None:
-    torch.testing.assert_close(smooth(torch.full((1, 2, 1, 9, 3), 0.7), 2.0), torch.full((1, 2, 1, 9, 3), 0.7))
-    impulse = torch.zeros(1, 1, 1, 41, 41)
-    impulse[..., 20, 20] = 1
-    spread = smooth(impulse, 2.0)[0, 0, 0]
-    offset = torch.arange(41.0) - 20
-    assert float((spread.sum(0) * offset**2).sum()) == pytest.approx(4.0, rel=0.05)
+@pytest.mark.parametrize("sigma", [2.0, 7.0, 13.0, 40.0])
+def test_smoothing_keeps_constants_and_matches_a_gaussian(sigma: float) -> None:
+    torch.testing.assert_close(smooth(torch.full((1, 2, 1, 9, 3), 0.7), sigma), torch.full((1, 2, 1, 9, 3), 0.7))
+    side = 2 * int(5 * sigma) + 1
+    impulse = torch.zeros(1, 1, 1, side, side)
+    impulse[..., side // 2, side // 2] = 1
+    spread = smooth(impulse, sigma)[0, 0, 0]
+    offset = torch.arange(float(side)) - side // 2
+    for axis in (0, 1):
+        variance = float((spread.sum(axis) * offset**2).sum() / spread.sum())
+        assert variance == pytest.approx(sigma**2, rel=0.1)
 
 
 def test_grey_and_colour() -> None:

@@ -14,6 +14,7 @@ def main(argv: list[str]) -> int:
     config = load(InferConfig, argv)
     # heavy imports come after the config, so that --help and errors answer at once
     from lightning import Trainer
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.callbacks import TQDMProgressBar
 
     from datamodules.fusion import FusionDataModule
@@ -29,24 +30,25 @@ def main(argv: list[str]) -> int:
         if config.dry_run:
             list_pairs(run)
             return 0
+        writer = FusionWriter(run.out, run.done, run.inputs)
         denoiser = load_prior(config.prior.path, config.prior.sha256, config.prior.precision)
+        trainer = Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            callbacks=[writer, TQDMProgressBar()],
+            logger=False,
+            inference_mode=False,  # posterior guidance needs gradients
+            use_distributed_sampler=False,  # SizeBatches splits whole batches
+        )
         run.start()
-    except (PairingError, PriorError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (PairingError, PriorError, MisconfigurationException, ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
     module = FusionModule(denoiser, config.sampler, config.seed, trace=config.save.weights)
     data = FusionDataModule(run.todo, config.task, config.batch_size, config.workers, config.allow_missing)
-    writer = FusionWriter(run.out, run.done)
-    trainer = Trainer(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        callbacks=[writer, TQDMProgressBar()],
-        logger=False,
-        inference_mode=False,  # posterior guidance needs gradients
-        use_distributed_sampler=False,  # SizeBatches splits whole batches
-    )
-    trainer.predict(module, data, return_predictions=False)
+    if run.todo:
+        trainer.predict(module, data, return_predictions=False)
     return conclude(run, writer.rows) if trainer.is_global_zero else 0
 
 

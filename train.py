@@ -5,18 +5,21 @@ python train.py configs/prior.yaml data.root=DIR out=DIR [key=value …]
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dig2dig.cli import load, to_yaml
 from dig2dig.config import TrainConfig
+
+if TYPE_CHECKING:
+    from lightning import Trainer
 
 
 def main(argv: list[str]) -> int:
     """Trains, or resumes where ``OUT/checkpoints`` stands, and writes the finished prior to ``OUT/prior``."""
     config = load(TrainConfig, argv)
     # heavy imports come after the config, so that --help and errors answer at once
-    from lightning import Trainer, seed_everything
-    from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
-    from lightning.pytorch.loggers import CSVLogger
+    import torch
+    from lightning import seed_everything
 
     from datamodules.images import ImageDataModule
     from dig2dig.backbone import PriorError, build_prior, load_prior, save_prior
@@ -26,20 +29,51 @@ def main(argv: list[str]) -> int:
 
     quiet()
     seed_everything(config.seed, verbose=False)
-    out, network = Path(config.out), config.network
+    out, net, last = Path(config.out), config.network, Path(config.out) / "checkpoints" / "last.ckpt"
     try:
-        denoiser = (
-            load_prior(config.prior) if config.prior else build_prior(network.channels, network.layers, network.patch)
-        )
+        if config.prior:
+            denoiser = load_prior(config.prior, precision="fp32")  # the trainer's precision decides
+        else:
+            denoiser = build_prior(net.channels, net.layers, net.patch)
         data = ImageDataModule(config.data, config.seed, config.optim.steps)
     except (PriorError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    module = PriorModule(denoiser.requires_grad_(True).train(), config.optim, config.seed)
-    saving = ModelCheckpoint(out / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=config.save_every)
+    module, trainer = (
+        PriorModule(denoiser.requires_grad_(True).train(), config.optim, config.seed),
+        make_trainer(config),
+    )
+    if config.validate:
+        trainer.validate(module, data)
+        return 0
+    saved = torch.load(last, map_location="cpu", weights_only=True) if last.is_file() else None
+    if saved and saved["global_step"] >= config.optim.steps:
+        module.load_state_dict(saved["state_dict"])  # trained already: the checkpoint holds the averaged weights
+    else:
+        trainer.fit(module, data, ckpt_path=last if saved else None)
+    if trainer.is_global_zero and not config.fast_dev_run:
+        write_atomically(out / "config.yaml", to_yaml(config).encode())
+        save_prior(module.denoiser, out / "prior")
+        print(f"prior written: python infer.py … prior.path={out / 'prior'}")
+    return 0
+
+
+def make_trainer(config: TrainConfig) -> "Trainer":
+    """Lightning's trainer with EMA, checkpoints, a CSV log and a progress bar; bare for validation."""
+    from lightning import Trainer
+    from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+    from lightning.pytorch.loggers import CSVLogger
+
+    out, recording = Path(config.out), not config.validate
+    saving = ModelCheckpoint(
+        out / "checkpoints",
+        save_last=True,
+        save_top_k=0,
+        every_n_train_steps=config.save_every,
+        enable_version_counter=False,
+    )
     averaging = EMAWeightAveraging(decay=config.optim.ema)
-    recording = not config.validate
-    trainer = Trainer(
+    return Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
@@ -57,16 +91,6 @@ def main(argv: list[str]) -> int:
         callbacks=[averaging, saving, LearningRateMonitor(), TQDMProgressBar()] if recording else None,
         enable_checkpointing=recording,
     )
-    if config.validate:
-        trainer.validate(module, data)
-        return 0
-    write_atomically(out / "config.yaml", to_yaml(config).encode())
-    last = out / "checkpoints" / "last.ckpt"
-    trainer.fit(module, data, ckpt_path=last if last.is_file() else None)
-    if trainer.is_global_zero and not config.fast_dev_run:
-        save_prior(module.denoiser, out / "prior")
-        print(f"prior written to {out / 'prior'}: python infer.py … prior.path={out / 'prior'}")
-    return 0
 
 
 if __name__ == "__main__":

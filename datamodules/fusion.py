@@ -1,5 +1,6 @@
 """Pairs and stacks to fuse, batched by size."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -8,6 +9,8 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.pairs import Failure, Pair, Sample, batch_key, read_pair
+
+PIXELS_PER_BATCH = 2**23  # of all sources of a batch: large images come alone
 
 
 class PairDataset(Dataset):
@@ -30,8 +33,11 @@ class SizeBatches(Sampler[list[int]]):
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, pair in enumerate(pairs):
             groups[batch_key(pair)].append(index)
-        batches = [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
-        self.batches = batches[rank::world_size]
+        self.batches: list[list[int]] = []
+        for key, group in groups.items():
+            size = max(1, min(batch_size, PIXELS_PER_BATCH // max(math.prod(key), 1)))
+            self.batches += [group[i : i + size] for i in range(0, len(group), size)]
+        self.batches = self.batches[rank::world_size] or [[]]  # a process without work must still take part
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)

@@ -1,5 +1,6 @@
 """Single images to train or adapt a prior: every sample is a function of its index, so that runs resume exactly."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datamodules.files import IMAGE_SUFFIXES, read_image
+from datamodules.files import IMAGE_SUFFIXES, ImageError, is_image, read_image
 from datamodules.transforms import training_crops, validation_crop
 from dig2dig.config import ImageDataConfig
 
@@ -20,7 +21,7 @@ def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
     folder = Path(root)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of images")
-    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    found = [path for path in sorted(folder.rglob("*")) if is_image(path) and path.is_file()]
     kept = [path for path in found if not set(path.parts) & set(exclude or [])]
     if not kept:
         raise FileNotFoundError(f"{folder}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -37,6 +38,7 @@ class ImageCrops(Dataset):
     def __init__(self, paths: list[Path], transform: A.Compose, seed: int | None, cache: bool = False) -> None:
         self.paths, self.transform, self.seed = paths, transform, seed
         self.cache: dict[Path, np.ndarray] | None = {} if cache else None
+        self.unreadable: set[Path] = set()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -48,8 +50,25 @@ class ImageCrops(Dataset):
             random = np.random.default_rng([self.seed, index])
             path = self.paths[random.integers(len(self.paths))]
             self.transform.set_random_seed(int(random.integers(2**31)))
-        image = self.transform(image=self._read(path))["image"]
+        try:
+            pixels = self._read(path)
+        except ImageError as error:
+            return self._instead_of(path, index, error)
+        image = self.transform(image=pixels)["image"]
         return {"image": torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1) / 255, "index": index}
+
+    def _instead_of(self, path: Path, index: int, error: ImageError) -> dict[str, Any]:
+        """Reports a file that cannot be read, once, and takes the one after it from now on."""
+        readable = [other for other in self.paths if other not in self.unreadable | {path}]
+        if not readable:
+            raise error
+        if path not in self.unreadable:
+            print(f"skipped: {error}", file=sys.stderr)
+            self.unreadable.add(path)
+        place = self.paths.index(path)
+        following = next((other for other in self.paths[place:] if other in readable), readable[0])
+        self.paths = [following if other == path else other for other in self.paths]
+        return self[index]
 
     def _read(self, path: Path) -> np.ndarray:
         if self.cache is None:
@@ -72,7 +91,8 @@ class StepSampler(Sampler[int]):
             yield from range(first, first + self.batch_size)
 
     def __len__(self) -> int:
-        return (self.stop - self.start) // self.world_size
+        """The whole run's samples: Lightning counts those before ``start`` as done."""
+        return self.stop // self.world_size
 
 
 class ImageDataModule(LightningDataModule):
@@ -86,9 +106,11 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         self.config, self.steps = config, steps
         crops = training_crops(config.crop, config.scales, config.grey)
+        val = list_images(config.val) if config.val else []
+        held_out = {path.resolve() for path in val}
         paths = list_images(config.root, config.exclude) if config.root else []
-        self.train = ImageCrops(paths, crops, seed, config.cache)
-        self.val = ImageCrops(list_images(config.val), validation_crop(256), None) if config.val else None
+        self.train = ImageCrops([path for path in paths if path.resolve() not in held_out], crops, seed, config.cache)
+        self.val = ImageCrops(val, validation_crop(256), None) if val else None
 
     def train_dataloader(self) -> DataLoader:
         """Crops from where the run stands to its last step."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from datamodules.files import IMAGE_SUFFIXES, ImageError, image_size, read_image
+from datamodules.files import IMAGE_SUFFIXES, ImageError, image_size, is_image, read_image
 from dig2dig.color import split
 
 
@@ -85,7 +85,7 @@ def find_pairs(sources: dict[str, str]) -> list[Pair]:
 
 def _by_stem(modality: str, folder: Path) -> dict[str, Path]:
     try:
-        files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
+        files = [path for path in sorted(folder.iterdir()) if is_image(path)]
     except OSError as error:
         raise PairingError(f"sources.{modality}: {folder} cannot be read ({error.strerror})") from error
     if not files:

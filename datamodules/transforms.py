@@ -1,4 +1,4 @@
-"""Augmentation with albumentations: spatial transforms shared by all sources, photometric ones per image."""
+"""Augmentation of single images with albumentations."""
 
 import os
 from typing import Any

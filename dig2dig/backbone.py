@@ -3,34 +3,27 @@
 ``python -m dig2dig.backbone convert CHECKPOINT.pt FOLDER`` writes an ADM checkpoint as a diffusers folder, once.
 """
 
-import hashlib
 import json
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dig2dig import adm
-from dig2dig.denoiser import Denoiser, Precision
-from dig2dig.schedule import alpha_bar
+from dig2dig.denoiser import Denoiser, Precision, Prediction
+from dig2dig.schedule import BetaSchedule, alpha_bar
+from dig2dig.weights import CHECKSUMS, PriorError, check_sha256, file_sha256, read_json, read_weights
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
 BUNDLED = Path(__file__).parent / "prior"
-CHECKSUMS = "SHA256SUMS"
 SCHEDULE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
 ADM_URL = "https://github.com/openai/guided-diffusion (256x256_diffusion_uncond.pt, 2.2 GB)"
-
-
-class PriorError(ValueError):
-    """A prior that cannot be used, told in one line: path, what was expected, where to get it."""
 
 
 class TensorUNet(nn.Module):
@@ -77,12 +70,6 @@ def weights_file(path: str | Path = "bundled") -> Path:
     """The file that holds a prior's weights."""
     file = Path(path)
     return file if file.suffix in (".pt", ".pth") else _unet_files(_find_folder(str(path)))[1]
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def as_denoiser(unet: "UNet2DModel", scheduler: Mapping[str, Any]) -> Denoiser:
@@ -147,21 +134,35 @@ def _load_folder(folder: Path, sha256: str | None) -> Denoiser:
     config_file, weights, scheduler_file = _unet_files(folder)
     sums = folder / CHECKSUMS
     if sums.is_file():
-        for line in sums.read_text().splitlines():
+        for line in filter(None, map(str.strip, sums.read_text().splitlines())):
             expected, name = line.split(maxsplit=1)
-            _check_sha256(folder / name, expected)
-    _check_sha256(weights, sha256)
-    config, scheduler = _read_json(config_file), _read_json(scheduler_file)
+            check_sha256(folder / name, expected)
+    check_sha256(weights, sha256)
+    config, scheduler = read_json(config_file), read_json(scheduler_file)
     if config.get("_class_name") != "UNet2DModel":
         raise PriorError(f"{config_file}: holds a {config.get('_class_name')}, not an unconditional UNet2DModel")
-    return as_denoiser(_build(config, _read_weights(weights), weights), scheduler)
+    _check_scheduler(scheduler, scheduler_file)
+    return as_denoiser(_build(config, read_weights(weights), weights), scheduler)
+
+
+def _check_scheduler(scheduler: Mapping[str, Any], path: Path) -> None:
+    """Refuses a schedule that is not computed here, instead of taking another for it."""
+    betas = scheduler.get("beta_schedule", "linear")
+    known = scheduler.get("trained_betas") is not None or betas in get_args(BetaSchedule)
+    prediction = scheduler.get("prediction_type", "epsilon")
+    variance_preserving = "sigma_max" not in scheduler and not scheduler.get("rescale_betas_zero_snr")
+    if not (known and prediction in get_args(Prediction) and variance_preserving):
+        raise PriorError(
+            f"{path}: {scheduler.get('_class_name')} with betas '{betas}' and prediction '{prediction}'; known are "
+            f"{', '.join(get_args(BetaSchedule))} without rescaling, and {', '.join(get_args(Prediction))}"
+        )
 
 
 def _load_adm(path: Path, sha256: str | None) -> Denoiser:
     if not path.is_file():
         raise PriorError(f"{path}: no such checkpoint; ADM's are at {ADM_URL}")
-    _check_sha256(path, sha256)
-    state = _read_weights(path)
+    check_sha256(path, sha256)
+    state = read_weights(path)
     if not adm.is_adm(state):
         raise PriorError(
             f"{path}: not an ADM checkpoint: expected keys like input_blocks.0.0.weight, "
@@ -177,8 +178,11 @@ def _load_adm(path: Path, sha256: str | None) -> Denoiser:
 def _build(config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> "UNet2DModel":
     from diffusers.models.unets.unet_2d import UNet2DModel
 
-    with torch.device("meta"):  # every weight must come from the file
-        unet = UNet2DModel.from_config(dict(config))
+    try:
+        with torch.device("meta"):  # every weight must come from the file
+            unet = UNet2DModel.from_config(dict(config))
+    except (ValueError, TypeError, KeyError) as error:
+        raise PriorError(f"{path}: its config does not describe a network ({str(error).splitlines()[0]})") from error
     assert isinstance(unet, UNet2DModel)
     try:
         unet.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True, assign=True)
@@ -191,43 +195,6 @@ def _build(config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -
             + ("" if missing or extra else f"; {str(error).splitlines()[-1].strip()}")
         ) from error
     return unet
-
-
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)  # never runs a pickle's code
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise PriorError(f"{path}: damaged or cut short ({str(error).splitlines()[0]})") from error
-    except Exception as error:  # UnpicklingError and what else a foreign pickle can raise
-        reason = "holds more than tensors, so it was not loaded" if "weights_only" in str(error).lower() else str(error)
-        raise PriorError(f"{path}: {reason.splitlines()[0]}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise PriorError(f"{path}: expected a state dict of tensors, found {type(state).__name__}")
-    pattern = rf"(?<=\.)({'|'.join(OLD_ATTENTION)})(?=\.(weight|bias)$)"  # names of early diffusers releases
-    return {re.sub(pattern, lambda match: OLD_ATTENTION[match[1]], name): value for name, value in state.items()}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PriorError(f"{path}: not valid JSON ({error})") from error
-
-
-def _check_sha256(path: Path, expected: str | None) -> None:
-    if expected is None:
-        return
-    if not path.is_file():
-        raise PriorError(f"{path}: no such file, though {CHECKSUMS} lists it")
-    found = file_sha256(path)
-    if found != expected.lower():
-        raise PriorError(f"{path}: SHA-256 is {found}, expected {expected}: the file was altered or cut; get it again")
 
 
 def build_prior(channels: list[int], layers: int, patch: int) -> Denoiser:
@@ -248,7 +215,10 @@ def build_prior(channels: list[int], layers: int, patch: int) -> Denoiser:
 
 
 def save_prior(denoiser: Denoiser, folder: Path) -> None:
-    """Writes a prior as a diffusers DDPM pipeline: model index, UNet with safetensors, scheduler, checksums."""
+    """Writes a prior as a diffusers DDPM pipeline: model index, UNet with safetensors, scheduler, checksums.
+
+    The checksums go first and come last: a folder that was cut off is not mistaken for a whole one.
+    """
     from diffusers.models.unets.unet_2d import UNet2DModel
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
@@ -257,6 +227,7 @@ def save_prior(denoiser: Denoiser, folder: Path) -> None:
     copy = UNet2DModel.from_config(unet.config)  # in the plain memory layout that files have
     assert isinstance(copy, UNet2DModel)
     copy.load_state_dict(unet.state_dict())
+    (folder / CHECKSUMS).unlink(missing_ok=True)
     copy.save_pretrained(folder / "unet")
     signal = denoiser.alpha_bar
     betas = 1 - signal / torch.cat([signal.new_ones(1), signal[:-1]])

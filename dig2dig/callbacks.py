@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ from torch import Tensor
 
 from dig2dig.modules import Result
 
-COLUMNS = ("name", "status", "seconds", "size", "seed", "reason")
+COLUMNS = ("name", "status", "seconds", "size", "seed", "inputs", "reason")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file that is either there whole or not there: temporary name, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{os.getpid()}.part")  # short: a name may be as long as the file system allows
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -52,11 +53,21 @@ def _encode(pixels: np.ndarray) -> bytes:
 
 
 def read_summary(path: Path) -> dict[str, dict[str, str]]:
-    """Rows of an earlier ``summary.csv`` by name; none if there is no such file."""
+    """Rows of an earlier ``summary.csv`` by name; none if there is no such file or it is not one of ours."""
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {row["name"]: row for row in csv.DictReader(file)}
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        reader = csv.DictReader(file)
+        return {row["name"]: row for row in reader} if reader.fieldnames == list(COLUMNS) else {}
+
+
+def write_summary(path: Path, rows: dict[str, dict[str, Any]]) -> None:
+    """Writes ``summary.csv``, sorted by name."""
+    text = io.StringIO(newline="")
+    writer: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows[name] for name in sorted(rows))
+    write_atomically(path, text.getvalue().encode("utf-8", errors="surrogateescape"))
 
 
 class FusionWriter(BasePredictionWriter):
@@ -65,17 +76,16 @@ class FusionWriter(BasePredictionWriter):
     Args:
         out: The folder.
         done: Rows of an earlier run that stay valid.
+        inputs: What identifies the files of each pair, kept in its row.
     """
 
-    def __init__(self, out: Path, done: dict[str, dict[str, str]] | None = None) -> None:
+    def __init__(
+        self, out: Path, done: dict[str, dict[str, str]] | None = None, inputs: dict[str, str] | None = None
+    ) -> None:
         super().__init__(write_interval="batch")
         self.out = out
+        self.inputs = inputs or {}
         self.rows: dict[str, dict[str, Any]] = dict(done or {})
-
-    @property
-    def failed(self) -> list[str]:
-        """Names of pairs that could not be fused."""
-        return [name for name, row in self.rows.items() if row["status"] == "failed"]
 
     def write_on_batch_end(
         self,
@@ -92,9 +102,9 @@ class FusionWriter(BasePredictionWriter):
             if result.image is not None:
                 self._write_maps(result)
                 write_atomically(self.out / f"{result.name}.png", to_png(result.image))
-            self.rows[result.name] = _row(result)
+            self.rows[result.name] = _row(result) | {"inputs": self.inputs.get(result.name, "")}
         table = "summary.csv" if trainer.world_size == 1 else f"summary.{trainer.global_rank}.csv"
-        write_atomically(self.out / table, _table(self.rows))
+        write_summary(self.out / table, self.rows)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Joins the tables of all processes into one."""
@@ -105,11 +115,12 @@ class FusionWriter(BasePredictionWriter):
             for part in sorted(self.out.glob("summary.*.csv")):
                 self.rows |= read_summary(part)
                 part.unlink()
-            write_atomically(self.out / "summary.csv", _table(self.rows))
+            write_summary(self.out / "summary.csv", self.rows)
         trainer.strategy.barrier()
 
     def _write_maps(self, result: Result) -> None:
         folder = self.out / f"{result.name}_maps"
+        shutil.rmtree(folder, ignore_errors=True)
         for snapshot in result.trace:
             for k, modality in enumerate(result.modalities):
                 gain, weight = snapshot.gain[0, k, 0], snapshot.weight[0, k, 0]
@@ -131,11 +142,3 @@ def _row(result: Result) -> dict[str, Any]:
         "size": f"{width}x{height}",
         "seed": result.seed,
     }
-
-
-def _table(rows: dict[str, dict[str, Any]]) -> bytes:
-    text = io.StringIO(newline="")
-    writer: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows[name] for name in sorted(rows))
-    return text.getvalue().encode("utf-8")

@@ -23,15 +23,17 @@ def load(schema: type[T], argv: list[str]) -> T:
     if {"--help", "-h"} & set(argv):
         print(help_text(schema))
         raise SystemExit(0)
+    texts = {name for name, kind, *_ in _options(schema) if kind in (str, str | None, dict[str, str])}
     try:
         config = OmegaConf.structured(schema)
         for argument in argv:
-            layer = _override(argument) if "=" in argument else _file(argument)
+            is_file = "=" not in argument or Path(argument).is_file()
+            layer = _file(argument) if is_file else _override(argument, texts)
             config = OmegaConf.merge(config, layer)
         result = OmegaConf.to_object(config)
     except ConfigKeyError as error:
         _fail(f"unknown option '{error.full_key}'{_hint(schema, str(error.full_key))}")
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)
         _fail((f"{key}: " if key else "") + str(error).splitlines()[0])
     assert isinstance(result, schema)
@@ -53,7 +55,12 @@ def from_yaml(schema: type[T], path: Path) -> T | None:
     return result
 
 
-def _override(argument: str) -> Any:
+def _override(argument: str, texts: set[str]) -> Any:
+    key, _, value = argument.partition("=")
+    if {key, key.rpartition(".")[0]} & texts and value != "null":  # a path like 2024_01 is no number
+        layer = OmegaConf.create()
+        OmegaConf.update(layer, key, value)
+        return layer
     try:
         return OmegaConf.from_dotlist([argument])
     except YAMLError:
@@ -64,9 +71,10 @@ def _file(path: str) -> Any:
     if not Path(path).is_file():
         _fail(f"no config file '{path}': arguments are YAML files or key=value")
     try:
-        return OmegaConf.load(path)
+        layer = OmegaConf.load(path)
     except (YAMLError, OSError, UnicodeDecodeError) as error:
         _fail(f"{path}: not a readable YAML file ({str(error).splitlines()[0]})")
+    return layer if OmegaConf.is_dict(layer) else _fail(f"{path}: expected 'key: value' lines at the top level")
 
 
 def _fail(message: str) -> NoReturn:

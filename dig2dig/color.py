@@ -48,7 +48,7 @@ def split(images: Sequence[Tensor], task: str) -> tuple[Tensor, Tensor | None]:
         return colour, None
     ycbcr = rgb_to_ycbcr(colour)
     chroma = ycbcr[:, 1:]
-    saturation = chroma.abs() + 1e-12
+    saturation = chroma.norm(dim=1, keepdim=True) + 1e-12
     return ycbcr[:, :1], (chroma * saturation).sum(0) / saturation.sum(0)
 
 

@@ -23,7 +23,7 @@ class DigConfig:
     """How information gains are measured and turned into weights."""
 
     kind: Literal["gain", "change", "residual", "static"] = option(
-        "change",
+        "gain",
         "what a step is worth: loss removed, change of the estimate, loss that is left; static = 1/K",
     )
     loss: Literal["l2", "l1", "gradient"] = option("l2", "per-pixel distance between two estimates")
@@ -34,7 +34,7 @@ class DigConfig:
     smoothing: float = option(2.0, "standard deviation of the Gaussian that smooths gains, in pixels")
     smoothing_noise: float = option(24.0, "pixels of smoothing added per unit of noise level: early gains are coarse")
     refresh: int = option(1, "measure gains every so many steps, and interpolate between")
-    draws: int = option(1, "noise draws averaged, in pairs of opposite sign: two remove most of a gain's noise")
+    draws: int = option(1, "noise draws averaged, in pairs of opposite sign")
 
     def __post_init__(self) -> None:
         _require(self.temperature > 0, f"dig.temperature must be above 0, not {self.temperature}")
@@ -155,7 +155,12 @@ class NetworkConfig:
 
     channels: list[int] = option([64, 96, 128], "channels of each level")
     layers: int = option(1, "residual blocks per level")
-    patch: int = option(2, "side of the pixel patches the network works on: 2 halves the cost")
+    patch: Literal[1, 2] = option(2, "side of the pixel patches the network works on: 2 halves the cost")
+
+    def __post_init__(self) -> None:
+        fits = bool(self.channels) and all(width > 0 and width % 32 == 0 for width in self.channels)
+        _require(fits, f"network.channels must be multiples of 32, not {self.channels}")
+        _require(self.layers >= 1, f"network.layers must be at least 1, not {self.layers}")
 
 
 @dataclass
@@ -190,9 +195,10 @@ class TrainConfig:
     accelerator: str = option("auto", "auto, cpu, gpu, mps")
     devices: str = option("auto", "how many devices, as in Lightning")
     num_nodes: int = option(1, "machines")
-    strategy: str = option("auto", "Lightning's strategy: auto, ddp, fsdp")
+    strategy: str = option("auto", "Lightning's strategy, as auto or ddp")
     fast_dev_run: bool = option(False, "one training and one validation step, nothing saved")
 
     def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**23, f"seed must lie in [0, 2^23), not {self.seed}")
         _require(bool(self.data.root) or self.validate, "no training images: give data.root=DIR")
         _require(bool(self.data.val and self.prior) or not self.validate, "validate=true needs data.val and prior")

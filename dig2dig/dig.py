@@ -26,7 +26,7 @@ class Information:
             themselves; shape (n + 1, b, k, c, h, w), in [-1, 1]. None where no network was run.
         gains: Gain of each step, normalised; shape (n, b, k, 1, h, w).
         weights: Fusion weights of each step, the same shape.
-        cost: Mean absolute gain of each step before normalisation, shape (n, b).
+        cost: Mean absolute ``gain`` of each step, whatever the kind of the weights, shape (n, b).
     """
 
     times: Int[Tensor, "n b"]
@@ -47,7 +47,7 @@ def to_channels(images: Tensor, channels: int) -> Tensor:
     raise ValueError(f"cannot turn {images.shape[-3]} channels into {channels}")
 
 
-def reconstruct(sources: Sources, noise: State, times: Times, denoiser: Denoiser) -> Float[Tensor, "n b k c h w"]:
+def reconstruct(sources: Sources, noise: State, times: Times, denoiser: Denoiser) -> Float[Tensor, "m b k c h w"]:
     r"""The denoiser's estimates of all sources, noised to each time with one noise for all of them.
 
     .. math:: \hat c_k(t) = \hat x_0\big(\sqrt{\bar\alpha_t}\, c_k + \sqrt{1-\bar\alpha_t}\,\varepsilon,\; t\big)
@@ -58,19 +58,24 @@ def reconstruct(sources: Sources, noise: State, times: Times, denoiser: Denoiser
     Args:
         sources: Clean sources in [-1, 1], padded to the denoiser's multiple.
         noise: Noise of each image, with the denoiser's channels.
-        times: Time indices, shape (n,).
+        times: Decreasing time indices, shape (n,).
         denoiser: The prior.
+
+    Returns:
+        Estimates at each time, then the sources themselves: m = n + 1.
     """
     b, k, c, h, w = sources.shape
     images = to_channels(sources, denoiser.channels).flatten(0, 1)
     # (time, source) pairs in one list, cut into calls of bounded size
     pairs = torch.arange(len(times) * b * k, device=sources.device)
-    estimates = []
+    estimates = sources.new_empty(len(times) + 1, b, k, c, h, w)
+    estimates[-1] = sources
+    flat = estimates.flatten(0, 2)
     for part in pairs.split(max(1, PIXELS_PER_CALL // (h * w))):
         source, t = part % (b * k), times.to(sources.device)[part // (b * k)]
         noised = add_noise(images[source], noise[source // k], t, denoiser.alpha_bar)
-        estimates.append(to_channels(denoiser(noised, t), c))
-    return torch.cat(estimates).unflatten(0, (len(times), b, k))
+        flat[part] = to_channels(denoiser(noised, t), c)
+    return estimates
 
 
 def pixel_loss(estimate: Tensor, target: Tensor, kind: str) -> Tensor:
@@ -97,19 +102,18 @@ def pixel_loss(estimate: Tensor, target: Tensor, kind: str) -> Tensor:
 
 
 def information_gain(
-    estimates: Float[Tensor, "m b k c h w"], sources: Sources, kind: str = "gain", loss: str = "l2"
-) -> Float[Tensor, "n b k 1 h w"]:
-    r"""Gain of each source in each step, per pixel.
+    estimate: Sources, estimate_next: Sources, sources: Sources, kind: str = "gain", loss: str = "l2"
+) -> Gains:
+    r"""Gain of each source in one step from t to s, per pixel.
 
     .. math::
         \mathrm{DIG}_k(t) &= \ell(\hat c_k(t), c_k) - \ell(\hat c_k(s), c_k) && \text{gain} \\
         &= \ell(\hat c_k(s), \hat c_k(t)) && \text{change} \\
         &= \ell(\hat c_k(t), c_k) && \text{residual: what is still to come}
 
-    with s the time after t and :math:`\hat c_k = c_k` after the last.
-
     Args:
-        estimates: n reconstructions at decreasing times, then the sources themselves (m = n + 1).
+        estimate: Reconstructions :math:`\hat c_k(t)`.
+        estimate_next: Reconstructions :math:`\hat c_k(s)`; after the last time the sources themselves.
         sources: The clean sources.
         kind: ``gain``, ``change`` or ``residual``.
         loss: See :func:`pixel_loss`.
@@ -118,9 +122,9 @@ def information_gain(
         Cao et al., "Dig2DIG", arXiv:2503.18627; ``change`` and ``residual`` are our variants.
     """
     if kind == "change":
-        return pixel_loss(estimates[1:], estimates[:-1], loss)
-    left = pixel_loss(estimates, sources, loss)
-    return left[:-1] if kind == "residual" else left[:-1] - left[1:]
+        return pixel_loss(estimate_next, estimate, loss)
+    left = pixel_loss(estimate, sources, loss)
+    return left if kind == "residual" else left - pixel_loss(estimate_next, sources, loss)
 
 
 def normalise(gain: Gains, kind: str) -> Gains:
@@ -203,19 +207,19 @@ def measure(
     """
     b, k, _, h, w = sources.shape
     gains = sources.new_zeros(len(times), b, k, 1, h, w)
-    mean_estimate, cost = None, sources.new_zeros(len(times), b)
-    if config.kind != "static" or estimates:
-        draws = [torch.cat([reconstruct(sources, noise, times, denoiser), sources[None]]) for noise in noises]
-        mean_estimate = torch.stack(draws).mean(0)
-        if config.kind != "static":
-            gains = torch.stack([information_gain(draw, sources, config.kind, config.loss) for draw in draws]).mean(0)
-            cost = gains.abs().mean((2, 3, 4, 5))
-            levels = noise_level(denoiser.alpha_bar)[times.cpu()].tolist()
-            radii = [config.smoothing + config.smoothing_noise * level for level in levels]
-            gains = [
-                normalise(smooth(gain, radius), config.normalise) for gain, radius in zip(gains, radii, strict=True)
-            ]
-            gains = torch.stack(gains)
+    cost, mean_estimate = sources.new_zeros(len(times), b), None
+    for noise in noises if estimates or config.kind != "static" else []:
+        draw = reconstruct(sources, noise, times, denoiser)
+        for i in range(len(times)) if config.kind != "static" else []:
+            gains[i] += information_gain(draw[i], draw[i + 1], sources, config.kind, config.loss) / len(noises)
+            cost[i] += information_gain(draw[i], draw[i + 1], sources).abs().mean((1, 2, 3, 4))
+        if estimates:
+            mean_estimate = draw if mean_estimate is None else mean_estimate.add_(draw)
+    if mean_estimate is not None:
+        mean_estimate /= len(noises)
+    for i, level in enumerate(noise_level(denoiser.alpha_bar)[times.cpu()].tolist()):
+        radius = config.smoothing + config.smoothing_noise * level
+        gains[i] = normalise(smooth(gains[i], radius), config.normalise)
     weights = torch.stack([fusion_weight(gain, config.temperature) for gain in gains])
     return Information(times.to(sources.device)[:, None].expand(-1, b), mean_estimate, gains, weights, cost)
 

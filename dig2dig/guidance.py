@@ -1,7 +1,8 @@
 """Pulling the estimate to the weighted sources: closed forms, with any state passed in and out.
 
 Every guidance has one signature, so that users can pass their own: ``(x0_hat, step, state) -> (x0_hat', state)``.
-The state is None before the first step and whatever the guidance returned after it.
+The state is None before the first step and whatever the guidance returned after it. A function that differentiates
+with respect to ``step.x_t`` has the attribute ``needs_graph = True``.
 """
 
 from collections.abc import Callable
@@ -114,16 +115,18 @@ def em(
     .. math:: a_k = \sqrt{2 / \tau_k} \,/\, |\hat x_0 - c_k|, \qquad
               f = \frac{\sum_k 2 K w_k a_k c_k + \eta h}{\sum_k 2 K w_k a_k + \eta}
 
-    with :math:`h = (1 + \nabla^\top\nabla)^{-1}(\hat x_0 + \nabla^\top u)` in the Fourier domain. DDFM bounds the
-    second precision by twice the first; here each is bounded by twice the smallest, which does not depend on the
-    order. DDFM writes two sources; K is our generalisation.
+    with :math:`h = (1 + \nabla^\top\nabla)^{-1}(\hat x_0 + \nabla^\top u)` in the Fourier domain. DDFM
+    bounds the second precision by twice the first, and so does ``code``; ``paper`` bounds each by twice the smallest,
+    which does not depend on the order. DDFM writes two sources; K is our generalisation, and so is the
+    total variation of f itself, which at its weight of 0.01 changes little.
 
     Args:
         x0_hat: The prior's estimate.
         step: Sources and weights.
         state: Scales and split gradients of the step before.
         form: ``paper`` returns f (its :math:`f = x + v`); ``code`` returns :math:`i - x = i + v - f` as DDFM's
-            published code does, which reflects the estimate about the middle of two sources.
+            published code does, which reflects the estimate about the middle of the two sources i (the first,
+            infrared in DDFM) and v.
         penalty: Weight eta of the split.
         tv: Weight of the total variation.
 
@@ -141,7 +144,8 @@ def em(
         state = EMState(x0_hat.new_ones(len(x0_hat), k), zeros, zeros)
     residual = (x0_hat[:, None] - step.sources).square()
     precision = (2 / state.scale.view(-1, k, 1, 1, 1) / (residual + 1e-6)).sqrt()
-    precision = precision.minimum(2 * precision.amin(1, keepdim=True))
+    bound = precision[:, :1] if form == "code" else precision.amin(1, keepdim=True)
+    precision = precision.minimum(2 * bound)
     scale = (1 / (precision + 1e-10)).mean((2, 3, 4)) + state.scale / 2
     smooth = _split_smooth(x0_hat, state)
     shrink = penalty / (2 * tv + penalty)
@@ -172,9 +176,8 @@ def posterior(x0_hat: Image, step: Step, state: None, *, sigma_n: float, strengt
     .. math:: \hat x_0' = \hat x_0 - \lambda \frac{1-\bar\alpha_t}{\sqrt{\bar\alpha_t}}\,
               \nabla_{x_t} \frac{\sum_k w_k \lVert c_k - \hat x_0(x_t) \rVert^2}{2\,(1-\bar\alpha_t + \sigma_n^2)}
 
-    Tweedie's formula for the likelihood of DPS, with the estimate's own variance added as in ΠGDM. It equals
-    ``blend`` where the denoiser's Jacobian is a multiple of the identity; here it knows the image. The result is
-    kept between the estimate and the sources.
+    Tweedie's formula for the likelihood of DPS, with the estimate's own variance added as in ΠGDM: ``blend`` with the
+    denoiser's Jacobian in place of a constant. The result is kept between the estimate and the sources.
 
     References:
         Chung et al., "Diffusion posterior sampling", 2023; Song et al., "Pseudoinverse-guided diffusion models", 2023.
@@ -189,6 +192,14 @@ def posterior(x0_hat: Image, step: Step, state: None, *, sigma_n: float, strengt
     low = step.sources.amin(1).minimum(x0_hat)
     high = step.sources.amax(1).maximum(x0_hat)
     return (x0_hat - scale * gradient).clamp(low, high), state
+
+
+posterior.needs_graph = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def needs_graph(guidance: Guidance) -> bool:
+    """Whether a guidance differentiates through the network: its function has ``needs_graph = True``."""
+    return getattr(getattr(guidance, "func", guidance), "needs_graph", False)
 
 
 def make_guidance(config: GuidanceConfig) -> Guidance:

@@ -59,7 +59,7 @@ class Result:
 
 def pair_seed(seed: int, name: str) -> int:
     """The seed of one pair's noise: from the run's seed and its name, whatever else is fused with it."""
-    return zlib.crc32(f"{seed}/{name}".encode())
+    return zlib.crc32(f"{seed}/{name}".encode(errors="surrogateescape"))
 
 
 class FusionModule(LightningModule):
@@ -94,8 +94,8 @@ class FusionModule(LightningModule):
         trace: list[Snapshot] = []
         try:
             fused = fuse(sources, self.denoiser, self.sampler, seeds, observe=trace.append if self.trace else None)
-        except ValueError as error:  # options that do not fit these sources
-            return [Result(sample.name, reason=f"{sample.name}: {error}") for sample in samples]
+        except (ValueError, MemoryError, torch.OutOfMemoryError) as error:  # options or size do not fit
+            return [Result(sample.name, reason=f"{sample.name}: {str(error).splitlines()[0]}") for sample in samples]
         images = [merge(image, sample.chroma) for image, sample in zip(fused.cpu(), samples, strict=True)]
         seconds = (time.perf_counter() - started) / len(samples)
         return [

@@ -1,20 +1,23 @@
 """One run of ``infer.py``: what is to be done, what an earlier run has done, and the record of how."""
 
+import io
 import logging
 import platform
 import sys
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from datamodules.files import ImageError, image_size
-from datamodules.pairs import Pair
-from dig2dig.backbone import file_sha256, weights_file
-from dig2dig.callbacks import read_summary, write_atomically
+from datamodules.pairs import Pair, PairingError
+from dig2dig.backbone import weights_file
+from dig2dig.callbacks import read_summary, write_atomically, write_summary
 from dig2dig.cli import from_yaml, to_yaml
 from dig2dig.config import InferConfig
+from dig2dig.weights import file_sha256
 
 RECORDED = ("dig2dig", "torch", "lightning", "diffusers", "numpy")
 
@@ -36,25 +39,50 @@ class Run:
     done: dict[str, dict[str, str]]
 
     def start(self) -> None:
-        """Writes ``OUT/run.yaml``."""
-        write_atomically(self.out / "run.yaml", to_yaml(self.record).encode())
+        """Writes ``OUT/run.yaml``, and ``OUT/summary.csv`` with the rows that stay valid, no other."""
+        for part in self.out.glob("summary.*.csv"):
+            part.unlink()
+        write_summary(self.out / "summary.csv", self.done)
+        write_atomically(self.out / "run.yaml", to_yaml(self.record).encode(errors="backslashreplace"))
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What identifies the files of each pair."""
+        return {pair.name: fingerprint(pair) for pair in self.todo}
 
 
 def open_run(config: InferConfig, pairs: Sequence[Pair]) -> Run:
     """Finds what is left to do; nothing is written yet.
 
-    Pairs that an earlier run into the same folder has done are skipped if its configuration, as far as it
-    shapes the result, and its prior are the same.
+    Pairs that an earlier run into the same folder has done are skipped if their files are the same, and its
+    configuration, as far as it shapes the result, its prior and its version of dig2dig.
 
     Raises:
         PriorError: The prior's weights are not there.
+        PairingError: A result would replace one of the sources.
     """
     out = Path(config.out)
+    for pair in pairs:
+        if (out / f"{pair.name}.png").resolve() in {file.resolve() for file in pair.files.values()}:
+            raise PairingError(f"out={out} holds sources: {pair.name}.png would be replaced; give another folder")
     record = resolve(config)
     earlier = None if config.overwrite else from_yaml(InferConfig, out / "run.yaml")
-    rows = read_summary(out / "summary.csv") if earlier and shaping(earlier) == shaping(record) else {}
+    rows: dict[str, dict[str, str]] = {}
+    if earlier and shaping(earlier) == shaping(record):
+        for table in (out / "summary.csv", *sorted(out.glob("summary.*.csv"))):  # parts of an interrupted run
+            rows |= read_summary(table)
     done = {name: row for name, row in rows.items() if row["status"] == "done" and (out / f"{name}.png").is_file()}
-    return Run(out, record, [pair for pair in pairs if pair.name not in done], done)
+    todo = [pair for pair in pairs if pair.name not in done or done[pair.name]["inputs"] != fingerprint(pair)]
+    for pair in todo:
+        done.pop(pair.name, None)
+    return Run(out, record, todo, done)
+
+
+def fingerprint(pair: Pair) -> str:
+    """Changes when a file of the pair is replaced, added or taken away: from sizes and times of change."""
+    stats = [(modality, file.stat()) for modality, file in pair.files.items()]
+    told = "/".join(f"{modality}:{stat.st_size}:{stat.st_mtime_ns}" for modality, stat in stats)
+    return f"{zlib.crc32(told.encode()):08x}"
 
 
 def resolve(config: InferConfig) -> InferConfig:
@@ -72,13 +100,18 @@ def resolve(config: InferConfig) -> InferConfig:
 def shaping(config: InferConfig) -> tuple[object, ...]:
     """What a result depends on: two runs that agree on it give the same pictures."""
     prior = (config.prior.sha256, config.prior.precision)
-    return config.task, config.sources, config.allow_missing, prior, config.sampler, config.save, config.seed
+    ours = config.versions.get("dig2dig")
+    return config.task, config.allow_missing, prior, config.sampler, config.save, config.seed, ours
 
 
 def quiet() -> None:
-    """Silences what Lightning says about itself, not what it says about a user's mistakes."""
+    """Silences what Lightning says about itself, not what it says about a user's mistakes; names print as they can."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for advice in ("does not have many workers", "LeafSpec", "custom batch sampler `SizeBatches`"):
+    advices = "does not have many workers", "LeafSpec", "batch sampler `SizeBatches`", "dataloader is not resumable"
+    for advice in advices:  # the last: our sampler starts where the run stands
         warnings.filterwarnings("ignore", f".*{advice}.*")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from dig2dig.config import SamplerConfig
 from dig2dig.denoiser import Denoiser
 from dig2dig.dig import Information, measure, resample, to_channels
-from dig2dig.guidance import Guidance, Step, make_guidance
+from dig2dig.guidance import Guidance, Step, make_guidance, needs_graph
 from dig2dig.schedule import add_noise, at, draw_noise, gain_grid, generators, time_grid
 from dig2dig.shapes import Gains, Image, Sources, State, Timestep, Weights
 from dig2dig.tiling import crop, pad
@@ -98,7 +98,8 @@ def fuse(
         The fused images in [0, 1], shape (b, c, h, w), of the sources' size.
 
     Raises:
-        ValueError: Colour sources meet a grey prior, or the steps do not fit the noise levels.
+        ValueError: Colour sources meet a grey prior, the number of seeds is not that of images, or the steps do
+            not fit the noise levels.
 
     References:
         Cao et al., "Dig2DIG", arXiv:2503.18627.
@@ -107,8 +108,10 @@ def fuse(
     b, _, c, h, w = sources.shape
     if denoiser.channels < c:
         raise ValueError(f"the prior knows {denoiser.channels} channels, the sources have {c}: take a colour prior")
-    clean = pad(2 * sources.float() - 1, denoiser.multiple)
-    random = generators([seed] * b if isinstance(seed, int) else seed)
+    seeds = [seed] * b if isinstance(seed, int) else [int(one) for one in seed]
+    if len(seeds) != b:
+        raise ValueError(f"{len(seeds)} seeds for {b} images: give one, or one for each")
+    clean, random = pad(2 * sources.float() - 1, denoiser.multiple), generators(seeds)
     draw = lambda: draw_noise((denoiser.channels, *clean.shape[-2:]), random, clean)  # noqa: E731
     guide = guidance or make_guidance(config.guidance)
 
@@ -120,10 +123,10 @@ def fuse(
     start = to_channels(clean.mean(1), denoiser.channels)
     x_t, state, guided = add_noise(start, draw(), times[0], denoiser.alpha_bar), None, start
 
-    needs_graph = guidance is None and config.guidance.kind == "posterior"
+    differentiate = needs_graph(guide)
     for i, t in enumerate(times):
-        with torch.set_grad_enabled(needs_graph):
-            x_t = x_t.detach().requires_grad_(needs_graph)
+        with torch.set_grad_enabled(differentiate):
+            x_t = x_t.detach().requires_grad_(differentiate)
             x0_hat = to_channels(denoiser(x_t, t), c)
             step = make_step(information, i, x_t, clean, denoiser)
             guided, state = guide(x0_hat, step, state)

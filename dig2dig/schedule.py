@@ -14,8 +14,11 @@ AlphaBar = Float[Tensor, " schedule"]
 Times = Int[Tensor, " n"]
 
 
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+
+
 def alpha_bar(
-    kind: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear",
+    kind: BetaSchedule = "linear",
     beta_start: float = 1e-4,
     beta_end: float = 0.02,
     steps: int = 1000,

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"shapes", "config"},
     {"cli"},
-    {"schedule", "color", "tiling", "adm"},
+    {"schedule", "color", "tiling", "adm", "weights"},
     {"denoiser", "guidance"},
     {"backbone", "dig", "losses"},
     {"sampler"},

@@ -279,3 +279,14 @@ def test_convert_reports_errors(tmp_path: Path, capsys: pytest.CaptureFixture) -
     assert main(["convert", str(tmp_path / "no.pt"), str(tmp_path / "out")]) == 1
     assert "no such checkpoint" in capsys.readouterr().err
     assert main(["something"]) == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"beta_schedule": "sigmoid"}, {"rescale_betas_zero_snr": True}, {"prediction_type": "flow"}, {"sigma_max": 1348}],
+)
+def test_schedules_that_are_not_computed_here_are_refused(changes: dict, folder: Path) -> None:
+    (folder / CHECKSUMS).unlink()
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert "known are linear" in error_of(folder)

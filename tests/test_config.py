@@ -39,6 +39,7 @@ def test_later_layers_win_and_types_are_kept(tmp_path: Path) -> None:
         ("batch_size=0", "batch_size must be at least 1"),
         ("nowhere.yaml", "no config file 'nowhere.yaml'"),
         ("sampler={a: [", "cannot read"),
+        ("sources=[a,b]", "sources"),
     ],
 )
 def test_mistakes_are_one_line(argument: str, line: str, capsys: pytest.CaptureFixture) -> None:
@@ -100,3 +101,19 @@ def test_scripts_answer_without_heavy_imports(script: str, argument: str, code: 
     done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_paths_stay_as_they_were_typed(tmp_path: Path) -> None:
+    for text in ("2024_01", "007", "1e3", "no", "run #2", "12:30:00", "a=b", "[x]"):
+        config = load(InferConfig, [f"sources.a={text}", "sources.b=y", f"out={text}", f"prior.path={text}"])
+        assert config.out == config.sources["a"] == config.prior.path == text
+    odd = tmp_path / "steps=25.yaml"
+    odd.write_text("sampler: {steps: 25}")
+    assert load(InferConfig, [str(odd), *SOURCES, "prior.sha256=null"]).sampler.steps == 25
+
+
+def test_a_yaml_file_without_keys_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    with pytest.raises(SystemExit):
+        load(InferConfig, [str(tmp_path / "list.yaml"), *SOURCES])
+    assert "expected 'key: value'" in capsys.readouterr().err

@@ -2,6 +2,7 @@ import functools
 import operator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -47,10 +48,39 @@ def test_bad_files_are_one_line(tmp_path: Path, content: bytes, line: str) -> No
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_sixteen_bits_are_refused_not_cut(tmp_path: Path) -> None:
-    Image.fromarray(np.full((4, 4), 4000, dtype=np.uint16)).save(tmp_path / "deep.png")
+@pytest.mark.parametrize("name", ["deep.png", "deep.tiff"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_are_refused_not_cut(name: str, channels: int, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / name), np.full((4, 4, channels), 4000, dtype=np.uint16))
     with pytest.raises(ImageError, match="8-bit"):
-        read_image(tmp_path / "deep.png")
+        read_image(tmp_path / name)
+
+
+def test_photographs_are_read_upright(tmp_path: Path) -> None:
+    pixels = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    turned = Image.Exif()
+    turned[274] = 6  # the camera was held upright: rotate by 90 degrees clockwise
+    Image.fromarray(pixels).save(tmp_path / "phone.png", exif=turned)
+    np.testing.assert_array_equal(read_image(tmp_path / "phone.png"), np.rot90(pixels, -1))
+    assert image_size(tmp_path / "phone.png") == (6, 4)
+
+
+def test_hidden_files_are_no_images(tmp_path: Path) -> None:
+    for side in ("a", "b"):
+        write(tmp_path / side / "x.png", 4, 4)
+        (tmp_path / side / "._x.png").write_bytes(b"what macOS leaves")
+    assert [pair.name for pair in find_pairs({side: str(tmp_path / side) for side in "ab"})] == ["x"]
+
+
+def test_a_training_image_that_cannot_be_read_is_skipped_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    good = [write(tmp_path / f"{name}.png", 40, 40, 3, seed=i) for i, name in enumerate("ac")]
+    bad = tmp_path / "b.png"
+    bad.write_bytes(b"no")
+    images = ImageCrops([good[0], bad, good[1]], training_crops(16, [1.0], 0.0), 0)
+    assert all(images[i]["image"].shape == (3, 16, 16) for i in range(20))
+    assert capsys.readouterr().err.count(f"skipped: {bad}") == 1
+    with pytest.raises(ImageError):
+        _ = ImageCrops([bad], training_crops(16, [1.0], 0.0), 0)[0]
 
 
 def test_folders_pair_by_stem_whatever_the_suffix(tmp_path: Path) -> None:
@@ -125,6 +155,7 @@ def test_batches_share_size_and_are_split_over_processes(tmp_path: Path) -> None
     ]
     shares = [list(SizeBatches(pairs, 2, rank, 2)) for rank in (0, 1)]
     assert sorted(functools.reduce(operator.iadd, shares[0] + shares[1], [])) == list(range(6))
+    assert list(SizeBatches(pairs, 9, 7, 8)) == [[]]  # more processes than batches
     loader = FusionDataModule(pairs, "ivf", 2).predict_dataloader()
     kinds = [type(item) for batch in loader for item in batch]
     assert kinds.count(Failure) == 1 and kinds.count(Sample) == 5
@@ -156,7 +187,7 @@ def test_step_sampler_gives_each_process_its_part_of_every_global_batch() -> Non
         part = [index for share in shares for index in share[2 * step : 2 * step + 2]]
         assert part == whole[4 * step : 4 * step + 4]
     assert list(StepSampler(8, 16, 4)) == whole[8:]
-    assert len(StepSampler(8, 16, 2, 1, 2)) == 4
+    assert len(StepSampler(8, 16, 2, 1, 2)) == 8  # of the whole run: Lightning knows what is done
 
 
 def test_folders_without_images_are_told(tmp_path: Path) -> None:

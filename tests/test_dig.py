@@ -16,7 +16,7 @@ from dig2dig.dig import (
     smooth,
     to_channels,
 )
-from dig2dig.schedule import add_noise, at
+from dig2dig.schedule import add_noise, at, noise_level
 
 
 @given(st.integers(0, 100), st.integers(2, 5), st.floats(0.01, 10))
@@ -37,22 +37,25 @@ def test_a_small_temperature_picks_the_larger_gain() -> None:
 def test_gain_of_the_gaussian_denoiser_in_closed_form(gaussian: GaussianDenoiser, signal: torch.Tensor) -> None:
     """Without noise the estimate is linear in the source, so its loss is known at each time."""
     sources, times = torch.rand(1, 2, 1, 8, 8) * 2 - 1, torch.tensor([800, 300, 20])
-    estimates = torch.cat([reconstruct(sources, torch.zeros(1, 1, 8, 8), times, gaussian), sources[None]])
+    estimates = reconstruct(sources, torch.zeros(1, 1, 8, 8), times, gaussian)
     a = at(signal, times, sources).view(3, 1, 1, 1, 1, 1)
     shrink = (1 - a) / (a * 0.25 + 1 - a)  # estimate = source + shrink * (mean - source)
     loss = (shrink * (0.1 - sources)).square()
     left = torch.cat([loss, torch.zeros(1, *sources.shape)])
-    torch.testing.assert_close(information_gain(estimates, sources, "gain"), left[:-1] - left[1:], rtol=1e-3, atol=1e-6)
-    torch.testing.assert_close(information_gain(estimates, sources, "residual"), left[:-1], rtol=1e-3, atol=1e-6)
-    change = (estimates[1:] - estimates[:-1]).square()
-    torch.testing.assert_close(information_gain(estimates, sources, "change"), change)
+    for i in range(3):
+        gain, residual, change = (
+            information_gain(estimates[i], estimates[i + 1], sources, kind) for kind in ("gain", "residual", "change")
+        )
+        torch.testing.assert_close(gain, left[i] - left[i + 1], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(residual, left[i], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(change, (estimates[i + 1] - estimates[i]).square())
 
 
 def test_gains_sum_to_the_loss_at_the_first_time(gaussian: GaussianDenoiser) -> None:
     sources = torch.rand(2, 3, 1, 8, 8) * 2 - 1
     estimates = reconstruct(sources, torch.randn(2, 1, 8, 8), torch.tensor([900, 500, 100]), gaussian)
-    gains = information_gain(torch.cat([estimates, sources[None]]), sources, "gain", "l1")
-    torch.testing.assert_close(gains.sum(0), pixel_loss(estimates[0], sources, "l1"), rtol=1e-4, atol=1e-5)
+    gains = [information_gain(estimates[i], estimates[i + 1], sources, "gain", "l1") for i in range(3)]
+    torch.testing.assert_close(torch.stack(gains).sum(0), pixel_loss(estimates[0], sources, "l1"), rtol=1e-4, atol=1e-5)
 
 
 def test_reconstruct_shares_noise_and_agrees_with_single_calls(gaussian: GaussianDenoiser, monkeypatch) -> None:
@@ -124,7 +127,7 @@ def test_static_weights_run_no_network(gaussian: GaussianDenoiser, monkeypatch) 
 
 def test_more_draws_average_gains(gaussian: GaussianDenoiser) -> None:
     sources, times = torch.rand(1, 2, 1, 64, 64) - 0.5, torch.tensor([700, 200])
-    config = DigConfig(kind="residual", smoothing=0.0, normalise="none")
+    config = DigConfig(kind="residual", smoothing=0.0, smoothing_noise=0.0, normalise="none")
     noises = [torch.randn(1, 1, 64, 64) for _ in range(8)]
     one, many = (measure(sources, noise, times, gaussian, config) for noise in (noises[:1], noises))
     assert many.gains.var() < one.gains.var()
@@ -142,3 +145,27 @@ def test_resample_is_identity_on_its_own_grid_and_linear_between(gaussian: Gauss
     low, high = torch.minimum(*information.gains[:2]), torch.maximum(*information.gains[:2])
     assert ((finer.gains[1] >= low - 1e-6) & (finer.gains[1] <= high + 1e-6)).all()
     torch.testing.assert_close(finer.weights.sum(2), torch.ones(5, 2, 1, 8, 8))
+
+
+def test_early_gains_are_smoothed_more(gaussian: GaussianDenoiser) -> None:
+    """The radius grows with the noise level of the step, by ``smoothing_noise`` pixels per unit."""
+    sources, times = torch.rand(1, 2, 1, 64, 64) - 0.5, torch.tensor([600, 100])
+    options = {"kind": "residual", "normalise": "none", "smoothing": 0.0}
+    sharp, wide = (
+        measure(
+            sources, [torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))], times, gaussian, config
+        )
+        for config in (DigConfig(**options, smoothing_noise=0.0), DigConfig(**options, smoothing_noise=3.0))
+    )
+    level = noise_level(gaussian.alpha_bar)[times].tolist()
+    for i in range(2):
+        torch.testing.assert_close(wide.gains[i], smooth(sharp.gains[i], 3.0 * level[i]))
+
+
+def test_cost_is_the_gain_whatever_the_weights(gaussian: GaussianDenoiser) -> None:
+    sources, noise, times = torch.rand(2, 2, 1, 16, 16), torch.randn(2, 1, 16, 16), torch.tensor([900, 300, 20])
+    costs = [measure(sources, [noise], times, gaussian, DigConfig(kind=kind)).cost for kind in ("gain", "residual")]
+    torch.testing.assert_close(costs[0], costs[1])
+    estimates = reconstruct(sources, noise, times, gaussian)
+    expected = information_gain(estimates[1], estimates[2], sources).abs().mean((1, 2, 3, 4))
+    torch.testing.assert_close(costs[0][1], expected)

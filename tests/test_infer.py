@@ -4,6 +4,7 @@ import csv
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -104,8 +105,47 @@ def test_an_interrupted_run_goes_on(pairs: list[str], tmp_path: Path, tiny: Path
     assert run(*arguments) == 0
     assert again[0].is_file() and again[1].stat().st_mtime_ns == kept
     assert [row["status"] for row in summary(out).values()] == ["done"] * 3
+    (tmp_path / "visible" / "c.png").write_bytes((tmp_path / "visible" / "c.png").read_bytes())  # a newer source
+    old = (out / "c.png").stat().st_mtime_ns
+    run(*arguments)
+    assert (out / "c.png").stat().st_mtime_ns != old and again[1].stat().st_mtime_ns == kept
     run(*arguments, "seed=1")  # another configuration makes all of it new
     assert (out / "a.png").stat().st_mtime_ns != kept
+
+
+def test_pictures_of_another_configuration_are_never_taken_for_done(
+    pairs: list[str], tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was stopped before its first picture leaves nothing that the next one could mistake."""
+    out = tmp_path / "out"
+    arguments = [*pairs, f"out={out}", f"prior.path={tiny}"]
+    run(*arguments)
+    first = (out / "a.png").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(FusionModule, "predict_step", lambda *_: (_ for _ in ()).throw(RuntimeError("stopped")))
+        with pytest.raises(RuntimeError):
+            run(*arguments, "seed=1")
+    assert run(*arguments, "seed=1") == 0
+    assert (out / "a.png").read_bytes() != first
+
+
+def test_results_never_replace_sources(pairs: list[str], tmp_path: Path, tiny: Path, capsys) -> None:
+    kept = (tmp_path / "visible" / "a.png").read_bytes()
+    assert run(*pairs, f"out={tmp_path / 'visible'}", f"prior.path={tiny}") == 2
+    assert "a.png would be replaced" in capsys.readouterr().err
+    assert (tmp_path / "visible" / "a.png").read_bytes() == kept
+
+
+def test_one_file_after_another_into_one_folder(pairs: list[str], tmp_path: Path, tiny: Path) -> None:
+    """Rows of earlier calls stay, names may be anything the file system holds."""
+    out, odd = tmp_path / "out", "\udcff ünï ☃"
+    for modality in ("visible", "infrared"):
+        (tmp_path / modality / "b.png").rename(tmp_path / modality / f"{odd}.png")
+    for name in ("a", odd):
+        files = [f"sources.{modality}={tmp_path / modality / name}.png" for modality in ("visible", "infrared")]
+        assert run(*files, f"out={out}", f"prior.path={tiny}") == 0
+    assert (out / f"{odd}.png").is_file()
+    assert len((out / "summary.csv").read_bytes().splitlines()) == 3
 
 
 def test_maps_of_every_step(pairs: list[str], tmp_path: Path, tiny: Path) -> None:
@@ -116,6 +156,8 @@ def test_maps_of_every_step(pairs: list[str], tmp_path: Path, tiny: Path) -> Non
         f"{kind}_{m}_step{i:03d}" for kind in ("gain", "weight") for m in ("infrared", "visible") for i in range(3)
     ]
     assert names == expected
+    maps = [cv2.imread(str(path)).astype(float) for path in sorted((out / "c_maps").glob("weight_*step000*"))]
+    assert abs(maps[0] - maps[1]).max() > 0  # two weights that sum to one are not the same picture
     assert all(image_size(path) == (33, 40) for path in (out / "c_maps").iterdir())
 
 
@@ -151,6 +193,7 @@ def test_errors_are_one_line(pairs: list[str], tmp_path: Path, capsys: pytest.Ca
         ),
         ([*pairs, f"prior.path={tmp_path / 'none'}"], "no such file; a prior is a diffusers folder"),
         ([*pairs, f"prior.path={broken}"], "the file was altered or cut"),
+        ([*pairs, "accelerator=quantum"], "quantum"),
     ):
         assert run(*arguments, f"out={tmp_path / 'out'}") == 2
         printed = capsys.readouterr().err.strip()

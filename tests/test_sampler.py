@@ -161,6 +161,56 @@ def test_gains_cost_nothing_after_the_plan(bundled: Denoiser, monkeypatch: pytes
     assert sum(images) == 7 + 3 * 3
 
 
+def test_every_option_of_the_loop_has_its_effect(bundled: Denoiser) -> None:
+    """Noise convention, eta, grid and the sign of the second draw each change the result."""
+    sources = crop_of("infrared_visible", 200, 250, 32, "visible", "infrared")
+    soft = GuidanceConfig(kind="blend", sigma_n=0.3)
+    plain = {"steps": 6, "guidance": soft}
+    base = fuse(sources, bundled, SamplerConfig(**plain))
+    for changes in ({"noise": "network"}, {"eta": 1.0}, {"grid": "uniform"}, {"dig": DigConfig(draws=2)}):
+        assert float((fuse(sources, bundled, SamplerConfig(**plain, **changes)) - base).abs().max()) > 1e-3
+
+
+def test_gain_grid_follows_the_measured_gain(bundled: Denoiser) -> None:
+    sources = crop_of("infrared_visible", 200, 250, 32, "visible", "infrared")
+    times = {}
+    for grid in ("logsnr", "gain"):
+        trace: list[Snapshot] = []
+        fuse(sources, bundled, config(grid=grid), observe=trace.append)
+        times[grid] = [int(snapshot.t[0]) for snapshot in trace]
+    assert times["gain"] != times["logsnr"] and times["gain"][0] == times["logsnr"][0]
+
+
+def test_draws_come_in_opposite_pairs(bundled: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def measure(sources, noises, *rest):
+        seen.extend(noises)
+        return original(sources, noises, *rest)
+
+    from dig2dig import sampler
+
+    original = sampler.measure
+    monkeypatch.setattr(sampler, "measure", measure)
+    fuse(random_sources(6, 1, 2, 1, 8, 8), bundled, SamplerConfig(steps=2, dig=DigConfig(draws=3)))
+    assert len(seen) == 3
+    assert torch.equal(seen[0], -seen[1]) and not torch.equal(seen[2].abs(), seen[0].abs())
+
+
+def test_a_users_guidance_may_differentiate(gaussian: GaussianDenoiser) -> None:
+    def downhill(x0_hat, step, state):
+        (gradient,) = torch.autograd.grad(x0_hat.sum(), step.x_t)
+        return x0_hat.detach() - 0 * gradient, state
+
+    downhill.needs_graph = True  # pyright: ignore[reportFunctionMemberAccess]
+    fuse(random_sources(7, 1, 2, 1, 8, 8), gaussian, config(), guidance=downhill)
+
+
+def test_one_seed_or_one_for_each(gaussian: GaussianDenoiser) -> None:
+    with pytest.raises(ValueError, match="3 seeds for 2 images"):
+        fuse(random_sources(8, 2, 2, 1, 8, 8), gaussian, config(), seed=[1, 2, 3])
+
+
 def test_observer_sees_every_step(bundled: Denoiser) -> None:
     trace: list[Snapshot] = []
     fused = fuse(random_sources(3, 2, 3, 1, 20, 30), bundled, config(), observe=trace.append)

@@ -70,9 +70,10 @@ def test_overfits_one_batch() -> None:
     assert losses[-1] < 0.3 * losses[0]
 
 
-def test_an_interrupted_training_ends_where_an_unbroken_one_does(tmp_path: Path, monkeypatch) -> None:
-    """Two steps, stop, the same command again: the same weights as four steps at once; then a usable prior."""
-    steps = ["optim.steps=4", "optim.warmup=2", "optim.ema=0.5"]
+@pytest.mark.parametrize("cut_at", [2, 6])
+def test_an_interrupted_training_ends_where_an_unbroken_one_does(cut_at: int, tmp_path: Path, monkeypatch) -> None:
+    """Stopped early or late, the same command again ends with the same weights; then the prior is usable."""
+    steps = ["optim.steps=10", "optim.warmup=2", "optim.ema=0.5", "val_every=100"]
     whole = fit(tmp_path / "whole", *steps)
 
     class Cut(Exception):
@@ -81,7 +82,7 @@ def test_an_interrupted_training_ends_where_an_unbroken_one_does(tmp_path: Path,
     original = PriorModule.training_step
 
     def cut(self: PriorModule, batch: dict, index: int) -> torch.Tensor:
-        if self.trainer.global_step == 2:
+        if self.trainer.global_step == cut_at:
             raise Cut
         return original(self, batch, index)
 
@@ -92,6 +93,8 @@ def test_an_interrupted_training_ends_where_an_unbroken_one_does(tmp_path: Path,
     parts = fit(tmp_path / "parts", *steps)
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor, rtol=1e-5, atol=1e-6)
+    again = fit(tmp_path / "parts", *steps)  # a finished run, repeated, keeps the averaged weights
+    assert all(torch.equal(again[name], parts[name]) for name in parts)
     denoiser = load_prior(tmp_path / "parts" / "prior")
     assert denoiser(torch.zeros(1, 3, 16, 16), torch.tensor([5])).shape == (1, 3, 16, 16)
 

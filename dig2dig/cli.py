@@ -7,9 +7,9 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-from yaml import YAMLError
 
 T = TypeVar("T")
 
@@ -42,14 +42,15 @@ def load(schema: type[T], argv: list[str]) -> T:
 
 def to_yaml(config: object) -> str:
     """The whole configuration as YAML that ``load`` reads back."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    values = OmegaConf.to_container(OmegaConf.structured(config))
+    return yaml.safe_dump(values, allow_unicode=True, sort_keys=False)  # escapes names that are not UTF-8
 
 
 def from_yaml(schema: type[T], path: Path) -> T | None:
     """The object that ``to_yaml`` wrote; None where the file is missing or does not fit the schema."""
     try:
         result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(path)))
-    except (OmegaConfBaseException, YAMLError, OSError, ValueError):
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError):
         return None
     assert isinstance(result, schema)
     return result
@@ -63,7 +64,7 @@ def _override(argument: str, texts: set[str]) -> Any:
         return layer
     try:
         return OmegaConf.from_dotlist([argument])
-    except YAMLError:
+    except yaml.YAMLError:
         _fail(f"cannot read '{argument}': quote values that hold brackets, colons or commas")
 
 
@@ -72,7 +73,7 @@ def _file(path: str) -> Any:
         _fail(f"no config file '{path}': arguments are YAML files or key=value")
     try:
         layer = OmegaConf.load(path)
-    except (YAMLError, OSError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         _fail(f"{path}: not a readable YAML file ({str(error).splitlines()[0]})")
     return layer if OmegaConf.is_dict(layer) else _fail(f"{path}: expected 'key: value' lines at the top level")
 

@@ -43,7 +43,7 @@ class Run:
         for part in self.out.glob("summary.*.csv"):
             part.unlink()
         write_summary(self.out / "summary.csv", self.done)
-        write_atomically(self.out / "run.yaml", to_yaml(self.record).encode(errors="backslashreplace"))
+        write_atomically(self.out / "run.yaml", to_yaml(self.record).encode())
 
     @property
     def inputs(self) -> dict[str, str]:

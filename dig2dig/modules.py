@@ -123,7 +123,7 @@ class PriorModule(LightningModule):
         """Mean loss of the batch at drawn noise levels."""
         x0 = 2 * batch["image"] - 1
         seeds = [(self.seed << 40) + int(index) for index in batch["index"]]
-        random = generators(seeds)
+        random = generators(seeds, len(x0))
         uniform = torch.stack([torch.rand(2, generator=generator) for generator in random])
         noise = draw_noise(x0.shape[1:], random, x0)
         o = self.optim
@@ -135,7 +135,7 @@ class PriorModule(LightningModule):
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         """Denoising PSNR at the usual noise levels, one noise draw for each image."""
         images = batch["image"]
-        noise = draw_noise(images.shape[1:], generators([int(index) for index in batch["index"]]), images)
+        noise = draw_noise(images.shape[1:], generators(batch["index"].tolist(), len(images)), images)
         for sigma in VALIDATION_SIGMAS:
             psnr = denoising_psnr(self.denoiser, images, noise, float(sigma)).mean()
             self.log(f"val/psnr_{sigma}", psnr, prog_bar=sigma in (25, 50), batch_size=len(images), sync_dist=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Int
@@ -108,11 +109,8 @@ def fuse(
     b, _, c, h, w = sources.shape
     if denoiser.channels < c:
         raise ValueError(f"the prior knows {denoiser.channels} channels, the sources have {c}: take a colour prior")
-    seeds = [seed] * b if isinstance(seed, int) else [int(one) for one in seed]
-    if len(seeds) != b:
-        raise ValueError(f"{len(seeds)} seeds for {b} images: give one, or one for each")
-    clean, random = pad(2 * sources.float() - 1, denoiser.multiple), generators(seeds)
-    draw = lambda: draw_noise((denoiser.channels, *clean.shape[-2:]), random, clean)  # noqa: E731
+    clean = pad(2 * sources.float() - 1, denoiser.multiple)
+    draw = partial(draw_noise, (denoiser.channels, *clean.shape[-2:]), generators(seed, b), clean)
     guide = guidance or make_guidance(config.guidance)
 
     noises = [draw() for _ in range((config.dig.draws + 1) // 2)]

@@ -77,9 +77,16 @@ def add_noise(x0: Image, noise: Image, t: Timestep, alpha_bar: AlphaBar) -> Imag
     return signal.sqrt() * x0 + (1 - signal).sqrt() * noise
 
 
-def generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One random generator for each sample: its noise does not depend on the batch it is in."""
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+def generators(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
+    """One random generator for each sample: its noise does not depend on the batch it is in.
+
+    Raises:
+        ValueError: There are several seeds, but not one for each sample.
+    """
+    seeds = [seed] * count if isinstance(seed, int) else [int(one) for one in seed]
+    if len(seeds) != count:
+        raise ValueError(f"{len(seeds)} seeds for {count} images: give one, or one for each")
+    return [torch.Generator().manual_seed(one) for one in seeds]
 
 
 def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator], like: Tensor) -> Tensor:

@@ -81,6 +81,6 @@ def test_strictly_decreasing_repeats_no_time(values: list[int]) -> None:
 
 def test_noise_depends_on_the_seed_alone() -> None:
     like = torch.zeros(1)
-    both = draw_noise((2, 3), generators([7, 8]), like)
-    assert torch.equal(both[1:], draw_noise((2, 3), generators([8]), like))
+    both = draw_noise((2, 3), generators([7, 8], 2), like)
+    assert torch.equal(both[1:], draw_noise((2, 3), generators(8, 1), like))
     assert not torch.equal(both[0], both[1])

@@ -212,7 +212,7 @@ def measure(
         draw = reconstruct(sources, noise, times, denoiser)
         for i in range(len(times)) if config.kind != "static" else []:
             gains[i] += information_gain(draw[i], draw[i + 1], sources, config.kind, config.loss) / len(noises)
-            cost[i] += information_gain(draw[i], draw[i + 1], sources).abs().mean((1, 2, 3, 4))
+            cost[i] += information_gain(draw[i], draw[i + 1], sources).abs().mean((1, 2, 3, 4)) / len(noises)
         if estimates:
             mean_estimate = draw if mean_estimate is None else mean_estimate.add_(draw)
     if mean_estimate is not None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
@@ -48,6 +49,41 @@ def read_image(path: Path, mode: Literal["auto", "L", "RGB"] = "auto") -> np.nda
     if mode == "auto" and pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         return pixels[..., 0]
     return pixels
+
+
+Range16 = Literal["percentile", "full"]
+
+
+def read_deep(path: Path, mode: Literal["L", "RGB"] = "RGB", scale: Range16 = "percentile") -> np.ndarray:
+    """Pixels of an 8- or 16-bit file: uint8 as ``read_image`` gives them, or float32 in [0, 1].
+
+    Args:
+        path: The file.
+        mode: Grey or colour.
+        scale: 16-bit files: ``percentile`` stretches what lies between the 0.1 and 99.9 percentiles, so that
+            thermal frames, which use a small part of their range, are images; ``full`` divides by 65535.
+
+    Raises:
+        ImageError: The file is missing, not an image, truncated, or neither 8 nor 16 bits deep.
+    """
+    with _open(path) as image:
+        depth = 16 if image.mode.startswith("I") else _bit_depth(image, path)
+    if depth <= 8:
+        return read_image(path, mode)
+    try:
+        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    except (OSError, cv2.error) as error:
+        raise ImageError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    if pixels is None or pixels.dtype != np.uint16:
+        kind = "damaged image" if pixels is None else f"pixels are {pixels.dtype}, only 8 and 16 bits are read"
+        raise ImageError(f"{path}: {kind}")
+    pixels = np.atleast_3d(pixels)[..., :3].astype(np.float32)
+    pixels = pixels[..., ::-1] if pixels.shape[2] == 3 else pixels[..., :1]
+    low, high = (0.0, 65535.0) if scale == "full" else map(float, np.percentile(pixels, (0.1, 99.9)))
+    pixels = ((pixels - low) / max(high - low, 1.0)).clip(0, 1).astype(np.float32)
+    if mode == "L":
+        return pixels[..., 0] if pixels.shape[2] == 1 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
 def _bit_depth(image: Image.Image, path: Path) -> int:

@@ -9,6 +9,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.pairs import Failure, Pair, Sample, batch_key, read_pair
+from datamodules.transforms import PairTransform
 
 PIXELS_PER_BATCH = 2**23  # of all sources of a batch: large images come alone
 
@@ -16,14 +17,16 @@ PIXELS_PER_BATCH = 2**23  # of all sources of a batch: large images come alone
 class PairDataset(Dataset):
     """Reads pairs; what cannot be read comes as a :class:`Failure` and stops nothing."""
 
-    def __init__(self, pairs: Sequence[Pair], task: str, allow_missing: bool = False) -> None:
-        self.pairs, self.task, self.allow_missing = pairs, task, allow_missing
+    def __init__(
+        self, pairs: Sequence[Pair], task: str, allow_missing: bool = False, transform: PairTransform | None = None
+    ) -> None:
+        self.pairs, self.task, self.allow_missing, self.transform = pairs, task, allow_missing, transform
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample | Failure:
-        return read_pair(self.pairs[index], self.task, self.allow_missing)
+        return read_pair(self.pairs[index], self.task, self.allow_missing, self.transform)
 
 
 class SizeBatches(Sampler[list[int]]):
@@ -55,6 +58,7 @@ class FusionDataModule(LightningDataModule):
         batch_size: Images of equal size in one batch.
         workers: Processes that read ahead.
         allow_missing: Fuse stacks that stop before others.
+        transform: Augments or crops the sources of each pair together.
     """
 
     def __init__(
@@ -64,9 +68,10 @@ class FusionDataModule(LightningDataModule):
         batch_size: int = 1,
         workers: int = 0,
         allow_missing: bool = False,
+        transform: PairTransform | None = None,
     ) -> None:
         super().__init__()
-        self.dataset = PairDataset(pairs, task, allow_missing)
+        self.dataset = PairDataset(pairs, task, allow_missing, transform)
         self.batch_size, self.workers = batch_size, workers
 
     def predict_dataloader(self) -> DataLoader:

@@ -1,6 +1,7 @@
 """Single images to train or adapt a prior: every sample is a function of its index, so that runs resume exactly."""
 
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,44 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datamodules.files import IMAGE_SUFFIXES, ImageError, is_image, read_image
+from datamodules.files import IMAGE_SUFFIXES, ImageError, Range16, is_image, read_deep
 from datamodules.transforms import training_crops, validation_crop
-from dig2dig.config import ImageDataConfig
+from dig2dig.config_train import ImageDataConfig
 
 
 def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
-    """All image files under ``root`` in sorted order, without paths that have an excluded part."""
-    folder = Path(root)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of images")
-    found = [path for path in sorted(folder.rglob("*")) if is_image(path) and path.is_file()]
+    """All image files under a folder in sorted order, or those that a text file names, one path on each line.
+
+    Relative paths in a text file start at its folder. Paths with an excluded part are left out.
+
+    Raises:
+        FileNotFoundError: There is no such folder or file, it names no image, or one that does not exist.
+    """
+    place = Path(root)
+    if place.is_file():
+        lines = filter(None, map(str.strip, place.read_text().splitlines()))
+        found = [place.parent / line for line in lines if not line.startswith("#")]
+        lost = next((path for path in found if not path.is_file()), None)
+        if lost:
+            raise FileNotFoundError(f"{place}: names {lost}, which does not exist")
+    elif place.is_dir():
+        found = [path for path in sorted(place.rglob("*")) if is_image(path) and path.is_file()]
+    else:
+        raise FileNotFoundError(f"{place}: no such folder of images, or list of them")
     kept = [path for path in found if not set(path.parts) & set(exclude or [])]
     if not kept:
-        raise FileNotFoundError(f"{folder}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise FileNotFoundError(f"{place}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return kept
+
+
+def hold_out(paths: list[Path], share: float, seed: int) -> tuple[list[Path], list[Path]]:
+    """Splits images into those that train and those that validate, by their stems alone.
+
+    The sources of one scene, which share a stem, fall on one side; a file that is added moves no other.
+    """
+    limit = share * 2**32
+    held = {path.stem: zlib.crc32(f"{seed}/{path.stem}".encode(errors="surrogateescape")) < limit for path in paths}
+    return [path for path in paths if not held[path.stem]], [path for path in paths if held[path.stem]]
 
 
 class ImageCrops(Dataset):
@@ -35,8 +59,16 @@ class ImageCrops(Dataset):
     workers, devices or where a run was interrupted.
     """
 
-    def __init__(self, paths: list[Path], transform: A.Compose, seed: int | None, cache: bool = False) -> None:
+    def __init__(
+        self,
+        paths: list[Path],
+        transform: A.Compose,
+        seed: int | None,
+        cache: bool = False,
+        range16: Range16 = "percentile",
+    ) -> None:
         self.paths, self.transform, self.seed = paths, transform, seed
+        self.range16: Range16 = range16
         self.cache: dict[Path, np.ndarray] | None = {} if cache else None
         self.unreadable: set[Path] = set()
 
@@ -55,7 +87,8 @@ class ImageCrops(Dataset):
         except ImageError as error:
             return self._instead_of(path, index, error)
         image = self.transform(image=pixels)["image"]
-        return {"image": torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1) / 255, "index": index}
+        scale = 255 if image.dtype == np.uint8 else 1
+        return {"image": torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1) / scale, "index": index}
 
     def _instead_of(self, path: Path, index: int, error: ImageError) -> dict[str, Any]:
         """Reports a file that cannot be read, once, and takes the one after it from now on."""
@@ -72,23 +105,28 @@ class ImageCrops(Dataset):
 
     def _read(self, path: Path) -> np.ndarray:
         if self.cache is None:
-            return read_image(path, "RGB")
+            return read_deep(path, "RGB", self.range16)
         if path not in self.cache:
-            self.cache[path] = read_image(path, "RGB")
+            self.cache[path] = read_deep(path, "RGB", self.range16)
         return self.cache[path]
 
 
 class StepSampler(Sampler[int]):
-    """Sample indices from ``start`` to ``stop``: each process takes its share of every global batch."""
+    """Sample indices from ``start`` to ``stop``: each process takes its share of every global batch.
 
-    def __init__(self, start: int, stop: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+    With ``period`` the indices begin again after so many: an overfitting test sees its first batch only.
+    """
+
+    def __init__(
+        self, start: int, stop: int, batch_size: int, rank: int = 0, world_size: int = 1, period: int | None = None
+    ) -> None:
         self.start, self.stop, self.batch_size = start, stop, batch_size
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.period = rank, world_size, period or stop
 
     def __iter__(self) -> Iterator[int]:
         for batch in range(self.start, self.stop, self.batch_size * self.world_size):
             first = batch + self.rank * self.batch_size
-            yield from range(first, first + self.batch_size)
+            yield from (index % self.period for index in range(first, first + self.batch_size))
 
     def __len__(self) -> int:
         """The whole run's samples: Lightning counts those before ``start`` as done."""
@@ -102,15 +140,20 @@ class ImageDataModule(LightningDataModule):
         FileNotFoundError: A folder does not exist or holds no image.
     """
 
-    def __init__(self, config: ImageDataConfig, seed: int, steps: int) -> None:
+    def __init__(self, config: ImageDataConfig, seed: int, steps: int, overfit: bool = False) -> None:
         super().__init__()
-        self.config, self.steps = config, steps
+        self.config, self.steps, self.overfit = config, steps, overfit
         crops = training_crops(config.crop, config.scales, config.grey)
         val = list_images(config.val) if config.val else []
         held_out = {path.resolve() for path in val}
         paths = list_images(config.root, config.exclude) if config.root else []
-        self.train = ImageCrops([path for path in paths if path.resolve() not in held_out], crops, seed, config.cache)
-        self.val = ImageCrops(val, validation_crop(256), None) if val else None
+        paths = [path for path in paths if path.resolve() not in held_out]
+        if not val:
+            paths, val = hold_out(paths, config.val_share, seed)
+        if config.root and not paths:
+            raise FileNotFoundError(f"{config.root}: no image is left to train on, all are held out")
+        self.train = ImageCrops(paths, crops, seed, config.cache, config.range16)
+        self.val = ImageCrops(val, validation_crop(config.val_crop), None, False, config.range16) if val else None
 
     def train_dataloader(self) -> DataLoader:
         """Crops from where the run stands to its last step."""
@@ -123,6 +166,7 @@ class ImageDataModule(LightningDataModule):
             config.batch_size,
             trainer.global_rank,
             trainer.world_size,
+            per_step if self.overfit else None,
         )
         return DataLoader(
             self.train,
@@ -134,5 +178,5 @@ class ImageDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader | list:
-        """Centre crops, four at a time."""
+        """Centre crops, four at a time; every process measures them all, so that their number does not matter."""
         return DataLoader(self.val, 4) if self.val else []

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from datamodules.files import IMAGE_SUFFIXES, ImageError, image_size, is_image, read_image
+from datamodules.transforms import PairTransform
 from dig2dig.color import split
 
 
@@ -96,13 +97,16 @@ def _by_stem(modality: str, folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in files}
 
 
-def read_pair(pair: Pair, task: str, allow_missing: bool = False) -> Sample | Failure:
+def read_pair(
+    pair: Pair, task: str, allow_missing: bool = False, transform: PairTransform | None = None
+) -> Sample | Failure:
     """Reads the sources of a pair, or says in one line why that cannot be.
 
     Args:
         pair: The files.
         task: Decides how colour is treated, see :mod:`dig2dig.color`.
         allow_missing: Fuse a stack that stops before the others; at least two sources must be there.
+        transform: Applied to the sources together.
     """
     if pair.missing and not (allow_missing and len(pair.files) > 1):
         return Failure(pair.name, f"{pair.name}: no file of this name for {', '.join(pair.missing)}")
@@ -116,6 +120,8 @@ def read_pair(pair: Pair, task: str, allow_missing: bool = False) -> Sample | Fa
             f"{file} {array.shape[1]}x{array.shape[0]}" for file, array in zip(pair.files.values(), arrays, strict=True)
         )
         return Failure(pair.name, f"{pair.name}: sources differ in size: {told}; bring them to one size")
+    if transform:
+        arrays = transform(arrays)
     tensors = [torch.tensor(array).view(*array.shape[:2], -1).permute(2, 0, 1) / 255 for array in arrays]
     sources, chroma = split(tensors, task)
     return Sample(pair.name, tuple(pair.files), sources, chroma)

@@ -1,12 +1,14 @@
 """Augmentation of single images with albumentations."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look-up on the network at import
 
 import albumentations as A
 import cv2
+import numpy as np
 
 cv2.setNumThreads(0)  # OpenCV's threads fight torch's
 
@@ -36,6 +38,31 @@ def training_crops(side: int, scales: list[float], grey: float) -> A.Compose:
             A.InvertImg(p=0.05),
         ]
     )
+
+
+class PairTransform:
+    """Augments aligned sources: one spatial transform for all of them, a photometric one for each.
+
+    albumentations' own ``additional_targets`` would repeat photometric draws too, so the sources go through the
+    spatial transform as channels of one image.
+
+    Args:
+        spatial: Crops, flips, rotations.
+        photometric: Gamma, noise and the like, drawn anew for each source; none if None.
+    """
+
+    def __init__(self, spatial: A.Compose, photometric: A.Compose | None = None) -> None:
+        self.spatial, self.photometric = spatial, photometric
+
+    def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The sources, each (h, w) or (h, w, 3), of one size and type."""
+        layers = [array[..., None] if array.ndim == 2 else array for array in arrays]
+        edges = np.cumsum([layer.shape[2] for layer in layers])[:-1]
+        moved = np.split(self.spatial(image=np.concatenate(layers, 2))["image"], edges, axis=2)
+        moved = [layer[..., 0] if array.ndim == 2 else layer for layer, array in zip(moved, arrays, strict=True)]
+        if self.photometric is None:
+            return [np.ascontiguousarray(layer) for layer in moved]
+        return [self.photometric(image=np.ascontiguousarray(layer))["image"] for layer in moved]
 
 
 def validation_crop(side: int) -> A.Compose:

@@ -197,8 +197,8 @@ def _build(config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -
     return unet
 
 
-def build_prior(channels: list[int], layers: int, patch: int) -> Denoiser:
-    """A new v-prediction prior for colour images with random weights, to be trained."""
+def build_prior(channels: list[int], layers: int, patch: int, prediction: Prediction = "v_prediction") -> Denoiser:
+    """A new prior for colour images with random weights, to be trained."""
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     unet = UNet2DModel(
@@ -211,7 +211,7 @@ def build_prior(channels: list[int], layers: int, patch: int) -> Denoiser:
         up_block_types=("UpBlock2D",) * len(channels),  # pyright: ignore[reportArgumentType]
         add_attention=False,
     )
-    return as_denoiser(unet, SCHEDULE | {"prediction_type": "v_prediction"})
+    return as_denoiser(unet, SCHEDULE | {"prediction_type": prediction})
 
 
 def save_prior(denoiser: Denoiser, folder: Path) -> None:

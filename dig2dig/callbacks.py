@@ -2,54 +2,19 @@
 
 import csv
 import io
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from torch import Tensor
 
+from dig2dig.atomic import write_atomically
 from dig2dig.modules import Result
+from dig2dig.panels import to_colours, to_pixels, to_png
 
 COLUMNS = ("name", "status", "seconds", "size", "seed", "inputs", "reason")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that is either there whole or not there: temporary name, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.part")  # short: a name may be as long as the file system allows
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def to_png(image: Tensor) -> bytes:
-    """An image (1 or 3, h, w) in [0, 1] as an 8-bit PNG, rounded."""
-    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return _encode(pixels[..., ::-1] if pixels.shape[2] == 3 else pixels)
-
-
-def to_colours(values: Tensor, low: float, high: float) -> bytes:
-    """A map (h, w) as a PNG in viridis, which people with colour blindness can read."""
-    scaled = ((values - low) / max(high - low, 1e-12)).clamp(0, 1)
-    grey = (scaled * 255).round().byte().cpu().numpy()
-    return _encode(cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS))
-
-
-def _encode(pixels: np.ndarray) -> bytes:
-    encoded, buffer = cv2.imencode(".png", np.ascontiguousarray(pixels))
-    assert encoded
-    return buffer.tobytes()
 
 
 def read_summary(path: Path) -> dict[str, dict[str, str]]:
@@ -101,7 +66,7 @@ class FusionWriter(BasePredictionWriter):
         for result in prediction:
             if result.image is not None:
                 self._write_maps(result)
-                write_atomically(self.out / f"{result.name}.png", to_png(result.image))
+                write_atomically(self.out / f"{result.name}.png", to_png(to_pixels(result.image)))
             self.rows[result.name] = _row(result) | {"inputs": self.inputs.get(result.name, "")}
         table = "summary.csv" if trainer.world_size == 1 else f"summary.{trainer.global_rank}.csv"
         write_summary(self.out / table, self.rows)
@@ -126,8 +91,10 @@ class FusionWriter(BasePredictionWriter):
                 gain, weight = snapshot.gain[0, k, 0], snapshot.weight[0, k, 0]
                 stem = f"{modality}_step{snapshot.index:03d}_t{int(snapshot.t[0]):03d}.png"
                 high = float(snapshot.gain[0].amax())  # one scale for all modalities of a step
-                write_atomically(folder / f"gain_{stem}", to_colours(gain, float(snapshot.gain[0].amin()), high))
-                write_atomically(folder / f"weight_{stem}", to_colours(weight, 0.0, 1.0))
+                write_atomically(
+                    folder / f"gain_{stem}", to_png(to_colours(gain, float(snapshot.gain[0].amin()), high))
+                )
+                write_atomically(folder / f"weight_{stem}", to_png(to_colours(weight, 0.0, 1.0)))
 
 
 def _row(result: Result) -> dict[str, Any]:

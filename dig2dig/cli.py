@@ -88,15 +88,16 @@ def _hint(schema: type, key: str) -> str:
     return f"; did you mean '{close[0]}'?" if close else "; --help lists all options"
 
 
-def _options(schema: type, prefix: str = "") -> list[tuple[str, Any, Any, str]]:
+def _options(schema: type, prefix: str = "", defaults: object = None) -> list[tuple[str, Any, Any, str]]:
     hints = get_type_hints(schema)
     rows: list[tuple[str, Any, Any, str]] = []
     for item in fields(schema):
         kind = hints[item.name]
+        default = _default(item) if defaults is None else getattr(defaults, item.name)
         if is_dataclass(kind):
-            rows += _options(kind, f"{prefix}{item.name}.")  # pyright: ignore[reportArgumentType]
+            rows += _options(kind, f"{prefix}{item.name}.", default)  # pyright: ignore[reportArgumentType]
         else:
-            rows.append((prefix + item.name, kind, _default(item), item.metadata["help"]))
+            rows.append((prefix + item.name, kind, default, item.metadata["help"]))
     return rows
 
 

@@ -20,6 +20,13 @@ _RGB_TO_YCBCR = torch.tensor(
 )
 
 
+def luminance(images: Tensor) -> Tensor:
+    """BT.601 luminance of grey or RGB images, channels at axis -3."""
+    if images.shape[-3] == 1:
+        return images
+    return torch.einsum("j,...jhw->...hw", _RGB_TO_YCBCR[0].to(images), images).unsqueeze(-3)
+
+
 def rgb_to_ycbcr(rgb: Tensor) -> Tensor:
     """Full-range BT.601 luminance in [0, 1] and chroma centred on zero, channels at axis -3 (ITU-T T.871, JPEG)."""
     return torch.einsum("ij,...jhw->...ihw", _RGB_TO_YCBCR.to(rgb), rgb)

@@ -70,24 +70,28 @@ class Denoiser(nn.Module):
         self.precision: Precision = "fp32"
         self.alpha_bar = alpha_bar.double().cpu()  # no buffer: not every device has float64
 
-    def predict(self, x_t: Image, t: Timestep) -> Image:
-        """What the network itself predicts, in the image's layout and float32, without learned variances."""
+    def outputs(self, x_t: Image, t: Timestep) -> tuple[Image, Image | None]:
+        """What the network itself predicts and its learned variances, if any, in the image's layout and float32."""
         kind = x_t.device.type
         bf16 = self.precision == "bf16" or (self.precision == "auto" and supports_bf16(x_t.device))
         with torch.autocast(kind, torch.bfloat16, enabled=bf16 or torch.is_autocast_enabled(kind)):
             output = self.network(pixel_unshuffle(x_t, self.patch), t)
-        output = output[:, : self.channels * self.patch**2]
-        return pixel_shuffle(output.float(), self.patch)
+        parts = output.float().split(self.channels * self.patch**2, dim=1)
+        prediction, *variance = (pixel_shuffle(part, self.patch) for part in parts)
+        return prediction, variance[0] if variance else None
 
-    def forward(self, x_t: Image, t: Timestep) -> Image:
-        """The estimate of the clean image, about [-1, 1], for each sample's own time."""
-        prediction = self.predict(x_t, t)
+    def estimate(self, x_t: Image, prediction: Image, t: Timestep) -> Image:
+        """The estimate of the clean image that a prediction stands for."""
         signal = at(self.alpha_bar, t, x_t)
         if self.prediction == "sample":
             return prediction
         if self.prediction == "v_prediction":
             return signal.sqrt() * x_t - (1 - signal).sqrt() * prediction
         return (x_t - (1 - signal).sqrt() * prediction) / signal.sqrt()
+
+    def forward(self, x_t: Image, t: Timestep) -> Image:
+        """The estimate of the clean image, about [-1, 1], for each sample's own time."""
+        return self.estimate(x_t, self.outputs(x_t, t)[0], t)
 
 
 class GaussianDenoiser(Denoiser):
@@ -107,8 +111,8 @@ class GaussianDenoiser(Denoiser):
         super().__init__(nn.Identity(), alpha_bar, "sample", channels)
         self.mean, self.variance = mean, std**2
 
-    def predict(self, x_t: Image, t: Timestep) -> Image:
+    def outputs(self, x_t: Image, t: Timestep) -> tuple[Image, None]:
         """The posterior mean."""
         signal = at(self.alpha_bar, t, x_t)
         slope = signal.sqrt() * self.variance / (signal * self.variance + 1 - signal)
-        return self.mean + slope * (x_t - signal.sqrt() * self.mean)
+        return self.mean + slope * (x_t - signal.sqrt() * self.mean), None

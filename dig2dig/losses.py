@@ -1,4 +1,7 @@
-"""What a prior is trained on: which noise levels, and the distance to the network's own target."""
+"""What a prior is trained on: which noise levels, the distance to the network's target, and how levels are weighted."""
+
+import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,13 +30,19 @@ def draw_times(
     return torch.where(choice < uniform_share, by_index, by_level)
 
 
-def diffusion_loss(denoiser: Denoiser, x0: Image, noise: Image, t: Timestep) -> Tensor:
+def diffusion_loss(denoiser: Denoiser, x0: Image, noise: Image, t: Timestep, variance_weight: float = 0.0) -> Tensor:
     r"""Squared distance of the network's prediction to its target, for each sample, shape (b,).
 
     .. math:: \varepsilon, \qquad v = \sqrt{\bar\alpha_t}\,\varepsilon - \sqrt{1-\bar\alpha_t}\,x_0
               \qquad\text{or}\qquad x_0
+
+    A network that learns its variances also gets the variational term, times ``variance_weight``.
+
+    References:
+        Nichol and Dhariwal, "Improved denoising diffusion probabilistic models", 2021 (the hybrid objective).
     """
-    prediction = denoiser.predict(add_noise(x0, noise, t, denoiser.alpha_bar), t)
+    x_t = add_noise(x0, noise, t, denoiser.alpha_bar)
+    prediction, variance = denoiser.outputs(x_t, t)
     signal = at(denoiser.alpha_bar, t, x0)
     if denoiser.prediction == "epsilon":
         target = noise
@@ -41,4 +50,66 @@ def diffusion_loss(denoiser: Denoiser, x0: Image, noise: Image, t: Timestep) -> 
         target = signal.sqrt() * noise - (1 - signal).sqrt() * x0
     else:
         target = x0
-    return (prediction - target).square().flatten(1).mean(1)
+    loss = (prediction - target).square().flatten(1).mean(1)
+    if variance is None or variance_weight == 0:
+        return loss
+    x0_hat = denoiser.estimate(x_t, prediction.detach(), t)  # the variational term teaches variances only
+    return loss + variance_weight * variational_loss(x0, x0_hat, x_t, variance, t, denoiser.alpha_bar)
+
+
+def variational_loss(
+    x0: Image, x0_hat: Image, x_t: Image, variance: Tensor, t: Timestep, alpha_bar: AlphaBar
+) -> Tensor:
+    r"""The variational bound's term at each sample's time, in bits per dimension, times the number of times.
+
+    .. math:: \mathrm{KL}\big(q(x_{t-1} \mid x_t, x_0) \,\|\, p_\theta(x_{t-1} \mid x_t)\big), \qquad
+              \log \sigma_\theta^2 = \nu \log \beta_t + (1 - \nu) \log \tilde\beta_t
+
+    where the network gives :math:`2\nu - 1`; at t = 0 the likelihood of the 8-bit pixels takes its place. Images
+    are in [-1, 1].
+
+    References:
+        Nichol and Dhariwal, "Improved denoising diffusion probabilistic models", 2021, eq. 4 to 7 and 15.
+    """
+    before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    betas = 1 - alpha_bar / before
+    posterior = betas * (1 - before) / (1 - alpha_bar)
+    posterior = torch.cat([posterior[1:2], posterior[1:]])  # zero at t = 0: the next one stands in
+    beta, low, signal, signal_before = (at(values, t, x0) for values in (betas, posterior, alpha_bar, before))
+    share = (variance + 1) / 2
+    log_variance = share * beta.log() + (1 - share) * low.log()
+    on_x0 = signal_before.sqrt() * beta / (1 - signal)
+    on_x_t = (1 - beta).sqrt() * (1 - signal_before) / (1 - signal)
+    distance = (on_x0 * (x0 - x0_hat)).square()
+    divergence = 0.5 * (log_variance - low.log() + (low + distance) * (-log_variance).exp() - 1)
+    likelihood = _pixel_likelihood(x0, on_x0 * x0_hat + on_x_t * x_t, (0.5 * log_variance).exp())
+    nats = torch.where(t.view(-1, 1, 1, 1) == 0, -likelihood, divergence)
+    return nats.flatten(1).mean(1) / math.log(2) * len(alpha_bar)
+
+
+def _pixel_likelihood(x: Image, mean: Image, std: Tensor) -> Tensor:
+    """Log-probability of 8-bit pixels under a Gaussian: the mass of each pixel's bin, open at both ends."""
+    normal = torch.distributions.Normal(mean, std)
+    upper = torch.where(x > 0.999, 1.0, normal.cdf(x + 1 / 255))
+    lower = torch.where(x < -0.999, 0.0, normal.cdf(x - 1 / 255))
+    return (upper - lower).clamp(min=1e-12).log()
+
+
+def loss_weight(kind: Literal["none", "min_snr"], gamma: float, denoiser: Denoiser, t: Timestep) -> Tensor:
+    r"""Weight of each sample's loss by its signal-to-noise ratio, shape (b,).
+
+    .. math:: w = \min(\mathrm{SNR}, \gamma) \cdot \{1,\ 1/\mathrm{SNR},\ 1/(\mathrm{SNR} + 1)\}, \qquad
+              \mathrm{SNR} = \bar\alpha_t / (1 - \bar\alpha_t)
+
+    for networks that predict the image, the noise or v. Small noise levels, whose predictions err most, no longer
+    outweigh the others.
+
+    References:
+        Hang et al., "Efficient diffusion training via min-SNR weighting strategy", 2023.
+    """
+    signal = denoiser.alpha_bar[t.cpu()]
+    if kind == "none":
+        return torch.ones_like(signal).float().to(t.device)
+    snr = signal / (1 - signal)
+    unit = {"sample": torch.ones_like(snr), "epsilon": snr, "v_prediction": snr + 1}[denoiser.prediction]
+    return (snr.clamp(max=gamma) / unit).float().to(t.device)

@@ -4,25 +4,34 @@ import math
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.nn import ModuleList
+from torchmetrics.aggregation import RunningMean
 
 from datamodules.pairs import Failure, Sample
 from dig2dig.color import merge
-from dig2dig.config import OptimConfig, SamplerConfig
+from dig2dig.config import SamplerConfig
+from dig2dig.config_train import OptimConfig
 from dig2dig.denoiser import Denoiser
-from dig2dig.losses import diffusion_loss, draw_times
+from dig2dig.losses import diffusion_loss, draw_times, loss_weight
 from dig2dig.sampler import Snapshot, fuse
-from dig2dig.schedule import add_noise, draw_noise, generators, time_of_noise_level
+from dig2dig.schedule import add_noise, draw_noise, generators, noise_level, time_of_noise_level
 from dig2dig.shapes import Image
 
 VALIDATION_SIGMAS = (15, 25, 50, 100)
 """Noise levels at which denoising is measured, in grey levels of 255."""
+
+_EDGES = (0.0, 0.1, 0.3, 1.0, 3.0, math.inf)
+NOISE_BANDS = {f"{low:g}-{high:g}": (low, high) for low, high in pairwise(_EDGES)}
+"""Bands of noise levels, for images in [-1, 1], by which the training loss is logged."""
 
 
 def denoising_psnr(denoiser: Denoiser, images: Image, noise: Image, sigma: float) -> Tensor:
@@ -34,6 +43,21 @@ def denoising_psnr(denoiser: Denoiser, images: Image, noise: Image, sigma: float
     return -10 * torch.log10((estimate - images).square().flatten(1).mean(1))
 
 
+def psnr_by_noise(denoiser: Denoiser, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``psnr_SIGMA`` of each image at the usual noise levels, one noise draw for each image."""
+    images = batch["image"]
+    noise = draw_noise(images.shape[1:], generators(batch["index"].tolist(), len(images)), images)
+    return {f"psnr_{sigma}": denoising_psnr(denoiser, images, noise, float(sigma)) for sigma in VALIDATION_SIGMAS}
+
+
+def validation_psnr(denoiser: Denoiser, batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
+    """Mean over all images of ``psnr_by_noise``, outside of any training."""
+    with torch.no_grad():
+        rows = [psnr_by_noise(denoiser, batch) for batch in batches]
+    names = rows[0] if rows else {}
+    return {name: float(torch.cat([row[name] for row in rows]).mean()) for name in names}
+
+
 @dataclass(frozen=True)
 class Result:
     """What became of one pair.
@@ -41,6 +65,7 @@ class Result:
     Attributes:
         name: Name of the pair.
         image: The fused picture, (1 or 3, h, w) in [0, 1]; None if it failed.
+        fused: The channels that were fused, before they got their colour back.
         modalities: Names of the sources.
         seconds: Time it took; a batch's time is shared equally.
         seed: Seed of its noise.
@@ -50,6 +75,7 @@ class Result:
 
     name: str
     image: Tensor | None = None
+    fused: Tensor | None = None
     modalities: tuple[str, ...] = ()
     seconds: float = 0.0
     seed: int = 0
@@ -84,10 +110,11 @@ class FusionModule(LightningModule):
             if isinstance(item, Sample):
                 shapes[item.sources.shape].append(item)
         for samples in shapes.values():
-            results += self._fuse(samples)
+            results += self.fuse_samples(samples)
         return results
 
-    def _fuse(self, samples: list[Sample]) -> list[Result]:
+    def fuse_samples(self, samples: list[Sample]) -> list[Result]:
+        """Fuses samples of one shape."""
         started = time.perf_counter()
         seeds = [pair_seed(self.seed, sample.name) for sample in samples]
         sources = torch.stack([sample.sources for sample in samples]).to(self.device)
@@ -96,11 +123,12 @@ class FusionModule(LightningModule):
             fused = fuse(sources, self.denoiser, self.sampler, seeds, observe=trace.append if self.trace else None)
         except (ValueError, MemoryError, torch.OutOfMemoryError) as error:  # options or size do not fit
             return [Result(sample.name, reason=f"{sample.name}: {str(error).splitlines()[0]}") for sample in samples]
-        images = [merge(image, sample.chroma) for image, sample in zip(fused.cpu(), samples, strict=True)]
+        fused = fused.cpu()
+        images = [merge(image, sample.chroma) for image, sample in zip(fused, samples, strict=True)]
         seconds = (time.perf_counter() - started) / len(samples)
         return [
-            Result(sample.name, image, sample.modalities, seconds, seed, [step.of(i) for step in trace])
-            for i, (sample, image, seed) in enumerate(zip(samples, images, seeds, strict=True))
+            Result(one.name, images[i], fused[i], one.modalities, seconds, seeds[i], [step.of(i) for step in trace])
+            for i, one in enumerate(samples)
         ]
 
 
@@ -108,42 +136,62 @@ class PriorModule(LightningModule):
     """Trains a prior on single images.
 
     Noise and times come from each sample's index: a resumed run sees what an uninterrupted one would have.
+    Checkpoints hold the weights that learn, not those that an adaptation leaves frozen.
 
     Args:
-        denoiser: The prior.
-        optim: Learning rate, noise levels.
+        denoiser: The prior; its weights that require gradients learn.
+        optim: Learning rate, noise levels, weighting.
         seed: Seed of noise and times.
     """
 
     def __init__(self, denoiser: Denoiser, optim: OptimConfig, seed: int = 0) -> None:
         super().__init__()
         self.denoiser, self.optim, self.seed = denoiser, optim, seed
+        self.band_losses = ModuleList(RunningMean(50, sync_on_compute=False) for _ in NOISE_BANDS)
+        self.strict_loading = False
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        """Mean loss of the batch at drawn noise levels."""
+        """Mean weighted loss of the batch at drawn noise levels."""
         x0 = 2 * batch["image"] - 1
         seeds = [(self.seed << 40) + int(index) for index in batch["index"]]
         random = generators(seeds, len(x0))
         uniform = torch.stack([torch.rand(2, generator=generator) for generator in random])
         noise = draw_noise(x0.shape[1:], random, x0)
         o = self.optim
-        t = draw_times(uniform, self.denoiser.alpha_bar, o.sigma_min, o.sigma_max, o.uniform_share).to(x0.device)
-        loss = diffusion_loss(self.denoiser, x0, noise, t).mean()
+        times = draw_times(uniform, self.denoiser.alpha_bar, o.sigma_min, o.sigma_max, o.uniform_share)
+        t = times.to(x0.device)
+        losses = diffusion_loss(self.denoiser, x0, noise, t, o.variance_weight)
+        loss = (loss_weight(o.weighting, o.gamma, self.denoiser, t) * losses).mean()
         self.log("train/loss", loss, prog_bar=True)
+        self._log_bands(times, losses.detach())
         return loss
+
+    def _log_bands(self, times: Tensor, losses: Tensor) -> None:
+        """Unweighted loss by noise level, mean of the last 50 batches that had any."""
+        sigma = noise_level(self.denoiser.alpha_bar)[times]
+        for band, (name, (low, high)) in zip(self.band_losses, NOISE_BANDS.items(), strict=True):
+            inside = ((sigma >= low) & (sigma < high)).nonzero()[:, 0]
+            if len(inside):
+                band.update(losses[inside.to(losses.device)])  # pyright: ignore[reportCallIssue]
+                self.log(f"train/loss_sigma_{name}", band.compute())  # pyright: ignore[reportCallIssue]
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         """Denoising PSNR at the usual noise levels, one noise draw for each image."""
-        images = batch["image"]
-        noise = draw_noise(images.shape[1:], generators(batch["index"].tolist(), len(images)), images)
-        for sigma in VALIDATION_SIGMAS:
-            psnr = denoising_psnr(self.denoiser, images, noise, float(sigma)).mean()
-            self.log(f"val/psnr_{sigma}", psnr, prog_bar=sigma in (25, 50), batch_size=len(images), sync_dist=True)
+        for name, psnr in psnr_by_noise(self.denoiser, batch).items():
+            shown = name in ("psnr_25", "psnr_50")
+            self.log(f"val/{name}", psnr.mean(), prog_bar=shown, batch_size=len(psnr), sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves out what is frozen."""
+        learning = {name for name, weight in self.named_parameters() if weight.requires_grad}
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: weight for name, weight in state.items() if name in learning}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with warm-up and cosine decay to a hundredth of the peak rate."""
         o = self.optim
-        optimizer = torch.optim.AdamW(self.parameters(), o.lr, (0.9, 0.99), weight_decay=o.weight_decay)
+        weights = [weight for weight in self.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(weights, o.lr, (0.9, 0.99), weight_decay=o.weight_decay)
 
         def rate(step: int) -> float:
             progress = min(max(step - o.warmup, 0) / max(o.steps - o.warmup, 1), 1.0)

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from datamodules.files import ImageError, image_size
 from datamodules.pairs import Pair, PairingError
+from dig2dig.adapters import adapter_file
+from dig2dig.atomic import write_atomically
 from dig2dig.backbone import weights_file
-from dig2dig.callbacks import read_summary, write_atomically, write_summary
+from dig2dig.callbacks import read_summary, write_summary
 from dig2dig.cli import from_yaml, to_yaml
 from dig2dig.config import InferConfig
 from dig2dig.weights import file_sha256
@@ -93,13 +95,17 @@ def resolve(config: InferConfig) -> InferConfig:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "unknown"
-    sha256 = config.prior.sha256 or file_sha256(weights_file(config.prior.path))
-    return replace(config, prior=replace(config.prior, sha256=sha256), versions=versions)
+    prior = config.prior
+    prior = replace(prior, sha256=prior.sha256 or file_sha256(weights_file(prior.path)))
+    if prior.adapter:
+        adapter = adapter_file(Path(prior.adapter))
+        prior = replace(prior, adapter_sha256=prior.adapter_sha256 or file_sha256(adapter))
+    return replace(config, prior=prior, versions=versions)
 
 
 def shaping(config: InferConfig) -> tuple[object, ...]:
     """What a result depends on: two runs that agree on it give the same pictures."""
-    prior = (config.prior.sha256, config.prior.precision)
+    prior = (config.prior.sha256, config.prior.adapter_sha256, config.prior.precision)
     ours = config.versions.get("dig2dig")
     return config.task, config.allow_missing, prior, config.sampler, config.save, config.seed, ours
 

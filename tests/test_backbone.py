@@ -127,7 +127,7 @@ def test_bundled_prior_is_a_small_diffusers_pipeline(bundled) -> None:
     x, t = torch.randn(1, 3, 32, 32), torch.tensor([300])
     with torch.no_grad():
         theirs = pipeline.unet(torch.nn.functional.pixel_unshuffle(x, 2), t).sample
-        ours = bundled.predict(x, t)
+        ours = bundled.outputs(x, t)[0]
     torch.testing.assert_close(ours, torch.nn.functional.pixel_shuffle(theirs, 2), rtol=1e-4, atol=1e-5)
 
 
@@ -178,7 +178,7 @@ def test_flat_folders_of_early_diffusers_load(tmp_path: Path, bundled) -> None:
     (tmp_path / "scheduler_config.json").write_text(json.dumps({"beta_schedule": "linear"}))
     x, t = torch.randn(1, 3, 16, 16), torch.tensor([500])
     with torch.no_grad():
-        torch.testing.assert_close(load_prior(tmp_path).predict(x, t), unet(x, t).sample, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(load_prior(tmp_path).outputs(x, t)[0], unet(x, t).sample, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture

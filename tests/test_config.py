@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from dig2dig.cli import from_yaml, help_text, load, to_yaml
-from dig2dig.config import InferConfig, TrainConfig
+from dig2dig.config import InferConfig
+from dig2dig.config_train import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ["sources.a=x", "sources.b=y"]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from dig2dig.cli import load
-from dig2dig.config import InferConfig, TrainConfig
+from dig2dig.config import InferConfig
+from dig2dig.config_train import TrainConfig
 
 from .conftest import EXAMPLES, ROOT
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 import train
 from dig2dig.backbone import build_prior, load_prior, weights_file
-from dig2dig.config import OptimConfig
+from dig2dig.config_train import OptimConfig
 from dig2dig.denoiser import GaussianDenoiser
 from dig2dig.losses import diffusion_loss, draw_times
 from dig2dig.modules import PriorModule, denoising_psnr

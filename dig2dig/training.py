@@ -1,0 +1,176 @@
+"""One run of ``train.py``: what learns, where it stands, how Lightning runs it, and what it leaves."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ThroughputMonitor
+from lightning.pytorch.callbacks import TQDMProgressBar as ProgressBar
+
+from datamodules.fusion import PairDataset
+from datamodules.images import ImageDataModule
+from datamodules.pairs import Sample, find_pairs
+from datamodules.transforms import PairTransform, validation_crop
+from dig2dig.adapters import add_adapter, merge_adapter, save_adapter
+from dig2dig.atomic import write_atomically
+from dig2dig.backbone import build_prior, load_prior, save_prior
+from dig2dig.card import Facts, model_card
+from dig2dig.checkpoints import AtomicCheckpointIO, WeightAverage, finish, read_checkpoint
+from dig2dig.cli import from_yaml, to_yaml
+from dig2dig.config_train import AdaptConfig, TrainConfig
+from dig2dig.denoiser import Denoiser
+from dig2dig.logs import make_loggers
+from dig2dig.modules import validation_psnr
+from dig2dig.monitor import FusionMonitor, fuse_and_describe, scalars
+from dig2dig.weights import PriorError
+
+
+def open_prior(config: TrainConfig) -> Denoiser:
+    """The prior that a run starts from, or a new one; in fp32, the trainer's precision decides."""
+    if not config.prior:
+        net = config.network
+        return build_prior(net.channels, net.layers, net.patch, net.prediction)
+    denoiser = load_prior(config.prior, precision="fp32")
+    if config.adapter:
+        merge_adapter(denoiser, Path(config.adapter), config.prior)
+    return denoiser
+
+
+def choose_weights(denoiser: Denoiser, adapt: AdaptConfig) -> Denoiser:
+    """Lets those weights learn that the mode names, and no others."""
+    denoiser.requires_grad_(adapt.mode == "full").train()
+    if adapt.mode == "lora":
+        add_adapter(denoiser, adapt.rank, adapt.alpha)
+    elif adapt.mode == "last":
+        unet: Any = denoiser.network.unet
+        blocks = list(unet.up_blocks)[len(unet.up_blocks) - min(adapt.blocks, len(unet.up_blocks)) :]
+        for part in (*blocks, unet.conv_norm_out, unet.conv_out):
+            part.requires_grad_(True)
+    return denoiser
+
+
+def fusion_samples(config: TrainConfig) -> list[Sample]:
+    """The pairs that are fused during training, cropped; pairs that cannot be read are reported and left out."""
+    if not config.fusion.sources:
+        return []
+    fusion = config.fusion
+    transform = PairTransform(validation_crop(fusion.crop)) if fusion.crop else None
+    pairs = PairDataset(find_pairs(fusion.sources), fusion.task, True, transform)
+    samples: list[Sample] = []
+    for index in range(len(pairs)):
+        item = pairs[index]
+        if len(samples) == config.logger.pairs:
+            break
+        if isinstance(item, Sample):
+            samples.append(item)
+        else:
+            print(f"skipped: {item.reason}", file=sys.stderr)
+    return samples
+
+
+def checkpoint_path(config: TrainConfig) -> Path:
+    """The checkpoint that a run goes on from."""
+    return Path(config.out) / "checkpoints" / "last.ckpt"
+
+
+def open_run(config: TrainConfig) -> int:
+    """The step at which a run in ``out`` stands, 0 if there is none; records the configuration.
+
+    Raises:
+        PriorError: The folder holds a run with other options, or its checkpoint is damaged.
+    """
+    record, path = Path(config.out) / "config.yaml", checkpoint_path(config)
+    steps = int(read_checkpoint(path)["global_step"]) if path.is_file() else 0
+    earlier = from_yaml(TrainConfig, record)
+    if steps and earlier is not None and (changed := _differences(_shaping(earlier), _shaping(config))):
+        raise PriorError(f"{config.out}: holds a run with other options ({changed[0]}); give another out=")
+    if not config.fast_dev_run:
+        write_atomically(record, to_yaml(config).encode())
+    return steps
+
+
+def _shaping(config: TrainConfig) -> dict[str, Any]:
+    """What the weights depend on, by option."""
+    free = ("val", "val_crop", "workers", "cache")
+    data = {name: value for name, value in asdict(config.data).items() if name not in free}
+    groups = {"data": data, "network": asdict(config.network), "adapt": asdict(config.adapt)}
+    groups["optim"] = asdict(config.optim)
+    values = {f"{group}.{name}": value for group, options in groups.items() for name, value in options.items()}
+    names = ("prior", "adapter", "seed", "precision", "overfit")
+    return values | {name: getattr(config, name) for name in names}
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [f"{name} was {before[name]}, now {now[name]}" for name in now if before[name] != now[name]]
+
+
+def make_trainer(config: TrainConfig, samples: list[Sample], start: int) -> Trainer:
+    """Lightning's trainer with averaged weights, checkpoints, loggers, fusions to look at and a progress bar."""
+    out, devices, optim = Path(config.out), config.trainer, config.optim
+    saving = ModelCheckpoint(
+        checkpoint_path(config).parent,
+        save_last=True,
+        save_top_k=0,
+        every_n_train_steps=config.save_every,
+        enable_version_counter=False,
+    )
+    callbacks: list[Callback] = [WeightAverage(optim.ema)] if optim.ema else []
+    callbacks += [saving, ProgressBar()]
+    loggers = [] if config.fast_dev_run else make_loggers(config.logger, out, asdict(config), start)
+    if loggers:
+        callbacks += [LearningRateMonitor(), ThroughputMonitor(lambda batch: len(batch["image"]), window_size=20)]
+        if samples:
+            fusion = config.fusion
+            callbacks.append(
+                FusionMonitor(out / "fusion", len(samples), samples, fusion.sampler, fusion.every, config.seed)
+            )
+    return Trainer(
+        accelerator=devices.accelerator,
+        devices=devices.devices,
+        num_nodes=devices.num_nodes,
+        strategy=devices.strategy,
+        precision=config.precision,  # pyright: ignore[reportArgumentType]
+        max_steps=optim.steps,
+        accumulate_grad_batches=optim.accumulate,
+        gradient_clip_val=optim.clip or None,
+        val_check_interval=config.val_every * optim.accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=min(config.logger.every, optim.steps),
+        use_distributed_sampler=False,  # the sampler splits global batches itself
+        fast_dev_run=config.fast_dev_run,
+        logger=loggers,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+    )
+
+
+def measure(config: TrainConfig, denoiser: Denoiser, data: ImageDataModule, samples: list[Sample]) -> dict[str, float]:
+    """Denoising PSNR on the held-out images, and metrics and gain statistics of fusions, outside of any training."""
+    device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
+    denoiser = denoiser.to(device).eval()
+    batches = ({name: value.to(device) for name, value in batch.items()} for batch in data.val_dataloader())
+    values = validation_psnr(denoiser, batches)
+    return values | scalars(fuse_and_describe(samples, denoiser, config.fusion.sampler, config.seed, device))
+
+
+def export(config: TrainConfig, data: ImageDataModule, devices: int) -> dict[str, float]:
+    """Writes the prior, or its adapter, with averaged weights and a model card; gives its PSNR by noise level."""
+    out = Path(config.out)
+    before = measure(config, open_prior(config), data, []) if config.prior else {}
+    denoiser = choose_weights(open_prior(config), config.adapt)
+    finish(torch.nn.ModuleDict({"denoiser": denoiser}), read_checkpoint(checkpoint_path(config)))
+    after = measure(config, denoiser, data, [])
+    card = model_card(config, denoiser, Facts(len(data.train), len(data.val or []), devices, before, after))
+    folder = out / ("adapter" if config.adapt.mode == "lora" else "prior")
+    if config.adapt.mode == "lora":
+        save_adapter(denoiser, folder, config.prior, config.adapt.rank, config.adapt.alpha)
+        print(f"adapter written: python infer.py … prior.path={config.prior} prior.adapter={folder}")
+    else:
+        save_prior(denoiser, folder)
+        print(f"prior written: python infer.py … prior.path={folder}")
+    write_atomically(folder / "README.md", card.encode())
+    return after

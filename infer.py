@@ -4,8 +4,6 @@ python infer.py configs/ivf.yaml sources.visible=DIR_OR_FILE sources.infrared=DI
 """
 
 import sys
-from dataclasses import asdict
-from pathlib import Path
 
 from dig2dig.cli import load
 from dig2dig.config import InferConfig
@@ -15,19 +13,17 @@ def main(argv: list[str]) -> int:
     """Fuses every pair that the config names, and gives the exit code: 1 if any pair failed."""
     config = load(InferConfig, argv)
     # heavy imports come after the config, so that --help and errors answer at once
-    from lightning import Trainer
     from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from lightning.pytorch.callbacks import TQDMProgressBar
 
     from datamodules.fusion import FusionDataModule
     from datamodules.pairs import PairingError, find_pairs
-    from dig2dig.adapters import merge_adapter
-    from dig2dig.backbone import PriorError, load_prior
+    from dig2dig.adapters import open_prior
     from dig2dig.callbacks import FusionWriter
-    from dig2dig.logs import make_loggers
+    from dig2dig.logs import close
     from dig2dig.modules import FusionModule
     from dig2dig.monitor import FusionMonitor
-    from dig2dig.run import conclude, list_pairs, open_run, quiet
+    from dig2dig.run import conclude, list_pairs, make_trainer, open_run, quiet
+    from dig2dig.weights import PriorError
 
     quiet()
     try:
@@ -35,30 +31,20 @@ def main(argv: list[str]) -> int:
         if config.dry_run:
             list_pairs(run)
             return 0
+        denoiser = open_prior(config.prior)
         writer = FusionWriter(run.out, run.done, run.inputs)
-        denoiser = load_prior(config.prior.path, config.prior.sha256, config.prior.precision)
-        if config.prior.adapter:
-            merge_adapter(denoiser, Path(config.prior.adapter), config.prior.path, config.prior.adapter_sha256)
-        loggers = make_loggers(config.logger, run.out, asdict(config))
-        trainer = Trainer(
-            accelerator=config.trainer.accelerator,
-            devices=config.trainer.devices,
-            num_nodes=config.trainer.num_nodes,
-            strategy=config.trainer.strategy,
-            callbacks=[writer, FusionMonitor(run.out / "panels", config.logger.pairs), TQDMProgressBar()],
-            logger=loggers,
-            inference_mode=False,  # posterior guidance needs gradients
-            use_distributed_sampler=False,  # SizeBatches splits whole batches
-        )
+        trainer = make_trainer(config, [writer, FusionMonitor(run.out / "panels", config.logger.pairs)])
         run.start()
     except (PairingError, PriorError, MisconfigurationException, ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
-    module = FusionModule(denoiser, config.sampler, config.seed, trace=config.save.weights or bool(loggers))
+    traced = config.save.weights or bool(trainer.loggers)
+    module = FusionModule(denoiser, config.sampler, config.seed, traced)
     data = FusionDataModule(run.todo, config.task, config.batch_size, config.workers, config.allow_missing)
     if run.todo:
         trainer.predict(module, data, return_predictions=False)
+    close(trainer.loggers)
     return conclude(run, writer.rows) if trainer.is_global_zero else 0
 
 

@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
 
     from datamodules.images import ImageDataModule
     from datamodules.pairs import PairingError
-    from dig2dig.logs import log_scalars
+    from dig2dig.logs import close, log_scalars
     from dig2dig.modules import PriorModule
     from dig2dig.run import quiet
     from dig2dig.training import (
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
         start, path = open_run(config), checkpoint_path(config)
         module = PriorModule(choose_weights(denoiser, config.adapt), config.optim, config.seed)
         trainer = make_trainer(config, samples, start)
-    except (PriorError, PairingError, FileNotFoundError, MisconfigurationException) as error:
+    except (PriorError, PairingError, MisconfigurationException, ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     if start < config.optim.steps:
@@ -57,6 +57,7 @@ def main(argv: list[str]) -> int:
     if trainer.is_global_zero:
         psnr = export(config, data, trainer.world_size)
         log_scalars(trainer.loggers, {f"final/{name}": value for name, value in psnr.items()}, config.optim.steps)
+    close(trainer.loggers)
     return 0
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dig2dig.backbone import load_prior, save_prior, weights_file
+from dig2dig.config import PriorConfig
 from dig2dig.denoiser import Denoiser
 from dig2dig.weights import PriorError, check_sha256, file_sha256, read_json, read_weights
 
@@ -98,6 +99,14 @@ def merge_adapter(denoiser: Denoiser, folder: Path, prior: str, sha256: str | No
     if left.unexpected_keys or any("lora_" in name for name in left.missing_keys):
         raise PriorError(f"{folder}: adapters do not fit the prior: other layers than this prior has")
     merge(denoiser)
+
+
+def open_prior(config: PriorConfig) -> Denoiser:
+    """The prior that a configuration names, with its adapter merged."""
+    denoiser = load_prior(config.path, config.sha256, config.precision)
+    if config.adapter:
+        merge_adapter(denoiser, Path(config.adapter), config.path, config.adapter_sha256)
+    return denoiser
 
 
 def merge(denoiser: Denoiser) -> None:

@@ -79,6 +79,13 @@ def log_scalars(loggers: Iterable[Logger], values: dict[str, float], step: int) 
         logger.log_metrics(values, step)
 
 
+def close(loggers: Iterable[Logger]) -> None:
+    """Ends what would otherwise stay open until the process ends."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and _first():
+            logger.experiment.finish()
+
+
 def log_image(loggers: Iterable[Logger], key: str, pixels: np.ndarray, step: int) -> None:
     """Sends a picture, uint8, (h, w, 3)."""
     for logger in loggers:

@@ -75,11 +75,11 @@ def variational_loss(
     betas = 1 - alpha_bar / before
     posterior = betas * (1 - before) / (1 - alpha_bar)
     posterior = torch.cat([posterior[1:2], posterior[1:]])  # zero at t = 0: the next one stands in
-    beta, low, signal, signal_before = (at(values, t, x0) for values in (betas, posterior, alpha_bar, before))
+    mean_x0 = before.sqrt() * betas / (1 - alpha_bar)
+    mean_x_t = (1 - betas).sqrt() * (1 - before) / (1 - alpha_bar)
+    beta, low, on_x0, on_x_t = (at(values, t, x0) for values in (betas, posterior, mean_x0, mean_x_t))
     share = (variance + 1) / 2
     log_variance = share * beta.log() + (1 - share) * low.log()
-    on_x0 = signal_before.sqrt() * beta / (1 - signal)
-    on_x_t = (1 - beta).sqrt() * (1 - signal_before) / (1 - signal)
     distance = (on_x0 * (x0 - x0_hat)).square()
     divergence = 0.5 * (log_variance - low.log() + (low + distance) * (-log_variance).exp() - 1)
     likelihood = _pixel_likelihood(x0, on_x0 * x0_hat + on_x_t * x_t, (0.5 * log_variance).exp())

@@ -7,9 +7,12 @@ import sys
 import warnings
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 from datamodules.files import ImageError, image_size
 from datamodules.pairs import Pair, PairingError
@@ -19,6 +22,7 @@ from dig2dig.backbone import weights_file
 from dig2dig.callbacks import read_summary, write_summary
 from dig2dig.cli import from_yaml, to_yaml
 from dig2dig.config import InferConfig
+from dig2dig.logs import make_loggers
 from dig2dig.weights import file_sha256
 
 RECORDED = ("dig2dig", "torch", "lightning", "diffusers", "numpy")
@@ -110,13 +114,34 @@ def shaping(config: InferConfig) -> tuple[object, ...]:
     return config.task, config.allow_missing, prior, config.sampler, config.save, config.seed, ours
 
 
+def make_trainer(config: InferConfig, callbacks: list[Callback]) -> Trainer:
+    """Lightning's trainer with a progress bar and the loggers that the configuration names."""
+    devices = config.trainer
+    return Trainer(
+        accelerator=devices.accelerator,
+        devices=devices.devices,
+        num_nodes=devices.num_nodes,
+        strategy=devices.strategy,
+        callbacks=[*callbacks, TQDMProgressBar()],
+        logger=make_loggers(config.logger, Path(config.out), asdict(config)),
+        inference_mode=False,  # posterior guidance needs gradients
+        use_distributed_sampler=False,  # SizeBatches splits whole batches
+    )
+
+
 def quiet() -> None:
     """Silences what Lightning says about itself, not what it says about a user's mistakes; names print as they can."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    advices = "does not have many workers", "LeafSpec", "batch sampler `SizeBatches`", "dataloader is not resumable"
+    advices = (
+        "does not have many workers",
+        "LeafSpec",
+        "batch sampler `SizeBatches`",
+        "dataloader is not resumable",
+        "flops_per_batch",
+    )
     for advice in advices:  # the last: our sampler starts where the run stands
         warnings.filterwarnings("ignore", f".*{advice}.*")
 

@@ -118,7 +118,7 @@ def make_trainer(config: TrainConfig, samples: list[Sample], start: int) -> Trai
         enable_version_counter=False,
     )
     callbacks: list[Callback] = [WeightAverage(optim.ema)] if optim.ema else []
-    callbacks += [saving, ProgressBar()]
+    callbacks += [ProgressBar()] if config.fast_dev_run else [ProgressBar(), saving]
     loggers = [] if config.fast_dev_run else make_loggers(config.logger, out, asdict(config), start)
     if loggers:
         callbacks += [LearningRateMonitor(), ThroughputMonitor(lambda batch: len(batch["image"]), window_size=20)]

@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.files import ImageError, image_size, read_image
+from datamodules.files import ImageError, image_size, read_deep, read_image
 from datamodules.fusion import FusionDataModule, SizeBatches
-from datamodules.images import ImageCrops, StepSampler, list_images
+from datamodules.images import ImageCrops, ImageDataModule, StepSampler, hold_out, list_images
 from datamodules.pairs import Failure, Pair, PairingError, Sample, find_pairs, read_pair
-from datamodules.transforms import training_crops, validation_crop
+from datamodules.transforms import PairTransform, training_crops, validation_crop
+from dig2dig.config_train import ImageDataConfig
 
 from .conftest import EXAMPLES
 
@@ -195,3 +196,80 @@ def test_folders_without_images_are_told(tmp_path: Path) -> None:
         list_images(str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match="holds no image"):
         list_images(str(tmp_path))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_train(suffix: str, channels: int, tmp_path: Path) -> None:
+    """Twelve-bit thermal frames are stretched by their percentiles, or kept in the full range."""
+    levels = np.linspace(1000, 5095, 64 * 64).reshape(64, 64, 1).astype(np.uint16)
+    pixels = np.concatenate([levels // (i + 1) for i in range(channels)], 2)
+    path = tmp_path / f"deep{suffix}"
+    cv2.imwrite(str(path), pixels[..., ::-1])
+    full = read_deep(path, "RGB", "full")
+    np.testing.assert_allclose(full, np.broadcast_to(pixels, (64, 64, 3)) / 65535, atol=1e-6)
+    stretched = read_deep(path, "L")
+    assert stretched.shape == (64, 64) and stretched.min() < 0.1 and stretched.max() > (0.95 if channels == 1 else 0.5)
+    crops = ImageCrops([path], training_crops(16, [1.0, 2.0], 0.5), seed=1)
+    images = torch.stack([crops[i]["image"] for i in range(20)])
+    assert images.shape == (20, 3, 16, 16) and images.amin() >= 0 and 0.5 < images.amax() <= 1
+    assert read_deep(EXAMPLES / "multi_focus" / "near" / "mountain.png").dtype == np.uint8
+
+
+def test_deep_files_that_are_damaged_are_one_line(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "whole.png"), np.random.default_rng(0).integers(0, 65535, (64, 64), dtype=np.uint16))
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:40])
+    cv2.imwrite(str(tmp_path / "float.tiff"), np.full((8, 8), 0.5, np.float32))
+    for name in ("cut.png", "float.tiff"):
+        with pytest.raises(ImageError, match=name) as caught:
+            read_deep(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_images_are_listed_by_a_file_and_split_by_stem(tmp_path: Path) -> None:
+    for side in ("ir", "vi"):
+        for i in range(40):
+            write(tmp_path / side / f"{i}.png", 8, 8)
+    (tmp_path / "some.txt").write_text("# held out\nir/3.png\n\nvi/5.png\n")
+    assert list_images(str(tmp_path / "some.txt")) == [tmp_path / "ir" / "3.png", tmp_path / "vi" / "5.png"]
+    (tmp_path / "lost.txt").write_text("ir/300.png")
+    with pytest.raises(FileNotFoundError, match=r"names .*300\.png"):
+        list_images(str(tmp_path / "lost.txt"))
+    paths = list_images(str(tmp_path))
+    train, val = hold_out(paths, 0.25, 0)
+    assert len(train) + len(val) == 80 and 8 <= len(val) <= 32
+    assert not {path.stem for path in train} & {path.stem for path in val}
+    assert hold_out(paths, 0.25, 1) != (train, val)
+    more = hold_out([*paths, tmp_path / "new.png"], 0.25, 0)
+    assert set(val) <= set(more[1])  # a new file moves no other
+    config = ImageDataConfig(root=str(tmp_path), val=str(tmp_path / "some.txt"))
+    data = ImageDataModule(config, 0, 1)
+    assert data.val is not None and len(data.val) == 2 and len(data.train) == 78
+
+
+def test_sources_of_a_pair_move_together_and_change_apart() -> None:
+    """One spatial transform for all sources; photometric ones are drawn for each."""
+    import albumentations as A
+
+    grid = np.arange(40 * 30, dtype=np.uint8).reshape(40, 30)
+    sources = [grid, np.stack([grid] * 3, -1), 255 - grid]
+    spatial = A.Compose([A.RandomCrop(16, 16), A.HorizontalFlip(p=0.5), A.Transpose(p=0.5)], seed=3)
+    for _ in range(5):
+        grey, colour, inverted = PairTransform(spatial)(sources)
+        assert grey.shape == (16, 16) and colour.shape == (16, 16, 3)
+        np.testing.assert_array_equal(colour, np.stack([grey] * 3, -1))
+        np.testing.assert_array_equal(inverted, 255 - grey)
+    gamma = A.Compose([A.RandomGamma(gamma_limit=(40, 250), p=1)], seed=4)
+    first, second, _ = PairTransform(spatial, gamma)([grid, grid, grid])
+    assert (first != second).any()
+
+
+def test_validation_pairs_are_cropped_together() -> None:
+    pairs = find_pairs({name: str(EXAMPLES / "infrared_visible" / name) for name in ("visible", "infrared")})
+    data = FusionDataModule(pairs, "ivf", transform=PairTransform(validation_crop(64)))
+    sample, whole = data.dataset[0], FusionDataModule(pairs, "ivf").dataset[0]
+    assert isinstance(sample, Sample) and isinstance(whole, Sample)
+    h, w = whole.sources.shape[-2:]
+    middle = whole.sources[..., (h - 64) // 2 : (h + 64) // 2, (w - 64) // 2 : (w + 64) // 2]
+    torch.testing.assert_close(sample.sources, middle)
+    assert sample.chroma is not None and sample.chroma.shape == (2, 64, 64)

@@ -2,6 +2,8 @@
 
 import csv
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -20,7 +22,7 @@ from dig2dig.modules import FusionModule, pair_seed
 
 from .conftest import EXAMPLES, ROOT, SHARED
 
-FAST = ["sampler.steps=3", "accelerator=cpu"]
+FAST = ["sampler.steps=3", "trainer.accelerator=cpu"]
 
 
 @pytest.fixture(scope="session")
@@ -193,7 +195,7 @@ def test_errors_are_one_line(pairs: list[str], tmp_path: Path, capsys: pytest.Ca
         ),
         ([*pairs, f"prior.path={tmp_path / 'none'}"], "no such file; a prior is a diffusers folder"),
         ([*pairs, f"prior.path={broken}"], "the file was altered or cut"),
-        ([*pairs, "accelerator=quantum"], "quantum"),
+        ([*pairs, "trainer.accelerator=quantum"], "quantum"),
     ):
         assert run(*arguments, f"out={tmp_path / 'out'}") == 2
         printed = capsys.readouterr().err.strip()
@@ -239,3 +241,24 @@ def test_real_sets_pair_and_read(task: str, row: tuple[str, ...]) -> None:
         assert sample.sources.shape[1] == (1 if task in ("ivf", "mif") else 3)
     coloured = [isinstance(sample, Sample) and sample.chroma is not None for sample in samples]
     assert all(coloured) if "PET" in row else not any(coloured)
+
+
+def test_two_processes_write_every_pair_once(tmp_path: Path) -> None:
+    """The same pictures as one process makes, and one row for each."""
+    for name, size in (("a", 24), ("b", 24), ("c", 32), ("d", 32), ("e", 40)):
+        for side in ("visible", "infrared"):
+            pixels = np.random.default_rng(len(name) + size).integers(0, 256, (size, size), dtype=np.uint8)
+            (tmp_path / side).mkdir(exist_ok=True)
+            Image.fromarray(pixels if side == "visible" else 255 - pixels).save(tmp_path / side / f"{name}.png")
+    sources = [f"sources.{side}={tmp_path / side}" for side in ("visible", "infrared")]
+    options = [*sources, "sampler.steps=2", "batch_size=1", "trainer.accelerator=cpu"]
+    for out, more in (("one", []), ("two", ["trainer.devices=2", "trainer.strategy=ddp"])):
+        command = [sys.executable, "infer.py", "configs/ivf.yaml", *options, *more, f"out={tmp_path / out}"]
+        ran = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=300)
+        assert "5 fused, 0 failed" in ran.stdout
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
+    for name in "abcde":
+        assert (two / f"{name}.png").read_bytes() == (one / f"{name}.png").read_bytes()
+    rows = (two / "summary.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[:2] for row in rows] == [[name, "done"] for name in "abcde"]

@@ -19,6 +19,31 @@ class ImageError(ValueError):
     """A file that cannot be used, told in one line."""
 
 
+def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
+    """All image files under a folder in sorted order, or those that a text file names, one path on each line.
+
+    Relative paths in a text file start at its folder. Paths with an excluded part are left out.
+
+    Raises:
+        FileNotFoundError: There is no such folder or file, it names no image, or one that does not exist.
+    """
+    place = Path(root)
+    if place.is_file():
+        lines = filter(None, map(str.strip, place.read_text().splitlines()))
+        found = [place.parent / line for line in lines if not line.startswith("#")]
+        lost = next((path for path in found if not path.is_file()), None)
+        if lost:
+            raise FileNotFoundError(f"{place}: names {lost}, which does not exist")
+    elif place.is_dir():
+        found = [path for path in sorted(place.rglob("*")) if is_image(path) and path.is_file()]
+    else:
+        raise FileNotFoundError(f"{place}: no such folder of images, or list of them")
+    kept = [path for path in found if not set(path.parts) & set(exclude or [])]
+    if not kept:
+        raise FileNotFoundError(f"{place}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return kept
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) as ``read_image`` gives it, from the file's header."""
     with _open(path) as image:

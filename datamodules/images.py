@@ -12,34 +12,9 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datamodules.files import IMAGE_SUFFIXES, ImageError, Range16, is_image, read_deep
+from datamodules.files import ImageError, Range16, list_images, read_deep
 from datamodules.transforms import training_crops, validation_crop
 from dig2dig.config_train import ImageDataConfig
-
-
-def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
-    """All image files under a folder in sorted order, or those that a text file names, one path on each line.
-
-    Relative paths in a text file start at its folder. Paths with an excluded part are left out.
-
-    Raises:
-        FileNotFoundError: There is no such folder or file, it names no image, or one that does not exist.
-    """
-    place = Path(root)
-    if place.is_file():
-        lines = filter(None, map(str.strip, place.read_text().splitlines()))
-        found = [place.parent / line for line in lines if not line.startswith("#")]
-        lost = next((path for path in found if not path.is_file()), None)
-        if lost:
-            raise FileNotFoundError(f"{place}: names {lost}, which does not exist")
-    elif place.is_dir():
-        found = [path for path in sorted(place.rglob("*")) if is_image(path) and path.is_file()]
-    else:
-        raise FileNotFoundError(f"{place}: no such folder of images, or list of them")
-    kept = [path for path in found if not set(path.parts) & set(exclude or [])]
-    if not kept:
-        raise FileNotFoundError(f"{place}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return kept
 
 
 def hold_out(paths: list[Path], share: float, seed: int) -> tuple[list[Path], list[Path]]:

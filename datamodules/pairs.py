@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from datamodules.files import IMAGE_SUFFIXES, ImageError, image_size, is_image, read_image
+from datamodules.files import IMAGE_SUFFIXES, ImageError, image_size, is_image, list_images, read_image
 from datamodules.transforms import PairTransform
 from dig2dig.color import split
 
@@ -59,17 +59,17 @@ def find_pairs(sources: dict[str, str]) -> list[Pair]:
     """Pairs the files of all sources by stem, sorted by name.
 
     Args:
-        sources: A folder for each modality, or one file for each.
+        sources: A folder for each modality, or a text file that lists its images, or one image for each.
 
     Raises:
-        PairingError: A source does not exist, files and folders are mixed, a folder holds no image or two
+        PairingError: A source does not exist, single images and folders are mixed, a folder holds no image or two
             of one stem, or no name stands in two folders.
     """
     paths = {modality: Path(source) for modality, source in sources.items()}
     for modality, path in paths.items():
         if not path.exists():
             raise PairingError(f"sources.{modality}: no such file or folder: {path}")
-    folders = [path.is_dir() for path in paths.values()]
+    folders = [path.is_dir() or path.suffix == ".txt" for path in paths.values()]
     if not any(folders):
         return [Pair(next(iter(paths.values())).stem, paths)]
     if not all(folders):
@@ -86,7 +86,10 @@ def find_pairs(sources: dict[str, str]) -> list[Pair]:
 
 def _by_stem(modality: str, folder: Path) -> dict[str, Path]:
     try:
-        files = [path for path in sorted(folder.iterdir()) if is_image(path)]
+        listed = folder.is_file()
+        files = list_images(str(folder)) if listed else [path for path in sorted(folder.iterdir()) if is_image(path)]
+    except FileNotFoundError as error:
+        raise PairingError(f"sources.{modality}: {error}") from error
     except OSError as error:
         raise PairingError(f"sources.{modality}: {folder} cannot be read ({error.strerror})") from error
     if not files:

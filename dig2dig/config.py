@@ -149,7 +149,7 @@ class InferConfig:
     task: Literal["ivf", "mif", "mef", "mff"] = option(
         "ivf", "infrared-visible, medical, multi-exposure, multi-focus: decides how colour is treated"
     )
-    sources: dict[str, str] = option({}, "a folder or a file per modality; files are paired by stem")
+    sources: dict[str, str] = option({}, "per modality a folder, a list of images (.txt) or one image; paired by stem")
     allow_missing: bool = option(False, "fuse stacks that stop before others with the sources they have, at least 2")
     out: str = option("out", "folder for the results")
     prior: PriorConfig = option(PriorConfig, "the pretrained denoiser")

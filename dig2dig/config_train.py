@@ -94,7 +94,7 @@ class OptimConfig:
 class FusionCheckConfig:
     """Pairs that are fused during training, to see what it does to the result and to the gains."""
 
-    sources: dict[str, str] = option({}, "a folder or a file per modality; empty = no fusion during training")
+    sources: dict[str, str] = option({}, "as in infer.py; empty = no fusion during training")
     task: Literal["ivf", "mif", "mef", "mff"] = option("ivf", "as in infer.py")
     crop: int = option(256, "side of the centre crop that is fused, pixels; 0 = whole images")
     every: int = option(1000, "steps between fusions")

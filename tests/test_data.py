@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.files import ImageError, image_size, read_deep, read_image
+from datamodules.files import ImageError, image_size, list_images, read_deep, read_image
 from datamodules.fusion import FusionDataModule, SizeBatches
-from datamodules.images import ImageCrops, ImageDataModule, StepSampler, hold_out, list_images
+from datamodules.images import ImageCrops, ImageDataModule, StepSampler, hold_out
 from datamodules.pairs import Failure, Pair, PairingError, Sample, find_pairs, read_pair
 from datamodules.transforms import PairTransform, training_crops, validation_crop
 from dig2dig.config_train import ImageDataConfig
@@ -230,11 +230,16 @@ def test_images_are_listed_by_a_file_and_split_by_stem(tmp_path: Path) -> None:
     for side in ("ir", "vi"):
         for i in range(40):
             write(tmp_path / side / f"{i}.png", 8, 8)
-    (tmp_path / "some.txt").write_text("# held out\nir/3.png\n\nvi/5.png\n")
-    assert list_images(str(tmp_path / "some.txt")) == [tmp_path / "ir" / "3.png", tmp_path / "vi" / "5.png"]
+    (tmp_path / "some.txt").write_text("# held out\nir/3.png\n\nir/5.png\n")
+    assert list_images(str(tmp_path / "some.txt")) == [tmp_path / "ir" / "3.png", tmp_path / "ir" / "5.png"]
     (tmp_path / "lost.txt").write_text("ir/300.png")
     with pytest.raises(FileNotFoundError, match=r"names .*300\.png"):
         list_images(str(tmp_path / "lost.txt"))
+    (tmp_path / "other.txt").write_text("vi/3.png\nvi/5.png\n")
+    named = find_pairs({"infrared": str(tmp_path / "some.txt"), "visible": str(tmp_path / "other.txt")})
+    assert {pair.name: pair.missing for pair in named} == {"3": (), "5": ()}
+    with pytest.raises(PairingError, match=r"sources\.visible: .*names"):
+        find_pairs({"infrared": str(tmp_path / "some.txt"), "visible": str(tmp_path / "lost.txt")})
     paths = list_images(str(tmp_path))
     train, val = hold_out(paths, 0.25, 0)
     assert len(train) + len(val) == 80 and 8 <= len(val) <= 32

@@ -1,4 +1,4 @@
-"""What README.md tells people to type works."""
+"""What README.md and the other pages tell people to type works."""
 
 import re
 import shlex
@@ -14,10 +14,13 @@ from .conftest import EXAMPLES, ROOT
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
-COMMANDS = [line.split("  #")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "dig2dig" / "prior" / "README.md"]
+SHELL = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.S)]
+LINES = [line.split("  #")[0].strip() for block in SHELL for line in block.replace("\\\n", " ").splitlines()]
+COMMANDS = [line[line.index("python ") :] for line in LINES if line.startswith(("python ", "srun python "))]
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python ")])
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "..." not in command and " -m " not in command])
 def test_command_is_understood(command: str, capsys: pytest.CaptureFixture) -> None:
     """Every option exists and fits its type; the scripts' own tests run them on images."""
     _, script, *arguments = shlex.split(command)
@@ -39,7 +42,7 @@ def test_python_example_runs() -> None:
 
 def test_make_targets_and_linked_files_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for command in COMMANDS:
+    for command in LINES:
         if command.startswith("make "):
             assert re.search(rf"^{command.split()[1]}:", makefile, re.M)
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):

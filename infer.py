@@ -13,17 +13,13 @@ def main(argv: list[str]) -> int:
     """Fuses every pair that the config names, and gives the exit code: 1 if any pair failed."""
     config = load(InferConfig, argv)
     # heavy imports come after the config, so that --help and errors answer at once
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
     from datamodules.fusion import FusionDataModule
-    from datamodules.pairs import PairingError, find_pairs
+    from datamodules.pairs import find_pairs
     from dig2dig.adapters import open_prior
     from dig2dig.callbacks import FusionWriter
     from dig2dig.logs import close
     from dig2dig.modules import FusionModule
-    from dig2dig.monitor import FusionMonitor
-    from dig2dig.run import conclude, list_pairs, make_trainer, open_run, quiet
-    from dig2dig.weights import PriorError
+    from dig2dig.run import REFUSALS, conclude, list_pairs, make_trainer, one_line, open_run, quiet
 
     quiet()
     try:
@@ -32,19 +28,18 @@ def main(argv: list[str]) -> int:
             list_pairs(run)
             return 0
         denoiser = open_prior(config.prior)
-        writer = FusionWriter(run.out, run.done, run.inputs)
-        trainer = make_trainer(config, [writer, FusionMonitor(run.out / "panels", config.logger.pairs)])
-        run.start()
-    except (PairingError, PriorError, MisconfigurationException, ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        writer = FusionWriter(run.out, run.done, run.inputs, config.save.weights)
+        trainer = make_trainer(config, run, writer)
+        module = FusionModule(denoiser, config.sampler, config.seed, config.save.weights or bool(trainer.loggers))
+        data = FusionDataModule(run.todo, config.task, config.batch_size, config.workers, config.allow_missing)
+        if run.todo:
+            trainer.predict(module, data, return_predictions=False)
+        elif trainer.is_global_zero:
+            run.start()
+        close(trainer.loggers)
+    except REFUSALS as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-
-    traced = config.save.weights or bool(trainer.loggers)
-    module = FusionModule(denoiser, config.sampler, config.seed, traced)
-    data = FusionDataModule(run.todo, config.task, config.batch_size, config.workers, config.allow_missing)
-    if run.todo:
-        trainer.predict(module, data, return_predictions=False)
-    close(trainer.loggers)
     return conclude(run, writer.rows) if trainer.is_global_zero else 0
 
 

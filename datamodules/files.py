@@ -29,7 +29,10 @@ def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
     """
     place = Path(root)
     if place.is_file():
-        lines = filter(None, map(str.strip, place.read_text().splitlines()))
+        try:
+            lines = filter(None, map(str.strip, place.read_text().splitlines()))
+        except UnicodeDecodeError as error:
+            raise FileNotFoundError(f"{place}: neither a folder of images nor a text file that lists them") from error
         found = [place.parent / line for line in lines if not line.startswith("#")]
         lost = next((path for path in found if not path.is_file()), None)
         if lost:

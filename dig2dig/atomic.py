@@ -2,12 +2,13 @@
 
 import os
 from pathlib import Path
+from secrets import token_hex
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file under a temporary name, syncs it and renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.part")  # short: a name may be as long as the file system allows
+    temporary = path.with_name(f".{token_hex(8)}.part")  # short: a name may be as long as the file system allows
     try:
         with temporary.open("wb") as file:
             file.write(content)

@@ -42,13 +42,18 @@ class FusionWriter(BasePredictionWriter):
         out: The folder.
         done: Rows of an earlier run that stay valid.
         inputs: What identifies the files of each pair, kept in its row.
+        maps: Write weight and gain maps of each step.
     """
 
     def __init__(
-        self, out: Path, done: dict[str, dict[str, str]] | None = None, inputs: dict[str, str] | None = None
+        self,
+        out: Path,
+        done: dict[str, dict[str, str]] | None = None,
+        inputs: dict[str, str] | None = None,
+        maps: bool = False,
     ) -> None:
         super().__init__(write_interval="batch")
-        self.out = out
+        self.out, self.maps = out, maps
         self.inputs = inputs or {}
         self.rows: dict[str, dict[str, Any]] = dict(done or {})
 
@@ -65,7 +70,8 @@ class FusionWriter(BasePredictionWriter):
         """Writes what ``predict_step`` gave."""
         for result in prediction:
             if result.image is not None:
-                self._write_maps(result)
+                if self.maps:
+                    self._write_maps(result)
                 write_atomically(self.out / f"{result.name}.png", to_png(to_pixels(result.image)))
             self.rows[result.name] = _row(result) | {"inputs": self.inputs.get(result.name, "")}
         table = "summary.csv" if trainer.world_size == 1 else f"summary.{trainer.global_rank}.csv"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
@@ -30,6 +31,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         temporary.replace(target)
 
 
+def cluster() -> list[Any]:
+    """SLURM without Lightning's own checkpoints on signals: it would take them for any run that starts beside them."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of an earlier run.
 
@@ -37,7 +43,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         PriorError: It is damaged.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a damaged pickle or archive raises
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PriorError(f"{path}: damaged checkpoint ({reason}); delete it to start anew") from error

@@ -118,19 +118,26 @@ class TrainConfig:
     logger: LoggerConfig = option(LoggerConfig, "dashboards")
     out: str = option("runs/prior", "folder for checkpoints, logs and the finished prior; resumes from it")
     prior: str = option("", "start from this prior (bundled, folder, hub id or .pt); empty = from scratch")
+    prior_sha256: str | None = option(None, "refuse a prior whose weights have another SHA-256")
     adapter: str = option("", "LoRA adapter that is merged into the prior before anything else")
     validate: bool = option(False, "only measure how well the prior denoises the validation images")
     seed: int = option(0, "seed of weights, crops and noise")
     val_every: int = option(1000, "steps between validations")
     save_every: int = option(250, "steps between checkpoints")
-    precision: str = option("32-true", "Lightning's precision: 32-true or bf16-mixed")
+    precision: Literal["32-true", "bf16-mixed"] = option("32-true", "bf16-mixed on recent GPUs, and CPUs with AMX")
     fast_dev_run: bool = option(False, "one training and one validation step, nothing saved")
     overfit: bool = option(False, "learn the first batch again and again: its loss must fall, or something is wrong")
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**23, f"seed must lie in [0, 2^23), not {self.seed}")
         require(bool(self.data.root) or self.validate, "no training images: give data.root=DIR")
-        held_out = bool(self.data.val or self.data.val_share)
+        for name in ("val_every", "save_every"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        held_out = bool(self.data.val or (self.data.val_share and self.data.root))
         require(bool(held_out and self.prior) or not self.validate, "validate=true needs data.val and prior")
         adapts = self.adapt.mode != "full" or self.adapter
         require(bool(self.prior) or not adapts, "adapters and last blocks belong to a prior: give prior=")
+        both = self.adapter and self.adapt.mode == "lora"
+        require(not both, "adapter= with adapt.mode=lora: merge it first, with python -m dig2dig.adapters merge")
+        sharded = "fsdp" in self.trainer.strategy and bool(self.optim.ema or self.optim.clip)
+        require(not sharded, "fsdp knows neither averaged weights nor clipping by norm: optim.ema=0 optim.clip=0")

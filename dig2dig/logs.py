@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from dig2dig.atomic import write_atomically
 from dig2dig.config import LoggerConfig
+from dig2dig.weights import PriorError
 
 
 def make_loggers(config: LoggerConfig, out: Path, record: dict[str, Any], start: int = 0) -> list[Logger]:
@@ -23,12 +24,15 @@ def make_loggers(config: LoggerConfig, out: Path, record: dict[str, Any], start:
         out: The run's folder.
         record: The whole configuration, shown beside the run.
         start: Step at which a resumed run goes on: what was logged from there on is replaced.
+
+    Raises:
+        PriorError: A logger is not installed.
     """
     loggers: list[Logger] = []
     if config.csv:
         loggers.append(_csv_logger(out, start))
     if config.tensorboard:
-        loggers.append(TensorBoardLogger(out, name="tensorboard", version=""))
+        loggers.append(_tensorboard_logger(out, start))
     if config.wandb.mode != "disabled":
         loggers.append(_wandb_logger(config, out, record))
     return loggers
@@ -38,15 +42,22 @@ def _csv_logger(out: Path, start: int) -> CSVLogger:
     path, kept = out / "log" / "metrics.csv", []
     if path.is_file():
         with path.open(newline="") as file:
-            rows = [{name: value for name, value in row.items() if value != ""} for row in csv.DictReader(file)]
+            rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
         kept = [row for row in rows if int(row.get("step", start)) < start]
-    logger = CSVLogger(out, name="log", version="")
+    logger = CSVLogger(out, name="log", version="", flush_logs_every_n_steps=1)
     if _first():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Experiment logs directory")
             logger.experiment.metrics = kept
             logger.experiment.save()  # Lightning begins its file anew
     return logger
+
+
+def _tensorboard_logger(out: Path, start: int) -> TensorBoardLogger:
+    try:
+        return TensorBoardLogger(out, name="tensorboard", version="", purge_step=start or None)
+    except ModuleNotFoundError as error:
+        raise PriorError("logger.tensorboard needs TensorBoard: pip install 'dig2dig[finetune]'") from error
 
 
 def _wandb_logger(config: LoggerConfig, out: Path, record: dict[str, Any]) -> WandbLogger:
@@ -80,10 +91,13 @@ def log_scalars(loggers: Iterable[Logger], values: dict[str, float], step: int) 
 
 
 def close(loggers: Iterable[Logger]) -> None:
-    """Ends what would otherwise stay open until the process ends."""
+    """Writes what is left, and ends what would otherwise stay open until the process ends."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger) and _first():
-            logger.experiment.finish()
+        if isinstance(logger, WandbLogger):
+            if _first() and logger._experiment is not None:
+                logger.experiment.finish()
+        else:
+            logger.finalize("success")
 
 
 def log_image(loggers: Iterable[Logger], key: str, pixels: np.ndarray, step: int) -> None:

@@ -107,9 +107,9 @@ def loss_weight(kind: Literal["none", "min_snr"], gamma: float, denoiser: Denois
     References:
         Hang et al., "Efficient diffusion training via min-SNR weighting strategy", 2023.
     """
-    signal = denoiser.alpha_bar[t.cpu()]
+    signal = denoiser.alpha_bar.to(t.device)[t]
     if kind == "none":
-        return torch.ones_like(signal).float().to(t.device)
+        return torch.ones_like(signal).float()
     snr = signal / (1 - signal)
     unit = {"sample": torch.ones_like(snr), "epsilon": snr, "v_prediction": snr + 1}[denoiser.prediction]
-    return (snr.clamp(max=gamma) / unit).float().to(t.device)
+    return (snr.clamp(max=gamma) / unit).float()

@@ -25,6 +25,7 @@ from dig2dig.losses import diffusion_loss, draw_times, loss_weight
 from dig2dig.sampler import Snapshot, fuse
 from dig2dig.schedule import add_noise, draw_noise, generators, noise_level, time_of_noise_level
 from dig2dig.shapes import Image
+from dig2dig.weights import PriorError
 
 VALIDATION_SIGMAS = (15, 25, 50, 100)
 """Noise levels at which denoising is measured, in grey levels of 255."""
@@ -153,15 +154,15 @@ class PriorModule(LightningModule):
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         """Mean weighted loss of the batch at drawn noise levels."""
         x0 = 2 * batch["image"] - 1
-        seeds = [(self.seed << 40) + int(index) for index in batch["index"]]
-        random = generators(seeds, len(x0))
+        spread = 2654435761 * self.seed  # generators read 32 bits of their seed only
+        random = generators([(index + spread) % 2**32 for index in batch["index"].tolist()], len(x0))
         uniform = torch.stack([torch.rand(2, generator=generator) for generator in random])
         noise = draw_noise(x0.shape[1:], random, x0)
         o = self.optim
         times = draw_times(uniform, self.denoiser.alpha_bar, o.sigma_min, o.sigma_max, o.uniform_share)
         t = times.to(x0.device)
         losses = diffusion_loss(self.denoiser, x0, noise, t, o.variance_weight)
-        loss = (loss_weight(o.weighting, o.gamma, self.denoiser, t) * losses).mean()
+        loss = (loss_weight(o.weighting, o.gamma, self.denoiser, times).to(losses) * losses).mean()
         self.log("train/loss", loss, prog_bar=True)
         self._log_bands(times, losses.detach())
         return loss
@@ -186,6 +187,15 @@ class PriorModule(LightningModule):
         learning = {name for name, weight in self.named_parameters() if weight.requires_grad}
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: weight for name, weight in state.items() if name in learning}
+        checkpoint["processes"] = self.trainer.world_size
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on with another number of processes: the batches would be others."""
+        if checkpoint["processes"] != self.trainer.world_size:
+            raise PriorError(
+                f"the run was made by {checkpoint['processes']} processes, now there are {self.trainer.world_size}: "
+                "its batches would change; give as many, or another out="
+            )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with warm-up and cosine decay to a hundredth of the peak rate."""

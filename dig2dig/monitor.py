@@ -1,5 +1,6 @@
 """Fusions to look at while a run goes on: panels, metrics and gain statistics, for every logger and as files."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,9 +45,16 @@ def fuse_and_describe(
 ) -> list[Shown]:
     """Fuses pairs one by one with a prior as it stands; pairs that do not fit the options are left out."""
     fusion = FusionModule(denoiser, sampler, seed, trace=True).to(device)
+    shown = []
     with torch.no_grad():
-        results = [fusion.fuse_samples([sample])[0] for sample in samples]
-    return [describe(sample, result) for sample, result in zip(samples, results, strict=True) if result.trace]
+        for sample in samples:
+            result = fusion.fuse_samples([sample])[0]
+            if result.fused is not None and result.fused.isfinite().all():
+                shown.append(describe(sample, result))
+            else:
+                reason = result.reason or f"{sample.name}: the prior gives numbers that are not finite"
+                print(f"not fused: {reason}", file=sys.stderr)
+    return shown
 
 
 def scalars(shown: Sequence[Shown]) -> dict[str, float]:
@@ -66,7 +74,8 @@ def scalars(shown: Sequence[Shown]) -> dict[str, float]:
 
 def show(trainer: Trainer, shown: Sequence[Shown], folder: Path, step: int) -> None:
     """Sends pairs to all loggers, and writes their panels into ``folder``."""
-    log_scalars(trainer.loggers, scalars(shown), step)
+    if shown:
+        log_scalars(trainer.loggers, scalars(shown), step)
     for one in shown:
         name, modalities = one.result.name, one.sample.modalities
         assert one.result.image is not None
@@ -92,6 +101,7 @@ class FusionMonitor(Callback):
         sampler: Training: how.
         every: Training: steps between fusions; the first one comes before any training.
         seed: Seed of the noise.
+        first: Inference: number of pairs that an earlier run has done.
     """
 
     def __init__(
@@ -102,16 +112,17 @@ class FusionMonitor(Callback):
         sampler: SamplerConfig | None = None,
         every: int = 1,
         seed: int = 0,
+        first: int = 0,
     ) -> None:
         self.folder, self.left = folder, limit
         self.samples = samples[:limit]
         self.sampler, self.every, self.seed = sampler or SamplerConfig(), every, seed
-        self.shown_at = -1
+        self.shown_at, self.first = -1, first
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shows what the prior does before it learns."""
+        """Shows what the prior does before it learns, or again where an interrupted run stands."""
         self.shown_at = trainer.global_step
-        if trainer.global_step == 0:
+        if trainer.global_step % self.every == 0:
             self._fuse(trainer, pl_module)
 
     def on_train_batch_end(
@@ -137,7 +148,8 @@ class FusionMonitor(Callback):
         made = [result for result in outputs if result.image is not None and result.trace][: self.left]
         if made:
             self.left -= len(made)
-            show(trainer, [describe(samples[result.name], result) for result in made], self.folder, batch_idx)
+            shown = [describe(samples[result.name], result) for result in made]
+            show(trainer, shown, self.folder, self.first + batch_idx)
 
     def _fuse(self, trainer: Trainer, module: LightningModule) -> None:
         if not (self.samples and trainer.is_global_zero):

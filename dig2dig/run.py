@@ -11,19 +11,25 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from lightning import Trainer
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning import LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import LambdaCallback, TQDMProgressBar
 
 from datamodules.files import ImageError, image_size
 from datamodules.pairs import Pair, PairingError
 from dig2dig.adapters import adapter_file
 from dig2dig.atomic import write_atomically
 from dig2dig.backbone import weights_file
-from dig2dig.callbacks import read_summary, write_summary
+from dig2dig.callbacks import FusionWriter, read_summary, write_summary
+from dig2dig.checkpoints import cluster
 from dig2dig.cli import from_yaml, to_yaml
 from dig2dig.config import InferConfig
 from dig2dig.logs import make_loggers
-from dig2dig.weights import file_sha256
+from dig2dig.monitor import FusionMonitor
+from dig2dig.weights import PriorError, file_sha256
+
+REFUSALS = (PairingError, PriorError, ImageError, MisconfigurationException, ValueError, OSError)
+"""What a user can mend: told in one line, not as a traceback."""
 
 RECORDED = ("dig2dig", "torch", "lightning", "diffusers", "numpy")
 
@@ -46,9 +52,9 @@ class Run:
 
     def start(self) -> None:
         """Writes ``OUT/run.yaml``, and ``OUT/summary.csv`` with the rows that stay valid, no other."""
+        write_summary(self.out / "summary.csv", self.done)
         for part in self.out.glob("summary.*.csv"):
             part.unlink()
-        write_summary(self.out / "summary.csv", self.done)
         write_atomically(self.out / "run.yaml", to_yaml(self.record).encode())
 
     @property
@@ -114,19 +120,40 @@ def shaping(config: InferConfig) -> tuple[object, ...]:
     return config.task, config.allow_missing, prior, config.sampler, config.save, config.seed, ours
 
 
-def make_trainer(config: InferConfig, callbacks: list[Callback]) -> Trainer:
+def make_trainer(config: InferConfig, run: Run, writer: FusionWriter) -> Trainer:
     """Lightning's trainer with a progress bar and the loggers that the configuration names."""
     devices = config.trainer
-    return Trainer(
+
+    def start(trainer: Trainer, _: LightningModule) -> None:
+        """When every process has read what is to be done, one of them writes that it begins."""
+        if trainer.is_global_zero:
+            run.start()
+        trainer.strategy.barrier()
+
+    trainer = Trainer(
+        default_root_dir=run.out,
         accelerator=devices.accelerator,
         devices=devices.devices,
         num_nodes=devices.num_nodes,
         strategy=devices.strategy,
-        callbacks=[*callbacks, TQDMProgressBar()],
-        logger=make_loggers(config.logger, Path(config.out), asdict(config)),
+        plugins=cluster(),
+        callbacks=[LambdaCallback(on_predict_start=start), writer, TQDMProgressBar()],
+        logger=False,
         inference_mode=False,  # posterior guidance needs gradients
         use_distributed_sampler=False,  # SizeBatches splits whole batches
     )
+    if run.todo:
+        trainer.loggers = make_loggers(config.logger, run.out, asdict(config), start=sys.maxsize)
+    if trainer.loggers:
+        monitor = FusionMonitor(run.out / "panels", config.logger.pairs, first=len(run.done))
+        trainer.callbacks.insert(0, monitor)  # pyright: ignore[reportAttributeAccessIssue]
+    return trainer
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, of a worker's traceback the last line only."""
+    text = str(error).strip()
+    return " ".join((text.splitlines()[-1] if "Traceback" in text else text).split())
 
 
 def quiet() -> None:

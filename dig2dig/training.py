@@ -1,7 +1,7 @@
 """One run of ``train.py``: what learns, where it stands, how Lightning runs it, and what it leaves."""
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,16 @@ from datamodules.pairs import Sample, find_pairs
 from datamodules.transforms import PairTransform, validation_crop
 from dig2dig.adapters import add_adapter, merge_adapter, save_adapter
 from dig2dig.atomic import write_atomically
-from dig2dig.backbone import build_prior, load_prior, save_prior
+from dig2dig.backbone import build_prior, load_prior, save_prior, weights_file
 from dig2dig.card import Facts, model_card
-from dig2dig.checkpoints import AtomicCheckpointIO, WeightAverage, finish, read_checkpoint
+from dig2dig.checkpoints import AtomicCheckpointIO, WeightAverage, cluster, finish, read_checkpoint
 from dig2dig.cli import from_yaml, to_yaml
 from dig2dig.config_train import AdaptConfig, TrainConfig
 from dig2dig.denoiser import Denoiser
-from dig2dig.logs import make_loggers
-from dig2dig.modules import validation_psnr
+from dig2dig.logs import close, log_scalars, make_loggers
+from dig2dig.modules import PriorModule, validation_psnr
 from dig2dig.monitor import FusionMonitor, fuse_and_describe, scalars
-from dig2dig.weights import PriorError
+from dig2dig.weights import PriorError, file_sha256
 
 
 def open_prior(config: TrainConfig) -> Denoiser:
@@ -33,7 +33,7 @@ def open_prior(config: TrainConfig) -> Denoiser:
     if not config.prior:
         net = config.network
         return build_prior(net.channels, net.layers, net.patch, net.prediction)
-    denoiser = load_prior(config.prior, precision="fp32")
+    denoiser = load_prior(config.prior, config.prior_sha256, "fp32")
     if config.adapter:
         merge_adapter(denoiser, Path(config.adapter), config.prior)
     return denoiser
@@ -76,30 +76,34 @@ def checkpoint_path(config: TrainConfig) -> Path:
     return Path(config.out) / "checkpoints" / "last.ckpt"
 
 
-def open_run(config: TrainConfig) -> int:
-    """The step at which a run in ``out`` stands, 0 if there is none; records the configuration.
+def open_run(config: TrainConfig) -> tuple[TrainConfig, int]:
+    """The configuration with the prior's hash, and the step at which a run in ``out`` stands, 0 if there is none.
 
     Raises:
         PriorError: The folder holds a run with other options, or its checkpoint is damaged.
     """
-    record, path = Path(config.out) / "config.yaml", checkpoint_path(config)
-    steps = int(read_checkpoint(path)["global_step"]) if path.is_file() else 0
-    earlier = from_yaml(TrainConfig, record)
-    if steps and earlier is not None and (changed := _differences(_shaping(earlier), _shaping(config))):
+    if config.prior:
+        sha256 = config.prior_sha256 or file_sha256(weights_file(config.prior))
+        config = replace(config, prior_sha256=sha256)
+    path = checkpoint_path(config)
+    if config.fast_dev_run or not path.is_file():
+        return config, 0
+    steps = int(read_checkpoint(path)["global_step"])
+    earlier = from_yaml(TrainConfig, Path(config.out) / "config.yaml")
+    changed = _differences(_shaping(earlier), _shaping(config)) if earlier else ["its config.yaml cannot be read"]
+    if steps and changed:
         raise PriorError(f"{config.out}: holds a run with other options ({changed[0]}); give another out=")
-    if not config.fast_dev_run:
-        write_atomically(record, to_yaml(config).encode())
-    return steps
+    return config, steps
 
 
 def _shaping(config: TrainConfig) -> dict[str, Any]:
     """What the weights depend on, by option."""
-    free = ("val", "val_crop", "workers", "cache")
+    free = ("val_crop", "workers", "cache")
     data = {name: value for name, value in asdict(config.data).items() if name not in free}
     groups = {"data": data, "network": asdict(config.network), "adapt": asdict(config.adapt)}
     groups["optim"] = asdict(config.optim)
     values = {f"{group}.{name}": value for group, options in groups.items() for name, value in options.items()}
-    names = ("prior", "adapter", "seed", "precision", "overfit")
+    names = ("prior", "prior_sha256", "adapter", "seed", "precision", "overfit")
     return values | {name: getattr(config, name) for name in names}
 
 
@@ -107,9 +111,34 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [f"{name} was {before[name]}, now {now[name]}" for name in now if before[name] != now[name]]
 
 
-def make_trainer(config: TrainConfig, samples: list[Sample], start: int) -> Trainer:
-    """Lightning's trainer with averaged weights, checkpoints, loggers, fusions to look at and a progress bar."""
-    out, devices, optim = Path(config.out), config.trainer, config.optim
+def check_sizes(config: TrainConfig, denoiser: Denoiser) -> None:
+    """Refuses crops that the network cannot take, before hours have passed.
+
+    Raises:
+        PriorError: A side is not divisible as the network needs it, or the prior is not one for colour.
+    """
+    if denoiser.channels != 3:
+        raise PriorError(f"{config.prior}: a prior for grey images; training reads colour")
+    for name in ("crop", "val_crop"):
+        side = getattr(config.data, name)
+        if side % denoiser.multiple:
+            raise PriorError(f"data.{name}={side}: this network takes multiples of {denoiser.multiple}")
+
+
+class Throughput(ThroughputMonitor):
+    """Lightning's monitor without validation, whose batches it would log at steps that are not the training's."""
+
+    def _compute(self, trainer: Trainer, iter_num: int | None = None) -> None:
+        if trainer.training:
+            super()._compute(trainer, iter_num)
+
+
+def make_callbacks(config: TrainConfig, samples: list[Sample], start: int) -> list[Callback]:
+    """Averaged weights, checkpoints, what is logged, fusions to look at, and a progress bar."""
+    callbacks: list[Callback] = [WeightAverage(config.optim.ema)] if config.optim.ema else []
+    callbacks.append(ProgressBar())
+    if config.fast_dev_run:
+        return callbacks
     saving = ModelCheckpoint(
         checkpoint_path(config).parent,
         save_last=True,
@@ -117,22 +146,27 @@ def make_trainer(config: TrainConfig, samples: list[Sample], start: int) -> Trai
         every_n_train_steps=config.save_every,
         enable_version_counter=False,
     )
-    callbacks: list[Callback] = [WeightAverage(optim.ema)] if optim.ema else []
-    callbacks += [ProgressBar()] if config.fast_dev_run else [ProgressBar(), saving]
-    loggers = [] if config.fast_dev_run else make_loggers(config.logger, out, asdict(config), start)
-    if loggers:
-        callbacks += [LearningRateMonitor(), ThroughputMonitor(lambda batch: len(batch["image"]), window_size=20)]
-        if samples:
-            fusion = config.fusion
-            callbacks.append(
-                FusionMonitor(out / "fusion", len(samples), samples, fusion.sampler, fusion.every, config.seed)
-            )
-    return Trainer(
+    saving._last_global_step_saved = start  # or a resumed run would save once amid an accumulation
+    callbacks.append(saving)
+    log = config.logger
+    if log.csv or log.tensorboard or log.wandb.mode != "disabled":
+        callbacks += [LearningRateMonitor(), Throughput(lambda batch: len(batch["image"]), window_size=20)]
+    if samples:
+        fusion, folder = config.fusion, Path(config.out) / "fusion"
+        callbacks.append(FusionMonitor(folder, len(samples), samples, fusion.sampler, fusion.every, config.seed))
+    return callbacks
+
+
+def make_trainer(config: TrainConfig, samples: list[Sample], start: int) -> Trainer:
+    """Lightning's trainer with :func:`make_callbacks` and the loggers that the configuration names."""
+    out, devices, optim = Path(config.out), config.trainer, config.optim
+    trainer = Trainer(
+        default_root_dir=out,
         accelerator=devices.accelerator,
         devices=devices.devices,
         num_nodes=devices.num_nodes,
         strategy=devices.strategy,
-        precision=config.precision,  # pyright: ignore[reportArgumentType]
+        precision=config.precision,
         max_steps=optim.steps,
         accumulate_grad_batches=optim.accumulate,
         gradient_clip_val=optim.clip or None,
@@ -142,10 +176,16 @@ def make_trainer(config: TrainConfig, samples: list[Sample], start: int) -> Trai
         log_every_n_steps=min(config.logger.every, optim.steps),
         use_distributed_sampler=False,  # the sampler splits global batches itself
         fast_dev_run=config.fast_dev_run,
-        logger=loggers,
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        logger=False,
+        enable_checkpointing=not config.fast_dev_run,
+        callbacks=make_callbacks(config, samples, start),
+        plugins=[AtomicCheckpointIO(), *cluster()],
     )
+    if not config.fast_dev_run:  # now each process knows its rank
+        trainer.loggers = make_loggers(config.logger, out, asdict(config), start)
+        if trainer.is_global_zero:
+            write_atomically(out / "config.yaml", to_yaml(config).encode())
+    return trainer
 
 
 def measure(config: TrainConfig, denoiser: Denoiser, data: ImageDataModule, samples: list[Sample]) -> dict[str, float]:
@@ -174,3 +214,33 @@ def export(config: TrainConfig, data: ImageDataModule, devices: int) -> dict[str
         print(f"prior written: python infer.py … prior.path={folder}")
     write_atomically(folder / "README.md", card.encode())
     return after
+
+
+def validate(config: TrainConfig) -> None:
+    """Prints what :func:`measure` gives for a prior as it is."""
+    denoiser = open_prior(config)
+    check_sizes(config, denoiser)
+    data = ImageDataModule(config.data, config.seed, config.optim.steps)
+    for name, value in measure(config, denoiser, data, fusion_samples(config)).items():
+        print(f"{name:<28} {value:.4g}")
+
+
+def train(config: TrainConfig) -> None:
+    """Trains, or goes on where ``OUT/checkpoints`` stands, and writes the prior or the adapter."""
+    config, start = open_run(config)
+    denoiser = open_prior(config)
+    check_sizes(config, denoiser)
+    data = ImageDataModule(config.data, config.seed, config.optim.steps, config.overfit)
+    module = PriorModule(choose_weights(denoiser, config.adapt), config.optim, config.seed)
+    trainer = make_trainer(config, fusion_samples(config), start)
+    path = checkpoint_path(config)
+    if start < config.optim.steps:
+        trainer.fit(module, data, ckpt_path=path if start else None)
+    if config.fast_dev_run:
+        return
+    if start < config.optim.steps:
+        trainer.save_checkpoint(path)
+    if trainer.is_global_zero:
+        psnr = export(config, data, trainer.world_size)
+        log_scalars(trainer.loggers, {f"final/{name}": value for name, value in psnr.items()}, config.optim.steps)
+    close(trainer.loggers)

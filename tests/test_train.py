@@ -130,15 +130,12 @@ def test_average_follows_the_weights_and_forgets_the_first_ones_soon() -> None:
     assert module.weight.item() == pytest.approx(expected) and float(average.average[0]) == 199
 
 
-@pytest.mark.parametrize("cut_at", [2, 6])
-def test_an_interrupted_training_ends_where_an_unbroken_one_does(
-    cut_at: int, whole: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped early or late, the same command again ends with the same weights; then the prior is usable."""
+class Cut(Exception):
+    pass
 
-    class Cut(Exception):
-        pass
 
+def fit_until(cut_at: int, out: Path, *more: str) -> None:
+    """A training that breaks off in the batch after so many steps."""
     original = PriorModule.training_step
 
     def cut(self: PriorModule, batch: dict, index: int) -> torch.Tensor:
@@ -146,15 +143,30 @@ def test_an_interrupted_training_ends_where_an_unbroken_one_does(
             raise Cut
         return original(self, batch, index)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Cut):
         patch.setattr(PriorModule, "training_step", cut)
-        with pytest.raises(Cut):
-            fit(tmp_path, *STEPS)
+        fit(out, *more)
+
+
+@pytest.mark.parametrize("cut_at", [2, 6])
+def test_an_interrupted_training_ends_where_an_unbroken_one_does(
+    cut_at: int, whole: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Stopped early or late, the same command again ends with the same weights; then the prior is usable."""
+    fit_until(cut_at, tmp_path, *STEPS)
     parts = fit(tmp_path, *STEPS)
     same(whole, parts)
     again = fit(tmp_path, *STEPS)  # a finished run, repeated, keeps the averaged weights
     assert all(torch.equal(again[name], parts[name]) for name in parts)
     assert DDPMPipeline.from_pretrained(tmp_path / "prior").unet.config.in_channels == 12  # diffusers reads it, too
+
+
+def test_accumulation_goes_on_exactly_when_interrupted_twice(tmp_path: Path) -> None:
+    more = [*STEPS, "data.batch_size=1", "optim.accumulate=2", "save_every=2"]
+    unbroken = fit(tmp_path / "unbroken", *more)
+    fit_until(4, tmp_path / "parts", *more)
+    fit_until(5, tmp_path / "parts", *more)
+    same(unbroken, fit(tmp_path / "parts", *more))
 
 
 def test_a_killed_training_goes_on_with_its_logs(whole: dict[str, torch.Tensor], tmp_path: Path) -> None:
@@ -244,6 +256,7 @@ def test_training_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
         ([f"out={tmp_path / 'bad'}"], "damaged checkpoint"),
         (["data.val_share=0.999"], "all are held out"),
         (["trainer.strategy=nonsense"], "nonsense"),
+        (["data.crop=15"], "data.crop=15: this network takes multiples of 2"),
         (arguments(tmp_path / "run", "optim.steps=1", "optim.lr=1.0"), "other options (optim.lr was 0.0008, now 1.0)"),
     ):
         assert train.main([*base, f"out={tmp_path / 'out'}", *more]) == 2
@@ -251,12 +264,14 @@ def test_training_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
         assert printed.startswith("error: ") and line in printed and "\n" not in printed
 
 
-def test_noise_of_a_sample_depends_on_its_index_alone() -> None:
+def test_noise_of_a_sample_depends_on_its_index_and_the_seed_alone() -> None:
     torch.manual_seed(0)
     module = PriorModule(build_prior([32], 1, 2), OptimConfig())
-    module.log = lambda *_, **__: None  # pyright: ignore[reportAttributeAccessIssue]
+    other = PriorModule(module.denoiser, OptimConfig(), seed=1)
+    module.log = other.log = lambda *_, **__: None  # pyright: ignore[reportAttributeAccessIssue]
     image, index = torch.rand(2, 3, 8, 8), torch.tensor([4, 9])
     with torch.no_grad():
         both = module.training_step({"image": image, "index": index}, 0)
         each = [module.training_step({"image": image[i : i + 1], "index": index[i : i + 1]}, 0) for i in range(2)]
+        assert float(other.training_step({"image": image, "index": index}, 0)) != pytest.approx(float(both), rel=1e-3)
     assert float(both) == pytest.approx(float(sum(each)) / 2, rel=1e-5)

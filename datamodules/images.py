@@ -63,7 +63,7 @@ class ImageCrops(Dataset):
             return self._instead_of(path, index, error)
         image = self.transform(image=pixels)["image"]
         scale = 255 if image.dtype == np.uint8 else 1
-        return {"image": torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1) / scale, "index": index}
+        return {"image": torch.from_numpy(np.array(image)).permute(2, 0, 1) / scale, "index": index}
 
     def _instead_of(self, path: Path, index: int, error: ImageError) -> dict[str, Any]:
         """Reports a file that cannot be read, once, and takes the one after it from now on."""

@@ -147,8 +147,8 @@ def test_any_size_comes_back_in_its_size(bundled: Denoiser, height: int, width: 
 def test_gains_cost_nothing_after_the_plan(bundled: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     """Network calls: steps for sampling, K times the measured times for gains, none for static weights."""
     images = []
-    forward = Denoiser.predict
-    monkeypatch.setattr(Denoiser, "predict", lambda self, x, t: images.append(len(x)) or forward(self, x, t))
+    forward = Denoiser.outputs
+    monkeypatch.setattr(Denoiser, "outputs", lambda self, x, t: images.append(len(x)) or forward(self, x, t))
     sources = random_sources(2, 1, 3, 1, 16, 16)
     fuse(sources, bundled, config("blend", "static"))
     assert sum(images) == 6

@@ -118,7 +118,7 @@ def test_grey_and_colour() -> None:
 
 
 def test_static_weights_run_no_network(gaussian: GaussianDenoiser, monkeypatch) -> None:
-    monkeypatch.setattr(GaussianDenoiser, "predict", lambda *_: pytest.fail("network was run"))
+    monkeypatch.setattr(GaussianDenoiser, "outputs", lambda *_: pytest.fail("network was run"))
     sources = torch.rand(1, 4, 1, 8, 8)
     config = DigConfig(kind="static")
     information = measure(sources, [torch.randn(1, 1, 8, 8)], torch.tensor([5, 2]), gaussian, config, estimates=False)

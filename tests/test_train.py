@@ -183,7 +183,8 @@ def test_a_killed_training_goes_on_with_its_logs(whole: dict[str, torch.Tensor],
     assert 1 <= reached < 10
     (last.parent / ".last.ckpt.part").write_bytes(last.read_bytes()[:1000])
     name = (tmp_path / "wandb_id").read_text()
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr[-3000:]
     same(whole, load_file(weights_file(tmp_path / "prior")))
     with log.open() as file:
         steps = [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]

@@ -129,3 +129,10 @@ def test_a_resumed_log_replaces_what_came_after_the_checkpoint(tmp_path: Path) -
         rows = list(csv.DictReader(file))
     assert [float(row["loss"]) for row in rows] == [0, 1, 2, 30]
     assert [row["new"] for row in rows] == ["", "", "", "1.0"]
+
+
+def test_a_resumed_run_keeps_its_wandb_id(tmp_path: Path) -> None:
+    config = LoggerConfig(csv=False)
+    first, second = (make_loggers(config, tmp_path, {}, start)[0] for start in (0, 7))
+    assert first.version == second.version == (tmp_path / "wandb_id").read_text()
+    assert make_loggers(config, tmp_path / "other", {})[0].version != first.version

@@ -122,10 +122,12 @@ def averaged_weights(trainer: Trainer, module: LightningModule) -> Iterator[None
     module.eval()
     if average:
         average.swap(module)
-    yield
-    if average:
-        average.swap(module)
-    module.train(was_training)
+    try:
+        yield
+    finally:
+        if average:
+            average.swap(module)
+        module.train(was_training)
 
 
 def learning(module: nn.Module) -> dict[str, nn.Parameter]:

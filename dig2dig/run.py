@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -23,13 +24,13 @@ from dig2dig.backbone import weights_file
 from dig2dig.callbacks import FusionWriter, read_summary, write_summary
 from dig2dig.checkpoints import cluster
 from dig2dig.cli import from_yaml, to_yaml
-from dig2dig.config import InferConfig
+from dig2dig.config import InferConfig, TrainerConfig
 from dig2dig.logs import make_loggers
 from dig2dig.monitor import FusionMonitor
 from dig2dig.weights import PriorError, file_sha256
 
-REFUSALS = (PairingError, PriorError, ImageError, MisconfigurationException, ValueError, OSError)
-"""What a user can mend: told in one line, not as a traceback."""
+REFUSALS = (PairingError, PriorError, ImageError, MisconfigurationException, OSError)
+"""What a user can mend: told in one line. Anything else is a fault of ours and keeps its traceback."""
 
 RECORDED = ("dig2dig", "torch", "lightning", "diffusers", "numpy")
 
@@ -120,6 +121,14 @@ def shaping(config: InferConfig) -> tuple[object, ...]:
     return config.task, config.allow_missing, prior, config.sampler, config.save, config.seed, ours
 
 
+def build_trainer(devices: TrainerConfig, **options: Any) -> Trainer:
+    """Lightning's trainer on the devices that a configuration names; what Lightning refuses is the user's to mend."""
+    try:
+        return Trainer(**asdict(devices), **options)
+    except ValueError as error:
+        raise MisconfigurationException(str(error)) from error
+
+
 def make_trainer(config: InferConfig, run: Run, writer: FusionWriter) -> Trainer:
     """Lightning's trainer with a progress bar and the loggers that the configuration names."""
     devices = config.trainer
@@ -130,12 +139,9 @@ def make_trainer(config: InferConfig, run: Run, writer: FusionWriter) -> Trainer
             run.start()
         trainer.strategy.barrier()
 
-    trainer = Trainer(
+    trainer = build_trainer(
+        devices,
         default_root_dir=run.out,
-        accelerator=devices.accelerator,
-        devices=devices.devices,
-        num_nodes=devices.num_nodes,
-        strategy=devices.strategy,
         plugins=cluster(),
         callbacks=[LambdaCallback(on_predict_start=start), writer, TQDMProgressBar()],
         logger=False,

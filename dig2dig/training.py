@@ -25,6 +25,7 @@ from dig2dig.denoiser import Denoiser
 from dig2dig.logs import close, log_scalars, make_loggers
 from dig2dig.modules import PriorModule, validation_psnr
 from dig2dig.monitor import FusionMonitor, fuse_and_describe, scalars
+from dig2dig.run import build_trainer
 from dig2dig.weights import PriorError, file_sha256
 
 
@@ -159,13 +160,10 @@ def make_callbacks(config: TrainConfig, samples: list[Sample], start: int) -> li
 
 def make_trainer(config: TrainConfig, samples: list[Sample], start: int) -> Trainer:
     """Lightning's trainer with :func:`make_callbacks` and the loggers that the configuration names."""
-    out, devices, optim = Path(config.out), config.trainer, config.optim
-    trainer = Trainer(
+    out, optim = Path(config.out), config.optim
+    trainer = build_trainer(
+        config.trainer,
         default_root_dir=out,
-        accelerator=devices.accelerator,
-        devices=devices.devices,
-        num_nodes=devices.num_nodes,
-        strategy=devices.strategy,
         precision=config.precision,
         max_steps=optim.steps,
         accumulate_grad_batches=optim.accumulate,

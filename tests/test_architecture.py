@@ -17,7 +17,8 @@ LAYERS = [
     {"panels", "checkpoints", "logs"},
     {"modules"},
     {"callbacks", "monitor"},
-    {"run", "training"},
+    {"run"},
+    {"training"},
 ]
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("dig2dig/*.py"), *ROOT.glob("datamodules/*.py")])
 

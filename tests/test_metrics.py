@@ -1,96 +1,149 @@
-import csv
+"""Closed forms, invariances and edge cases of the metrics."""
+
 import math
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from skimage.metrics import structural_similarity
+from torch import Tensor
 
 from dig2dig import metrics
-
-from .conftest import SHARED
-
-GOLDEN = SHARED.parent / "golden" / "metrics.csv"
-COLUMNS = {"EN": "EN", "SD": "SD", "SF": "SF", "SCD": "SCD", "VIF": "VIF_sum", "Qabf": "Qabf", "Nabf": "Nabf"}
+from dig2dig.metrics import ALL, CONVENTIONS, MAIN, METRICS, fusion_metrics, gradient, information, structure
 
 
-def grey(path) -> torch.Tensor:
-    rgb = np.asarray(Image.open(path).convert("RGB")).astype(float)
-    return torch.tensor(np.round(rgb @ [0.299, 0.587, 0.114]))[None] / 255
+def copies(image: Tensor, k: int = 2) -> Tensor:
+    return image[:, None].expand(-1, k, -1, -1, -1)
 
 
-def agrees(row: dict[str, str]) -> None:
-    folder = SHARED / row["task"] / row["dataset"]
-    files = [next((folder / row[side]).glob(f"{row['name']}.*")) for side in ("source_a", "source_b")]
-    fused = grey(next((folder / "peers" / row["method"]).glob(f"{row['name']}.*")))[None]
-    found = metrics.fusion_metrics(fused, torch.stack([grey(file) for file in files])[None])
-    for name, column in COLUMNS.items():
-        tolerance = 1e-3 if name == "Nabf" else 1e-4
-        assert float(found[name]) == pytest.approx(float(row[column]), rel=tolerance), (row["name"], name)
-    assert 2 * float(found["SSIM"]) == pytest.approx(float(row["SSIM_sum"]), rel=1e-4)
+@pytest.fixture
+def ramp() -> Tensor:
+    """Every grey level once."""
+    return torch.arange(256.0).view(1, 1, 16, 16) / 255
 
 
-@pytest.mark.skipif(not GOLDEN.is_file(), reason="needs the shared reference values")
-def test_metrics_agree_with_reference_implementations() -> None:
-    """The smallest image of each dataset."""
-    smallest: dict[tuple[str, str], dict[str, str]] = {}
-    for row in csv.DictReader(GOLDEN.read_text().splitlines()):
-        key = row["task"], row["dataset"]
-        if key not in smallest or int(row["height"]) < int(smallest[key]["height"]):
-            smallest[key] = row
-    assert len(smallest) >= 4
-    for row in smallest.values():
-        agrees(row)
+def test_contrast_in_closed_form(ramp: Tensor) -> None:
+    assert float(information.entropy(ramp)) == pytest.approx(8.0)
+    assert float(gradient.standard_deviation(ramp)) == pytest.approx(math.sqrt((256**2 - 1) / 12))
+    assert float(gradient.spatial_frequency(ramp)) == pytest.approx(math.sqrt(1 + 16**2))
+    assert float(gradient.average_gradient(ramp)) == pytest.approx(math.sqrt((1 + 16**2) / 2))
+    assert float(gradient.average_gradient_matlab(ramp)) == pytest.approx(math.sqrt((1 + 16**2) / 2) * (16 / 15) ** 2)
+    middle = ramp[..., :3, :] * 0 + ramp[..., :1, :]
+    assert float(gradient.edge_intensity(middle)) == pytest.approx((14 * 8 + 2 * 4) / 16)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not GOLDEN.is_file(), reason="needs the shared reference values")
-def test_metrics_agree_with_every_reference_value() -> None:
-    rows = list(csv.DictReader(GOLDEN.read_text().splitlines()))
-    assert len(rows) == 48
-    for row in rows:
-        agrees(row)
+def test_information_in_closed_form(ramp: Tensor) -> None:
+    images = copies(ramp, 3)
+    assert float(METRICS["MI"](ramp, images)) == pytest.approx(3 * 8)
+    assert float(METRICS["MI"](ramp, images, "cddfuse")) == pytest.approx(3 * 8 * math.log(2))
+    assert float(METRICS["NMI"](ramp, images)) == pytest.approx(3)
+    half = (ramp > 0.5).float()
+    assert float(METRICS["MI"](half, images)) == pytest.approx(3 * 1)
+    assert float(METRICS["NMI"](half, images)) == pytest.approx(3 * 2 / 9)
+    saturated = METRICS["MI"](ramp, images, "tang")  # two of 256 levels count as one together, as two alone
+    assert float(saturated) == pytest.approx(3 * (8 + 2 / 256))
 
 
-def test_entropy_and_deviation_in_closed_form() -> None:
-    ramp = torch.arange(256.0).view(1, 1, 16, 16) / 255
-    assert float(metrics.entropy(ramp)) == pytest.approx(8.0)
-    assert float(metrics.standard_deviation(ramp)) == pytest.approx(math.sqrt((256**2 - 1) / 12))
-    flat = torch.full((2, 1, 16, 16), 0.3)
-    assert metrics.entropy(flat).tolist() == [0, 0]
-    assert metrics.spatial_frequency(flat).tolist() == [0, 0]
-    assert float(metrics.spatial_frequency(ramp)) == pytest.approx(math.sqrt(1 + 16**2))
+def test_errors_in_closed_form() -> None:
+    fused = torch.full((1, 1, 20, 20), 100 / 255)
+    fused[..., 0] = 200 / 255
+    sources = torch.stack([fused + 10 / 255, fused - 20 / 255], 1)
+    error = (10**2 + 20**2) / 2
+    values = {key: float(METRICS["PSNR"](fused, sources, key)) for key in CONVENTIONS}
+    assert float(METRICS["MSE"](fused, sources)) == pytest.approx(error)
+    assert float(METRICS["MSE"](fused, sources, "tang")) == pytest.approx(error / 255**2)
+    assert values["standard"] == pytest.approx(10 * math.log10(255**2 / error))
+    assert values["cddfuse"] == pytest.approx(10 * math.log10(200**2 / error))
+    assert values["tang"] == pytest.approx(10 * math.log10(255**4 / error))
+    assert values["vifb"] == pytest.approx(10 * math.log10(255**2 / (15 / 20)))
+    assert float(METRICS["CC"](fused, sources)) == pytest.approx(1)
+    assert float(METRICS["SCD"](fused, sources)) == pytest.approx(0)  # what one source added is constant
 
 
-def test_ssim_agrees_with_scikit_image_and_metrics_take_many_sources() -> None:
-    fused, sources = torch.rand(2, 1, 50, 60), torch.rand(2, 3, 1, 50, 60)
-    levels = [metrics.grey_levels(x) for x in (fused, sources)]
-    found = metrics.structural_similarity(fused, sources)
-    for b in range(2):
-        for k in range(3):
-            expected = structural_similarity(levels[0][b, 0].numpy(), levels[1][b, k, 0].numpy(), data_range=255)
-            assert float(found[b, k]) == pytest.approx(expected, rel=1e-6)
-    values = metrics.fusion_metrics(fused, sources)
-    swapped = metrics.fusion_metrics(fused, sources[:, [2, 0, 1]])
+def test_a_perfect_copy() -> None:
+    image = torch.rand(1, 1, 180, 180)
+    values = {name: float(value) for name, value in fusion_metrics(image, copies(image), names=ALL).items()}
+    ones = ("SSIM", "MS-SSIM", "MEF-SSIM", "FMI_pixel", "FMI_gradient", "CC", "Qcb")
+    assert {name: values[name] for name in ones} == pytest.approx(dict.fromkeys(ones, 1.0))
+    assert (values["VIF"], values["NMI"]) == pytest.approx((2, 2))
+    assert (values["Nabf"], values["Qcv"], values["MSE"], values["PSNR"]) == (0, 0, 0, math.inf)
+    assert values["MI"] == pytest.approx(2 * values["EN"]) and values["Qabf"] > 0.97
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_order_of_sources_and_company_in_a_batch_do_not_matter(convention: str) -> None:
+    fused, sources = torch.rand(2, 3, 176, 180), torch.rand(2, 3, 3, 176, 180)
+    names = ALL if convention == "standard" else [name for name in ALL if convention in METRICS[name].variants]
+    values = fusion_metrics(fused, sources, convention, names)
+    swapped = fusion_metrics(fused[:1], sources[:1, [2, 0, 1]], convention, names)
+    assert list(values) == list(names)
     for name, value in values.items():
         assert value.shape == (2,) and value.isfinite().all()
-        torch.testing.assert_close(value, swapped[name], rtol=1e-5, atol=1e-6)  # VIF is computed in float32
+        if (name, convention) != ("Nabf", "tang"):  # this one takes the first source for the fused image
+            torch.testing.assert_close(value[:1], swapped[name], rtol=1e-6, atol=1e-9)
 
 
-def test_metrics_of_a_perfect_copy() -> None:
-    image = torch.rand(1, 1, 64, 64)
-    values = metrics.fusion_metrics(image, image[:, None].expand(-1, 2, -1, -1, -1))
-    assert float(values["SSIM"]) == pytest.approx(1)
-    assert float(values["VIF"]) == pytest.approx(2, rel=1e-4)
-    assert float(values["Nabf"]) == 0
-    assert float(values["Qabf"]) > 0.97
-    assert set(metrics.fusion_metrics(image[..., :20, :20], image[:, None, :, :20, :20].repeat(1, 2, 1, 1, 1))) == {
-        "EN", "SD", "SF", "SCD", "Qabf", "SSIM", "Nabf",
-    }  # fmt: skip
+def test_colour_is_luminance_or_channels() -> None:
+    grey = torch.randint(0, 256, (2, 1, 60, 50)) / 255
+    sources = torch.randint(0, 256, (2, 2, 1, 60, 50)) / 255
+    colour = grey.expand(-1, 3, -1, -1), sources.expand(-1, -1, 3, -1, -1)
+    names = [name for name in ALL if name not in ("MS-SSIM", "SF")]
+    for convention in ("standard", "vifb"):
+        single = fusion_metrics(grey, sources, convention, names)
+        for name, value in fusion_metrics(*colour, convention, names).items():
+            torch.testing.assert_close(value, single[name])
+    rgb = torch.rand(1, 3, 40, 40)
+    channels = torch.stack([information.entropy(rgb[:, c : c + 1]) for c in range(3)])
+    torch.testing.assert_close(METRICS["EN"](rgb, rgb[:, None], "vifb"), channels.mean(0))
+    wide = torch.cat(rgb.unbind(1), -1)[:, None]
+    expected = gradient.spatial_frequency_vifb(wide)
+    torch.testing.assert_close(METRICS["SF"](rgb, rgb[:, None], "vifb"), expected)
 
 
-def test_metrics_of_constant_images_are_finite() -> None:
-    flat = torch.full((1, 1, 48, 48), 0.5)
-    values = metrics.fusion_metrics(flat, flat[:, None].expand(-1, 2, -1, -1, -1))
-    assert all(value.isfinite().all() for name, value in values.items() if name != "VIF")
+def test_main_metrics_come_first_and_small_images_leave_some_out() -> None:
+    assert ALL[:8] == MAIN == ("EN", "SD", "SF", "SCD", "VIF", "Qabf", "SSIM", "Nabf")
+    image = torch.rand(1, 1, 180, 180)
+    for side, missing in ((2, 12), (20, 3), (41, 2), (44, 1), (176, 0)):
+        small = image[..., :side, :]
+        values = fusion_metrics(small, copies(small), names=ALL)
+        if side == 2:
+            assert set(values) == {name for name in ALL if METRICS[name].smallest == 2}
+        else:
+            assert len(values) == len(ALL) - missing
+    with pytest.raises(ValueError, match=r"no metric XYZ; there are EN, SD"):
+        fusion_metrics(image, copies(image), names=["EN", "XYZ"])
+    with pytest.raises(ValueError, match="no convention 'mine'; there are standard, cddfuse, tang, vifb"):
+        fusion_metrics(image, copies(image), "mine")
+
+
+def test_constant_images_give_finite_values() -> None:
+    flat = torch.full((1, 1, 180, 180), 0.5)
+    for fused, sources in ((flat, copies(flat)), (flat, torch.rand(1, 2, 1, 180, 180)), (flat * 0, copies(flat))):
+        for name, value in fusion_metrics(fused, sources, names=ALL).items():
+            assert value.isfinite().all() or name == "PSNR"
+
+
+def test_nabf_counts_only_edges_that_no_source_has() -> None:
+    step = torch.zeros(1, 1, 32, 32)
+    step[..., 16:] = 0.5
+    flat = torch.zeros_like(step)
+    assert float(gradient.fusion_artefacts(step, torch.stack([step, flat], 1))) == 0
+    assert float(gradient.fusion_artefacts(step, torch.stack([flat, flat], 1))) > 0.05
+    order = torch.stack([step, flat], 1)
+    defect = gradient.fusion_artefacts_misplaced(flat, order)
+    assert float(defect) == float(gradient.fusion_artefacts(step, torch.stack([flat, flat], 1)))
+
+
+def test_grey_levels_are_those_of_an_8_bit_file() -> None:
+    pixels = torch.tensor([[0, 255, 10], [1, 2, 3], [7, 7, 7], [255, 254, 255]])
+    images = (pixels / 255).T.reshape(1, 3, 2, 2)
+    expected = [0.587 * 255 + 1.14, 0.299 + 1.174 + 0.342, 7, 0.413 * 255 + 0.587 * 254]
+    assert metrics.grey_levels(images).flatten().tolist() == [round(value) for value in expected]
+    assert metrics.grey_levels(torch.tensor([[[[-0.1, 0.5, 1.2]]]])).tolist() == [[[[0, 128, 255]]]]
+
+
+def test_against_the_truth() -> None:
+    truth = torch.randint(50, 200, (2, 3, 24, 30)) / 255
+    values = metrics.reference_metrics(truth + 2 / 255, truth)
+    torch.testing.assert_close(values["PSNR"], torch.full((2,), 20 * math.log10(255 / 2), dtype=torch.float64))
+    channels = [structure.structural_similarity_mean(truth[:, [c]] + 2 / 255, truth[:, None, [c]]) for c in range(3)]
+    torch.testing.assert_close(values["SSIM"], torch.stack(channels).mean(0))
+    assert set(metrics.reference_metrics(truth[..., :5], truth[..., :5])) == {"PSNR"}

@@ -1,0 +1,151 @@
+"""How far the metrics agree with numbers that others computed, and how long they take.
+
+python -m dig2dig.metrics golden GOLDEN_CSV DATA   reference implementations, image by image
+python -m dig2dig.metrics vifb DATA                what the benchmark VIFB published, image by image
+python -m dig2dig.metrics time                     the whole suite on a pair of 640×480
+python -m dig2dig.metrics table                    the table of docs/metrics.md
+"""
+
+import csv
+import math
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image as Picture
+from torch import Tensor
+
+from dig2dig.metrics.suite import ALL, METRICS, Metric
+
+GOLDEN: dict[str, tuple[str, str]] = {
+    "EN": ("EN", "standard"),
+    "SD": ("SD", "standard"),
+    "SF": ("SF", "standard"),
+    "AG": ("AG", "standard"),
+    "AG_matlab": ("AG", "tang"),
+    "MI_nats": ("MI", "cddfuse"),
+    "MI_bits": ("MI", "tang"),
+    "MSE": ("MSE", "standard"),
+    "CC": ("CC", "standard"),
+    "PSNR_peak_max": ("PSNR", "cddfuse"),
+    "SCD": ("SCD", "standard"),
+    "VIF_sum": ("VIF", "standard"),
+    "Qabf": ("Qabf", "standard"),
+    "Nabf": ("Nabf", "standard"),
+    "Nabf_tang": ("Nabf", "tang"),
+    "SSIM_sum": ("SSIM", "cddfuse"),
+}
+"""Columns of the reference values, our metric and its convention."""
+
+VIFB = {
+    "Entropy": "EN",
+    "Variance": "SD",
+    "Spatial_frequency": "SF",
+    "Avg_gradient": "AG",
+    "Edge_intensity": "EI",
+    "Mutinf": "MI",
+    "Rmse": "MSE",
+    "Psnr": "PSNR",
+    "Ssim": "SSIM",
+    "Qabf": "Qabf",
+    "Qcb": "Qcb",
+    "Qcv": "Qcv",
+}
+"""VIFB's names of metrics, and ours."""
+
+Difference = tuple[str, float, dict[str, str]]
+
+
+def read(folder: Path, name: str) -> Tensor:
+    """An 8-bit image file by its stem, grey or RGB, (c, h, w) in [0, 1]."""
+    with Picture.open(next(folder.glob(f"{name}.*"))) as picture:
+        pixels = np.atleast_3d(np.asarray(picture.convert("L" if picture.mode == "L" else "RGB")))
+    return torch.from_numpy(pixels.copy()).movedim(-1, 0) / 255
+
+
+def fusion(folder: Path, name: str, sides: Sequence[str], method: str) -> tuple[Tensor, Tensor]:
+    """A fused image and its sources as a batch of one, in colour if one of them is."""
+    images = [read(folder / side, name) for side in (*sides, f"peers/{method}")]
+    channels = max(len(image) for image in images)
+    *sources, fused = (image.expand(channels, -1, -1) for image in images)
+    return fused[None], torch.stack(sources)[None]
+
+
+def golden(table: Path, data: Path) -> Iterator[Difference]:
+    """Relative differences to each column of a table of reference values."""
+    for row in csv.DictReader(table.read_text().splitlines()):
+        folder = data / row["task"] / row["dataset"]
+        images = fusion(folder, row["name"], (row["source_a"], row["source_b"]), row["method"])
+        for column, (name, convention) in GOLDEN.items():
+            yield column, relative(METRICS[name](*images, convention), row[column]), row
+
+
+def vifb(data: Path) -> Iterator[Difference]:
+    """Relative differences to what VIFB published for each image and method."""
+    folder = data / "infrared_visible" / "VIFB"
+    for row in csv.DictReader((folder / "published_metrics" / "per_image.csv").read_text().splitlines()):
+        images = fusion(folder, row["image"], ("vi", "ir"), row["method"])
+        for column, name in VIFB.items():
+            yield column, relative(METRICS[name](*images, "vifb"), row[column]), row
+
+
+def relative(found: Tensor, expected: str) -> float:
+    """Relative difference of one value."""
+    return abs(float(found) / float(expected) - 1)
+
+
+def report(differences: Iterator[Difference]) -> None:
+    """Median, 95 % quantile and maximum of the differences in each column."""
+    columns: dict[str, list[float]] = {}
+    for column, difference, _ in differences:
+        columns.setdefault(column, []).append(difference)
+    print(f"{'column':18}{'images':>7}{'median':>10}{'95 %':>10}{'worst':>10}")
+    for column, values in columns.items():
+        high = sorted(values)[round(0.95 * (len(values) - 1))]
+        print(f"{column:18}{len(values):7}{statistics.median(values):10.1e}{high:10.1e}{max(values):10.1e}")
+
+
+def clock() -> None:
+    """Time of each metric and of all on random images, the best of three."""
+    fused, sources = torch.rand(1, 1, 480, 640), torch.rand(1, 2, 1, 480, 640)
+    total = 0.0
+    for name in ALL:
+        spent = math.inf
+        for _ in range(3):
+            start = time.perf_counter()
+            METRICS[name](fused, sources)
+            spent = min(spent, time.perf_counter() - start)
+        print(f"{name:14}{1000 * spent:8.1f} ms")
+        total += spent
+    print(f"{'all':14}{1000 * total:8.1f} ms on {torch.get_num_threads()} threads")
+
+
+def row(metric: Metric) -> str:
+    """A metric's line of the table in docs/metrics.md."""
+    better = "more" if metric.higher_is_better else "less"
+    size = metric.smallest if metric.smallest > 11 else ""
+    cells = metric.name, metric.definition, metric.range, better, metric.many, size, metric.source
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one of the commands."""
+    match list(arguments):
+        case ["golden", table, data]:
+            report(golden(Path(table), Path(data)))
+        case ["vifb", data]:
+            report(vifb(Path(data)))
+        case ["time"]:
+            clock()
+        case ["table"]:
+            print("\n".join(row(metric) for metric in METRICS.values()))
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,128 @@
+"""Contrast and edges: of the fused image alone, and edges that it took over from its sources."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dig2dig.metrics.filters import sobel
+from dig2dig.metrics.levels import Scores, both, eight_bit, grey_levels
+from dig2dig.shapes import Image, Sources
+
+
+def standard_deviation(fused: Image) -> Scores:
+    """SD, population standard deviation in grey levels.
+
+    References:
+        Rao, "In-fibre Bragg grating sensors", 1997.
+    """
+    return grey_levels(fused).flatten(1).std(1, correction=0)
+
+
+def spatial_frequency(fused: Image) -> Scores:
+    r"""SF in grey levels: root of the summed mean squared differences along rows and columns.
+
+    References:
+        Eskicioglu and Fisher, "Image quality measures and their performance", 1995.
+    """
+    grey = grey_levels(fused)
+    return (grey.diff(dim=-1).square().mean((1, 2, 3)) + grey.diff(dim=-2).square().mean((1, 2, 3))).sqrt()
+
+
+def spatial_frequency_vifb(fused: Image) -> Scores:
+    """SF as VIFB has it: channels side by side as one wide image, sums divided by all pixels."""
+    wide = torch.cat(eight_bit(fused).unbind(1), -1)
+    return ((wide.diff(dim=-1).square().sum((1, 2)) + wide.diff(dim=-2).square().sum((1, 2))) / wide[0].numel()).sqrt()
+
+
+def _steepness(fused: Image) -> Tensor:
+    """Root mean square of the central differences along rows and columns, one-sided at the border."""
+    grey = grey_levels(fused)
+    down, right = torch.gradient(grey, dim=(-2, -1))
+    return ((down.square() + right.square()) / 2).sqrt()
+
+
+def average_gradient(fused: Image) -> Scores:
+    r"""AG in grey levels: mean of :math:`\sqrt{(\partial_x^2 + \partial_y^2) / 2}` by central differences.
+
+    References:
+        Cui et al., "Detail preserved fusion of visible and infrared images using regional saliency extraction and
+        multi-scale image decomposition", 2015.
+    """
+    return _steepness(fused).mean((1, 2, 3))
+
+
+def average_gradient_matlab(fused: Image) -> Scores:
+    """AG with the sum divided by (h - 1)(w - 1), as MATLAB code has it."""
+    return _steepness(fused).sum((1, 2, 3)) / ((fused.shape[-2] - 1) * (fused.shape[-1] - 1))
+
+
+def edge_intensity(fused: Image) -> Scores:
+    """EI, mean length of Sobel's gradient, the border repeated.
+
+    References:
+        Rajalingam and Priya, "Hybrid multimodality medical image fusion technique for feature enhancement in medical
+        diagnosis", 2018.
+    """
+    x, y = sobel(grey_levels(fused), "replicate")
+    return (x * x + y * y).sqrt().mean((1, 2, 3))
+
+
+class _Edges(NamedTuple):
+    strength: Tensor
+    angle: Tensor
+
+
+def _edges(levels: Tensor, border: str) -> _Edges:
+    x, y = sobel(levels, border)
+    return _Edges((x * x + y * y).sqrt(), torch.where(x == 0, math.pi / 2, torch.atan(y / x)))
+
+
+def gradient_preservation(fused: Image, sources: Sources) -> Scores:
+    r"""Qabf: how much of the sources' edges, in strength and angle, the fused image keeps.
+
+    .. math:: Q = \frac{\sum_k \sum_x g_k\, Q^g_k Q^a_k}{\sum_k \sum_x g_k}
+
+    with sigmoids of relative strength and angle.
+
+    References:
+        Xydeas and Petrovic, "Objective image fusion performance measure", 2000.
+    """
+    f, s = (_edges(levels, "constant") for levels in both(fused, sources))
+    small, large = torch.minimum(s.strength, f.strength), torch.maximum(s.strength, f.strength)
+    ratio = torch.where(small == large, large, small / large.clamp(min=1e-300))
+    turn = 1 - (s.angle - f.angle).abs() / (math.pi / 2)
+    kept = 0.9994 / (1 + (-15 * (ratio - 0.5)).exp()) * 0.9879 / (1 + (-22 * (turn - 0.8)).exp())
+    total = s.strength.sum((1, 2, 3))
+    return torch.where(total > 0, (kept * s.strength).sum((1, 2, 3)) / total.clamp(min=1e-12), 0.0)
+
+
+def fusion_artefacts(fused: Image, sources: Sources) -> Scores:
+    r"""Nabf: share of edges in the fused image that are stronger than in any source.
+
+    .. math:: N = \frac{\sum_k \sum_{x: g_F > g_j \forall j} w_k (1 - Q_k)}{\sum_k \sum_x w_k}
+
+    with Q as in Qabf, other constants, and weights of strength to the power of 1.5 (0.001 below two grey levels).
+
+    References:
+        Shreyamsha Kumar, "Multifocus and multispectral image fusion based on pixel significance using discrete
+        cosine harmonic wavelet transform", 2013.
+    """
+    levels_f, levels_s = both(fused, sources)
+    f, s = _edges(levels_f / 8, "reflect"), _edges(levels_s / 8, "reflect")
+    small, large = torch.minimum(s.strength, f.strength), torch.maximum(s.strength, f.strength)
+    ratio = torch.where(small > 0, small / large.clamp(min=1e-300), 0.0)
+    turn = ((s.angle - f.angle).abs() - math.pi / 2).abs() * 2 / math.pi
+    kept = (0.9999 / (1 + (-19 * (ratio - 0.5)).exp()) * 0.9995 / (1 + (-22 * (turn - 0.5)).exp())).sqrt()
+    importance = torch.where(s.strength >= 2, s.strength**1.5, 0.001)
+    new = (f.strength > s.strength).all(1, keepdim=True)
+    return (new * (1 - kept) * importance).sum((1, 2, 3)) / importance.sum((1, 2, 3))
+
+
+def fusion_artefacts_misplaced(fused: Image, sources: Sources) -> Scores:
+    """Nabf of the first source, as if it had been fused from the other sources and the fused image.
+
+    This is what a widely used script computes that passes the arguments in another order than the function takes.
+    """
+    return fusion_artefacts(sources[:, 0], torch.cat([sources[:, 1:], fused[:, None]], 1))

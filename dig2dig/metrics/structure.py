@@ -1,0 +1,188 @@
+"""Likeness to the sources: error, correlation, structural similarity on one scale and on several."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, pad
+
+from dig2dig.metrics.filters import box, gaussian, moments, slide
+from dig2dig.metrics.levels import Grey, Levels, PerSource, Scores, both, grey_levels
+from dig2dig.shapes import Image, Sources
+
+C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+"""Constants of structural similarity, in squared grey levels."""
+
+
+def squared_error(fused: Image, sources: Sources) -> PerSource:
+    """Mean squared error against each source, in squared grey levels."""
+    f, s = both(fused, sources)
+    return (f - s).square().mean((-2, -1))
+
+
+def mean_squared_error(fused: Image, sources: Sources) -> Scores:
+    """MSE in squared grey levels, mean over the sources.
+
+    References:
+        Jagalingam and Hegde, "A review of quality metrics for fused image", 2015.
+    """
+    return squared_error(fused, sources).mean(1)
+
+
+def peak_signal_to_noise(fused: Image, sources: Sources) -> Scores:
+    r"""PSNR in dB: :math:`10 \log_{10} (255^2 / \mathrm{MSE})` of the mean error over the sources.
+
+    References:
+        Jagalingam and Hegde, "A review of quality metrics for fused image", 2015.
+    """
+    return 10 * (255**2 / mean_squared_error(fused, sources)).log10()
+
+
+def peak_signal_to_noise_own_peak(fused: Image, sources: Sources) -> Scores:
+    """PSNR in dB with the brightest grey level of the fused image as the peak."""
+    peak = grey_levels(fused).amax((1, 2, 3))
+    return 10 * (peak.square() / mean_squared_error(fused, sources)).log10()
+
+
+def mean_squared_error_unit(fused: Image, sources: Sources) -> Scores:
+    """MSE of images in [0, 1]."""
+    return mean_squared_error(fused, sources) / 255**2
+
+
+def peak_signal_to_noise_unit(fused: Image, sources: Sources) -> Scores:
+    """PSNR in dB with the error of images in [0, 1] and a peak of 255: 48.13 dB too much."""
+    return peak_signal_to_noise(fused, sources) + 20 * math.log10(255)
+
+
+def root_error_vifb(fused: Image, sources: Sources) -> Scores:
+    """RMSE as VIFB has it: root of the summed squares, divided by the number of pixels, mean over the sources."""
+    return (squared_error(fused, sources) / (fused.shape[-2] * fused.shape[-1])).sqrt().mean(1)
+
+
+def peak_signal_to_noise_vifb(fused: Image, sources: Sources) -> Scores:
+    """PSNR as VIFB has it: :func:`root_error_vifb` in the place of the mean squared error."""
+    return 10 * (255**2 / root_error_vifb(fused, sources)).log10()
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation over the last two axes; 0 where one side is constant."""
+    a, b = (x - x.mean((-2, -1), keepdim=True) for x in (a, b))
+    spread = (a.square().sum((-2, -1)) * b.square().sum((-2, -1))).sqrt()
+    return torch.where(spread > 0, (a * b).sum((-2, -1)) / spread.clamp(min=1e-12), 0.0)
+
+
+def correlation_coefficient(fused: Image, sources: Sources) -> Scores:
+    """CC, Pearson's correlation with a source, mean over the sources.
+
+    References:
+        Shah et al., "Multifocus and multispectral image fusion based on pixel significance using multiresolution
+        decomposition", 2013.
+    """
+    return correlation(*both(fused, sources)).mean(1)
+
+
+def sum_of_correlations_of_differences(fused: Image, sources: Sources) -> Scores:
+    r"""SCD: correlation of what a source added to the others with that source, summed.
+
+    .. math:: \sum_k r(F - \bar c_{-k},\; c_k)
+
+    with the mean of the other sources in place of the other one where K > 2.
+
+    References:
+        Aslantas and Bendes, "A new image quality metric for image fusion", 2015.
+    """
+    f, s = both(fused, sources)
+    others = (s.sum(1, keepdim=True) - s) / max(s.shape[1] - 1, 1)
+    return correlation(f - others, s).sum(1)
+
+
+def _similarity(f: Grey, s: Levels, weights: list[float], unbiased: float = 1.0) -> tuple[PerSource, PerSource]:
+    """Mean structural similarity, and the mean of its part without luminance."""
+    m = moments(f, s, weights)
+    contrast = (2 * unbiased * m.cov + C2) / (unbiased * (m.var_f + m.var_s) + C2)
+    luminance = (2 * m.mean_f * m.mean_s + C1) / (m.mean_f**2 + m.mean_s**2 + C1)
+    return (luminance * contrast).mean((-2, -1)), contrast.mean((-2, -1))
+
+
+def structural_similarity(fused: Image, sources: Sources) -> PerSource:
+    """SSIM with each source: uniform 7×7 windows inside the image, unbiased covariance, as in scikit-image.
+
+    References:
+        Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004.
+    """
+    return _similarity(*both(fused, sources), box(7), 49 / 48)[0]
+
+
+def structural_similarity_mean(fused: Image, sources: Sources) -> Scores:
+    """SSIM, mean over the sources."""
+    return structural_similarity(fused, sources).mean(1)
+
+
+def structural_similarity_sum(fused: Image, sources: Sources) -> Scores:
+    """SSIM, summed over the sources."""
+    return structural_similarity(fused, sources).sum(1)
+
+
+def structural_similarity_gaussian(fused: Image, sources: Sources) -> Scores:
+    """SSIM in Gaussian 11×11 windows of sigma 1.5, as its authors first gave it, summed over the sources."""
+    return _similarity(*both(fused, sources), gaussian(11, 1.5))[0].sum(1)
+
+
+def _halved(levels: Tensor) -> Tensor:
+    """Means of 2×2 pixels; an odd last row or column is repeated."""
+    odd_h, odd_w = levels.shape[-2] % 2, levels.shape[-1] % 2
+    return avg_pool2d(pad(levels, (0, odd_w, 0, odd_h), mode="replicate"), 2)
+
+
+def multi_scale_similarity(fused: Image, sources: Sources) -> Scores:
+    """MS-SSIM on five scales, mean over the sources; needs 176 pixels a side.
+
+    A negative mean contrast on a scale counts as 0.
+
+    References:
+        Wang et al., "Multiscale structural similarity for image quality assessment", 2003.
+    """
+    f, s = both(fused, sources)
+    scales = []
+    for power in (0.0448, 0.2856, 0.3001, 0.2363, 0.1333):
+        full, contrast = _similarity(f, s, gaussian(11, 1.5))
+        scales.append((full if len(scales) == 4 else contrast).clamp(min=0) ** power)
+        f, s = _halved(f), _halved(s)
+    return torch.stack(scales).prod(0).mean(1)
+
+
+def _exposure_similarity(f: Grey, s: Levels) -> Scores:
+    """Likeness in structure and contrast to the patch that the sources would make at best, on one scale."""
+    k, size, eps = s.shape[1], 11, 2.0**-52
+    f, s = f - 128, s - 128
+    i, j = torch.triu_indices(k, k)
+    twice = torch.where(i == j, 1.0, 2.0).to(s)[:, None, None]
+    mean, product = slide(torch.cat([s, s[:, i] * s[:, j]], 1), box(size)).split([k, len(i)], 1)
+    inner = size**2 * (product - mean[:, i] * mean[:, j])
+    norm = inner[:, i == j].clamp(min=0).sqrt()
+    together = (twice * inner).sum(1, keepdim=True).clamp(min=0).sqrt()
+    consistency = ((together + eps) / (norm.sum(1, keepdim=True) + eps)).clamp(eps, 1 - eps)
+    energy = norm + 0.001
+    share = (energy / size) ** (math.pi / 2 * consistency).tan().clamp(max=10) + eps
+    factor = share / share.sum(1, keepdim=True) / energy
+    length = (twice * factor[:, i] * factor[:, j] * inner).sum(1, keepdim=True).clamp(min=0).sqrt()
+    factor = torch.where(length > 0, factor / length.clamp(min=1e-300) * energy.amax(1, keepdim=True), factor)
+    fine = slide(torch.cat([s, f, s[:, i] * s[:, j], s * f, f * f], 1), gaussian(size, 1.5))
+    mean, mean_f, product, cross, square = fine.split([k, 1, len(i), k, 1], 1)
+    variance = (twice * factor[:, i] * factor[:, j] * (product - mean[:, i] * mean[:, j])).sum(1)
+    covariance = (factor * (cross - mean * mean_f)).sum(1)
+    return ((2 * covariance + C2) / (variance + (square - mean_f**2)[:, 0] + C2)).mean((-2, -1))
+
+
+def exposure_fusion_similarity(fused: Image, sources: Sources) -> Scores:
+    """MEF-SSIM on three scales, on luminance; needs 44 pixels a side.
+
+    References:
+        Ma, Zeng and Wang, "Perceptual quality assessment for multi-exposure image fusion", 2015.
+    """
+    f, s = both(fused, sources)
+    scales = []
+    for power in (0.0448, 0.2856, 0.3001):
+        scales.append(_exposure_similarity(f, s).clamp(min=0) ** (power / (0.0448 + 0.2856 + 0.3001)))
+        f, s = _halved(f), _halved(s)
+    return torch.stack(scales).prod(0)

@@ -1,0 +1,190 @@
+"""The table of metrics, what they mean, and in which conventions they are published."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from dig2dig.metrics import features, gradient, information, perception, structure
+from dig2dig.metrics.levels import Score, Scores, by_channel, eight_bit
+from dig2dig.shapes import Image, Sources
+
+CONVENTIONS = ("standard", "cddfuse", "tang", "vifb")
+"""Ours, and the forms in which others publish: CDDFuse, Tang's toolkit for MATLAB, the benchmark VIFB."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric and what one needs to know to read its numbers."""
+
+    name: str
+    score: Score
+    """The standard form: one value for each image."""
+    definition: str
+    range: str
+    source: str
+    higher_is_better: bool = True
+    many: str = "fused image only"
+    """What happens to K sources."""
+    smallest: int = 2
+    """Pixels on the shorter side below which the metric is not defined."""
+    variants: dict[str, Score] = field(default_factory=dict)
+    """Other published forms, by convention."""
+
+    def __call__(self, fused: Image, sources: Sources, convention: str = "standard") -> Scores:
+        """The value of each image in a convention; the standard form where that has none of its own."""
+        return self.variants.get(convention, self.score)(fused, sources)
+
+
+def _alone(score: Callable[[Image], Scores]) -> Score:
+    """A metric that looks at the fused image only."""
+    return lambda fused, _: score(fused)
+
+
+def _vifb(score: Score) -> dict[str, Score]:
+    return {"vifb": by_channel(score)}
+
+
+_TABLE = (
+    Metric(
+        "EN", _alone(information.entropy), "entropy of the 256-bin histogram", "[0, 8] bits", "Roberts 2008",
+        variants=_vifb(_alone(information.entropy)),
+    ),
+    Metric(
+        "SD", _alone(gradient.standard_deviation), "population standard deviation", "[0, 127.5] levels", "Rao 1997",
+        variants=_vifb(_alone(gradient.standard_deviation)),
+    ),
+    Metric(
+        "SF", _alone(gradient.spatial_frequency), "root mean square of neighbours' differences, rows plus columns",
+        "[0, 361] levels", "Eskicioglu 1995", variants={"vifb": _alone(gradient.spatial_frequency_vifb)},
+    ),
+    Metric(
+        "SCD", structure.sum_of_correlations_of_differences,
+        "correlation of (fused minus the other sources' mean) with a source", "[-K, K]", "Aslantas 2015", many="sum",
+    ),
+    Metric(
+        "VIF", perception.visual_information_sum, "information of a source that passes, pixel domain, four scales",
+        "[0, about K]", "Sheikh 2006", many="sum", smallest=41,
+    ),
+    Metric(
+        "Qabf", gradient.gradient_preservation, "kept strength and angle of edges, by Sobel", "[0, 1]",
+        "Xydeas 2000", many="mean, weighted by edge strength", smallest=3,
+        variants=_vifb(gradient.gradient_preservation),
+    ),
+    Metric(
+        "SSIM", structure.structural_similarity_mean, "structural similarity, 7×7 windows", "[-1, 1]", "Wang 2004",
+        many="mean", smallest=11, variants={
+            "cddfuse": structure.structural_similarity_sum,
+            **_vifb(structure.structural_similarity_gaussian),
+        },
+    ),
+    Metric(
+        "Nabf", gradient.fusion_artefacts, "edges stronger than in every source, not explained by any", "[0, 1]",
+        "Shreyamsha Kumar 2013", higher_is_better=False, many="mean, weighted by edge strength", smallest=3,
+        variants={"tang": gradient.fusion_artefacts_misplaced},
+    ),
+    Metric(
+        "AG", _alone(gradient.average_gradient), "mean gradient by central differences", "[0, 255] levels",
+        "Cui 2015", variants={
+            "tang": _alone(gradient.average_gradient_matlab), **_vifb(_alone(gradient.average_gradient_matlab)),
+        },
+    ),
+    Metric(
+        "EI", _alone(gradient.edge_intensity), "mean gradient by Sobel", "[0, 1443] levels", "Rajalingam 2018",
+        variants=_vifb(_alone(gradient.edge_intensity)),
+    ),
+    Metric(
+        "MI", information.mutual_information, "mutual information of grey levels", "[0, 8 K] bits", "Qu 2002",
+        many="sum", variants={
+            "cddfuse": information.mutual_information_nats, "tang": information.mutual_information_saturated,
+            **_vifb(information.mutual_information_nats),
+        },
+    ),
+    Metric(
+        "NMI", information.normalised_information, "2 MI over the sum of both entropies", "[0, K]", "Hossny 2008",
+        many="sum",
+    ),
+    Metric(
+        "FMI_pixel", features.feature_information_pixel, "normalised MI in 3×3 windows of grey levels", "[0, 1]",
+        "Haghighat 2014", many="mean", smallest=3,
+    ),
+    Metric(
+        "FMI_gradient", features.feature_information_gradient, "normalised MI in 3×3 windows of horizontal gradients",
+        "[0, 1]", "Haghighat 2014", many="mean", smallest=3,
+    ),
+    Metric(
+        "CC", structure.correlation_coefficient, "Pearson's correlation with a source", "[-1, 1]", "Shah 2013",
+        many="mean",
+    ),
+    Metric(
+        "MSE", structure.mean_squared_error, "mean squared error", "[0, 255²] levels²", "Jagalingam 2015",
+        higher_is_better=False, many="mean", variants={
+            "tang": structure.mean_squared_error_unit, **_vifb(structure.root_error_vifb),
+        },
+    ),
+    Metric(
+        "PSNR", structure.peak_signal_to_noise, "10 log10(255² / MSE)", "[0, ∞] dB", "Jagalingam 2015",
+        many="of the mean error", variants={
+            "cddfuse": structure.peak_signal_to_noise_own_peak, "tang": structure.peak_signal_to_noise_unit,
+            **_vifb(structure.peak_signal_to_noise_vifb),
+        },
+    ),
+    Metric(
+        "MS-SSIM", structure.multi_scale_similarity, "structural similarity on five scales", "[0, 1]", "Wang 2003",
+        many="mean", smallest=176,
+    ),
+    Metric(
+        "MEF-SSIM", structure.exposure_fusion_similarity,
+        "likeness to the best patch the sources could make, three scales", "[0, 1]", "Ma 2015", many="jointly",
+        smallest=44,
+    ),
+    Metric(
+        "Qcb", perception.contrast_preservation, "kept local contrast, as the eye sees it", "[0, 1]", "Chen 2009",
+        many="mean, weighted by contrast²", variants=_vifb(perception.contrast_preservation),
+    ),
+    Metric(
+        "Qcv", perception.visible_difference, "visible difference to a source, in blocks of 16", "[0, ∞) levels²",
+        "Chen 2007", higher_is_better=False, many="mean, weighted by edges", smallest=3,
+        variants=_vifb(perception.visible_difference),
+    ),
+)  # fmt: skip
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
+"""Every metric by its name. Called with images in [0, 1], it gives one value for each."""
+
+MAIN = ("EN", "SD", "SF", "SCD", "VIF", "Qabf", "SSIM", "Nabf")
+"""Those that most papers report, and that are shown during runs."""
+
+ALL = tuple(METRICS)
+"""The whole suite."""
+
+
+def check_names(names: Sequence[str], convention: str) -> None:
+    """Refuse names and conventions that do not exist."""
+    if unknown := [name for name in names if name not in METRICS]:
+        raise ValueError(f"no metric {', '.join(unknown)}; there are {', '.join(ALL)}")
+    if convention not in CONVENTIONS:
+        raise ValueError(f"no convention {convention!r}; there are {', '.join(CONVENTIONS)}")
+
+
+def fusion_metrics(
+    fused: Image, sources: Sources, convention: str = "standard", names: Sequence[str] = MAIN
+) -> dict[str, Scores]:
+    """Metrics of fused images by name, one value for each image; those that they are too small for are left out.
+
+    Args:
+        fused: Fused images in [0, 1], grey or RGB, shape (b, c, h, w).
+        sources: Their K sources in [0, 1], shape (b, k, c, h, w); luminance counts, except in ``vifb``.
+        convention: Whose form of each metric, see docs/metrics.md.
+        names: Which metrics, of :data:`ALL`.
+    """
+    check_names(names, convention)
+    side = min(fused.shape[-2:])
+    return {name: METRICS[name](fused, sources, convention) for name in names if side >= METRICS[name].smallest}
+
+
+def reference_metrics(fused: Image, truth: Image) -> dict[str, Scores]:
+    """PSNR (peak 255, error over all channels) and SSIM (mean over channels) against the true image, both 8-bit."""
+    error = (eight_bit(fused) - eight_bit(truth)).square().mean((1, 2, 3))
+    found = {"PSNR": 10 * (255**2 / error).log10()}
+    if min(fused.shape[-2:]) >= METRICS["SSIM"].smallest:
+        found["SSIM"] = by_channel(structure.structural_similarity_mean)(fused, truth[:, None])
+    return found

@@ -30,7 +30,8 @@ def main(argv: list[str]) -> int:
         denoiser = open_prior(config.prior)
         writer = FusionWriter(run.out, run.done, run.inputs, config.save.weights)
         trainer = make_trainer(config, run, writer)
-        module = FusionModule(denoiser, config.sampler, config.seed, config.save.weights or bool(trainer.loggers))
+        trace = config.save.weights or bool(trainer.loggers)
+        module = FusionModule(denoiser, config.sampler, config.seed, trace, config.noise)
         data = FusionDataModule(run.todo, config.task, config.batch_size, config.workers, config.allow_missing)
         if run.todo:
             trainer.predict(module, data, return_predictions=False)

@@ -24,7 +24,7 @@ class DigConfig:
     """How information gains are measured and turned into weights."""
 
     kind: Literal["gain", "change", "residual", "static"] = option(
-        "gain",
+        "residual",
         "what a step is worth: loss removed, change of the estimate, loss that is left; static = 1/K",
     )
     loss: Literal["l2", "l1", "gradient"] = option("l2", "per-pixel distance between two estimates")
@@ -33,14 +33,21 @@ class DigConfig:
     )
     temperature: float = option(0.1, "softness of the weights, in the unit of the normalised gain")
     smoothing: float = option(2.0, "standard deviation of the Gaussian that smooths gains, in pixels")
-    smoothing_noise: float = option(24.0, "pixels of smoothing added per unit of noise level: early gains are coarse")
+    smoothing_noise: float = option(16.0, "pixels of smoothing added per unit of noise level: early gains are coarse")
+    scope: Literal["full", "spatial", "temporal"] = option(
+        "full", "weights vary over space and time; over space alone, the mean of all steps; over time alone"
+    )
     refresh: int = option(1, "measure gains every so many steps, and interpolate between")
-    draws: int = option(1, "noise draws averaged, in pairs of opposite sign")
+    reduce: float = option(
+        0.15, "measure gains on smaller images as long as their noise level stays above this; 0 = always at full size"
+    )
+    draws: int = option(2, "noise draws averaged, in pairs of opposite sign")
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, f"dig.temperature must be above 0, not {self.temperature}")
         require(self.smoothing >= 0, f"dig.smoothing must not be negative, not {self.smoothing}")
         require(self.smoothing_noise >= 0, f"dig.smoothing_noise must not be negative, not {self.smoothing_noise}")
+        require(self.reduce >= 0, f"dig.reduce must not be negative, not {self.reduce}")
         require(self.refresh >= 1, f"dig.refresh must be at least 1, not {self.refresh}")
         require(self.draws >= 1, f"dig.draws must be at least 1, not {self.draws}")
 
@@ -49,15 +56,21 @@ class DigConfig:
 class GuidanceConfig:
     """How the estimate is pulled to the weighted sources."""
 
-    kind: Literal["blend", "increments", "em", "posterior"] = option(
-        "increments", "proximal to the weighted mean; to the summed increments; DDFM's EM; posterior gradient"
+    kind: Literal["bands", "blend", "increments", "em", "posterior"] = option(
+        "bands",
+        "proximal to the weighted sources: summed band by band; their mean; the denoiser's increments summed; "
+        "or DDFM's EM; or the posterior's gradient",
     )
     sigma_n: float = option(0.01, "noise assumed in the sources, for [-1, 1]: the larger, the more the prior decides")
     strength: float = option(1.0, "strength lambda of the pull")
+    scale: float = option(32.0, "bands only: pixels of blur per unit of noise level")
+    energy: float = option(1.0, "bands only: how much of the energy that averaging cancels is given back, 0 to 1")
     em_form: Literal["paper", "code"] = option("paper", "em only: f = x + v, or DDFM's published code, i - x")
 
     def __post_init__(self) -> None:
         require(self.sigma_n >= 0, f"guidance.sigma_n must not be negative, not {self.sigma_n}")
+        require(self.scale > 0, f"guidance.scale must be above 0, not {self.scale}")
+        require(0 <= self.energy <= 1, f"guidance.energy must lie in [0, 1], not {self.energy}")
         require(self.strength > 0, f"guidance.strength must be above 0, not {self.strength}")
 
 
@@ -150,6 +163,9 @@ class InferConfig:
         "ivf", "infrared-visible, medical, multi-exposure, multi-focus: decides how colour is treated"
     )
     sources: dict[str, str] = option({}, "per modality a folder, a list of images (.txt) or one image; paired by stem")
+    noise: dict[str, str] = option(
+        {}, "per modality the noise of its images: standard deviation of 255, or auto; those not named are clean"
+    )
     allow_missing: bool = option(False, "fuse stacks that stop before others with the sources they have, at least 2")
     out: str = option("out", "folder for the results")
     prior: PriorConfig = option(PriorConfig, "the pretrained denoiser")
@@ -166,6 +182,11 @@ class InferConfig:
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"batch_size must be at least 1, not {self.batch_size}")
+        unknown = sorted(set(self.noise) - set(self.sources))
+        require(not unknown, f"noise.{', noise.'.join(unknown)}: no source of that name")
+        for modality, level in self.noise.items():
+            number = level.replace(".", "", 1).isdecimal()
+            require(number or level == "auto", f"noise.{modality} must be a number of 255 or auto, not {level}")
         require(
             len(self.sources) >= 2,
             f"{len(self.sources) or 'no'} sources given: at least two, as in sources.visible=DIR sources.infrared=DIR",

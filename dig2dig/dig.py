@@ -1,17 +1,17 @@
 """Diffusion information gain: how much the denoiser learns about each source in each step."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import conv2d, interpolate, pad
 
 from dig2dig.config import DigConfig
 from dig2dig.denoiser import Denoiser
-from dig2dig.schedule import AlphaBar, Times, add_noise, noise_level
+from dig2dig.filters import grow, shrink, smooth
+from dig2dig.schedule import AlphaBar, Times, add_noise, noise_level, time_of_noise_level
 from dig2dig.shapes import Gains, Sources, State, Weights
+from dig2dig.tiling import crop, pad
 
 PIXELS_PER_CALL = 2**20  # of all images that one network call sees
 
@@ -47,35 +47,60 @@ def to_channels(images: Tensor, channels: int) -> Tensor:
     raise ValueError(f"cannot turn {images.shape[-3]} channels into {channels}")
 
 
-def reconstruct(sources: Sources, noise: State, times: Times, denoiser: Denoiser) -> Float[Tensor, "m b k c h w"]:
+def reconstruct(
+    sources: Sources, noise: State, times: Times, denoiser: Denoiser, reduce: float = 0.0
+) -> Float[Tensor, "m b k c h w"]:
     r"""The denoiser's estimates of all sources, noised to each time with one noise for all of them.
 
     .. math:: \hat c_k(t) = \hat x_0\big(\sqrt{\bar\alpha_t}\, c_k + \sqrt{1-\bar\alpha_t}\,\varepsilon,\; t\big)
 
     Sources and times share network calls. A grey source passes a colour prior as three equal channels with
-    independent noise.
+    independent noise. Where the noise is strong, the estimate is smooth and can be had from smaller images: the mean
+    over f × f pixels has noise of level :math:`\sigma / f`, and that is what the network sees.
 
     Args:
-        sources: Clean sources in [-1, 1], padded to the denoiser's multiple.
+        sources: Clean sources in [-1, 1], padded.
         noise: Noise of each image, with the denoiser's channels.
         times: Decreasing time indices, shape (n,).
         denoiser: The prior.
+        reduce: Images are halved, at most twice, as long as the noise level stays above this; 0 = never.
 
     Returns:
         Estimates at each time, then the sources themselves: m = n + 1.
     """
     b, k, c, h, w = sources.shape
     images = to_channels(sources, denoiser.channels).flatten(0, 1)
-    # (time, source) pairs in one list, cut into calls of bounded size
-    pairs = torch.arange(len(times) * b * k, device=sources.device)
     estimates = sources.new_empty(len(times) + 1, b, k, c, h, w)
     estimates[-1] = sources
-    flat = estimates.flatten(0, 2)
-    for part in pairs.split(max(1, PIXELS_PER_CALL // (h * w))):
-        source, t = part % (b * k), times.to(sources.device)[part // (b * k)]
-        noised = add_noise(images[source], noise[source // k], t, denoiser.alpha_bar)
-        flat[part] = to_channels(denoiser(noised, t), c)
+    flat = estimates[:-1].flatten(1, 2)
+    levels = noise_level(denoiser.alpha_bar)[times.cpu()]
+    factors = torch.tensor([_factor(float(level), reduce, min(h, w)) for level in levels])
+    for factor in factors.unique().tolist():
+        chosen = (factors == factor).nonzero()[:, 0]
+        small, small_noise = shrink(images, factor), shrink(noise, factor) * factor
+        t = time_of_noise_level(denoiser.alpha_bar, levels[chosen] / factor) if factor > 1 else times[chosen]
+        made = _estimates(small, small_noise, t.to(sources.device), denoiser).unflatten(0, (-1, b * k))
+        flat[chosen.to(flat.device)] = grow(to_channels(made, c), h, w)
     return estimates
+
+
+def _factor(level: float, reduce: float, side: int) -> int:
+    """How many times smaller images may be at a noise level, 1, 2 or 4, and still have some 16 pixels a side."""
+    return max((f for f in (1, 2, 4) if reduce > 0 and level / f >= reduce and side // f >= 16), default=1)
+
+
+def _estimates(images: Tensor, noise: Tensor, times: Tensor, denoiser: Denoiser) -> Tensor:
+    """Estimates of (b·k) images at n times in calls of bounded size, shape (n·b·k, c, h, w)."""
+    count, (h, w) = len(images), images.shape[-2:]
+    k = count // len(noise)
+    padded, padded_noise = pad(images, denoiser.multiple), pad(noise, denoiser.multiple)
+    parts = []
+    # (time, source) pairs in one list, cut into calls of bounded size
+    for part in torch.arange(len(times) * count, device=images.device).split(max(1, PIXELS_PER_CALL // (h * w))):
+        source, t = part % count, times[part // count]
+        noised = add_noise(padded[source], padded_noise[source // k], t, denoiser.alpha_bar)
+        parts.append(crop(denoiser(noised, t), h, w))
+    return torch.cat(parts)
 
 
 def pixel_loss(estimate: Tensor, target: Tensor, kind: str) -> Tensor:
@@ -142,30 +167,6 @@ def normalise(gain: Gains, kind: str) -> Gains:
     return gain / (size.sum(1, keepdim=True) + 1e-2 * mean + 1e-12)
 
 
-def smooth(maps: Float[Tensor, "b k 1 h w"], sigma: float) -> Float[Tensor, "b k 1 h w"]:
-    """Gaussian filter of standard deviation ``sigma`` pixels, reflected at the border; none for 0.
-
-    Wide filters work on area averages of the map: they cost no more than narrow ones.
-    """
-    if sigma <= 0:
-        return maps
-    flat = maps.flatten(0, 1)
-    height, width = flat.shape[-2:]
-    factor = int(sigma // 4)
-    if factor > 1 and min(height, width) > 1:
-        small = interpolate(flat, (math.ceil(height / factor), math.ceil(width / factor)), mode="area")
-        small = smooth(small.unflatten(0, maps.shape[:2]), sigma / factor).flatten(0, 1)
-        return interpolate(small, (height, width), mode="bilinear").unflatten(0, maps.shape[:2])
-    for axis in (2, 3):
-        radius = min(math.ceil(3 * sigma), flat.shape[axis] - 1)
-        offset = torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype)
-        kernel = torch.exp(-offset.square() / (2 * sigma**2))
-        kernel = (kernel / kernel.sum()).view([1, 1, -1, 1] if axis == 2 else [1, 1, 1, -1])
-        margin = [0, 0, radius, radius] if axis == 2 else [radius, radius, 0, 0]
-        flat = conv2d(pad(flat, margin, mode="reflect"), kernel)
-    return flat.unflatten(0, maps.shape[:2])
-
-
 def fusion_weight(gain: Gains, temperature: float = 1.0) -> Weights:
     r"""Turns information gains into per-pixel weights of the sources.
 
@@ -185,6 +186,15 @@ def fusion_weight(gain: Gains, temperature: float = 1.0) -> Weights:
         Cao et al., "Dig2DIG", arXiv:2503.18627.
     """
     return (gain / temperature).softmax(1)
+
+
+def scoped(weights: Float[Tensor, "n b k 1 h w"], scope: str) -> Float[Tensor, "n b k 1 h w"]:
+    """Weights of all steps as they are (``full``), their mean over time (``spatial``) or over space (``temporal``)."""
+    if scope == "spatial":
+        return weights.mean(0, keepdim=True).expand_as(weights)
+    if scope == "temporal":
+        return weights.mean((-2, -1), keepdim=True).expand_as(weights)
+    return weights
 
 
 def measure(
@@ -209,7 +219,7 @@ def measure(
     gains = sources.new_zeros(len(times), b, k, 1, h, w)
     cost, mean_estimate = sources.new_zeros(len(times), b), None
     for noise in noises if estimates or config.kind != "static" else []:
-        draw = reconstruct(sources, noise, times, denoiser)
+        draw = reconstruct(sources, noise, times, denoiser, config.reduce)
         for i in range(len(times)) if config.kind != "static" else []:
             gains[i] += information_gain(draw[i], draw[i + 1], sources, config.kind, config.loss) / len(noises)
             cost[i] += information_gain(draw[i], draw[i + 1], sources).abs().mean((1, 2, 3, 4)) / len(noises)
@@ -220,7 +230,7 @@ def measure(
     for i, level in enumerate(noise_level(denoiser.alpha_bar)[times.cpu()].tolist()):
         radius = config.smoothing + config.smoothing_noise * level
         gains[i] = normalise(smooth(gains[i], radius), config.normalise)
-    weights = torch.stack([fusion_weight(gain, config.temperature) for gain in gains])
+    weights = scoped(torch.stack([fusion_weight(gain, config.temperature) for gain in gains]), config.scope)
     return Information(times.to(sources.device)[:, None].expand(-1, b), mean_estimate, gains, weights, cost)
 
 

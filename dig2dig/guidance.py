@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from dig2dig.config import GuidanceConfig
+from dig2dig.filters import smooth
+from dig2dig.schedule import noise_level
 from dig2dig.shapes import Image, Sources, State, Timestep, Weights
 
 
@@ -24,6 +26,7 @@ class Step:
     Attributes:
         t: Time index of each image, shape (b,).
         signal: alpha_bar at t, shape (b, 1, 1, 1).
+        signal_next: alpha_bar at the next time; 1 after the last.
         x_t: The noisy state, with the prior's channels; it carries the graph of x0_hat where gradients are asked for.
         sources: The clean sources.
         weight: Fusion weights of this step.
@@ -33,6 +36,7 @@ class Step:
 
     t: Timestep
     signal: Tensor
+    signal_next: Tensor
     x_t: State
     sources: Sources
     weight: Weights
@@ -93,6 +97,67 @@ def increments(
     low = step.sources.amin((1, 2, 3, 4)).view(-1, 1, 1, 1)
     high = step.sources.amax((1, 2, 3, 4)).view(-1, 1, 1, 1)
     return proximal(x0_hat, target.clamp(low, high), step.signal, sigma_n, strength), target
+
+
+@dataclass(frozen=True)
+class BandState:
+    """The sum of the bands so far, and the sources as far as they were seen."""
+
+    target: Image
+    seen: Sources
+
+
+def bands(
+    x0_hat: Image, step: Step, state: BandState | None, *, sigma_n: float, strength: float, scale: float, energy: float
+) -> tuple[Image, BandState]:
+    r"""``increments`` in a linear scale space: each step adds the bands of the sources that its noise level reveals.
+
+    .. math:: m_s = m_t + a \sum_k w_k(t)\,\big(G_{\rho(s)} c_k - G_{\rho(t)} c_k\big), \qquad
+              \rho(t) = r \sqrt{(1-\bar\alpha_t)/\bar\alpha_t}
+
+    with Gaussian filters G of standard deviation :math:`\rho`, none after the last step, and the mean of the sources to
+    begin with. The denoiser decides the weights, and what it makes up at high noise cannot enter the picture.
+
+    Bands that do not agree cancel in an average: K independent ones of equal weight lose :math:`\sqrt K` of their
+    amplitude. The factor a gives the local energy back that the weights promise,
+
+    .. math:: a^2 = \frac{G \sum_k w_k |\Delta_k|^2}{G |\sum_k w_k \Delta_k|^2} \in [1, K]
+
+    so that equal sources stay as they are. Our own form. The target stays in the range that the sources span.
+
+    Args:
+        x0_hat: The prior's estimate.
+        step: Sources and weights.
+        state: What the step before returned.
+        sigma_n: See :func:`proximal`.
+        strength: See :func:`proximal`.
+        scale: Pixels of blur r per unit of noise level, for images in [-1, 1].
+        energy: Exponent of a: 0 leaves the plain weighted sum, 1 gives all energy back.
+    """
+    seen = blurred(step.sources, scale * noise_level(step.signal)) if state is None else state.seen
+    target = seen.mean(1) if state is None else state.target
+    radius = scale * noise_level(step.signal_next)
+    sharper = blurred(step.sources, radius)
+    band = sharper - seen
+    fused = (step.weight * band).sum(1, keepdim=True)
+    if energy > 0:
+        promised = (step.weight * band.square().mean(2, keepdim=True)).sum(1, keepdim=True)
+        kept = fused.square().mean(2, keepdim=True)
+        promised, kept = (blurred(power, 2 + radius) + 1e-8 for power in (promised, kept))
+        fused = fused * (promised / kept).sqrt().clamp(1, band.shape[1] ** 0.5) ** energy
+    target = target + fused[:, 0]
+    low = step.sources.amin((1, 2, 3, 4)).view(-1, 1, 1, 1)
+    high = step.sources.amax((1, 2, 3, 4)).view(-1, 1, 1, 1)
+    guided = proximal(x0_hat, target.clamp(low, high), step.signal, sigma_n, strength)
+    return guided, BandState(target, sharper)
+
+
+def blurred(images: Sources, radius: Tensor) -> Sources:
+    """Gaussian filter of each image's own standard deviation in pixels, ``radius`` of shape (b, 1, 1, 1)."""
+    radii = radius.flatten().tolist()
+    if len(set(radii)) == 1:
+        return smooth(images, radii[0])
+    return torch.cat([smooth(one[None], r) for one, r in zip(images, radii, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -206,5 +271,13 @@ def make_guidance(config: GuidanceConfig) -> Guidance:
     """The guidance that a config names."""
     if config.kind == "em":
         return partial(em, form=config.em_form)
+    if config.kind == "bands":
+        return partial(
+            bands,
+            sigma_n=config.sigma_n,
+            strength=config.strength,
+            scale=config.scale,
+            energy=config.energy,
+        )
     pull = {"blend": blend, "increments": increments, "posterior": posterior}[config.kind]
     return partial(pull, sigma_n=config.sigma_n, strength=config.strength)

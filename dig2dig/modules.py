@@ -4,7 +4,7 @@ import math
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -22,6 +22,7 @@ from dig2dig.config import SamplerConfig
 from dig2dig.config_train import OptimConfig
 from dig2dig.denoiser import Denoiser
 from dig2dig.losses import diffusion_loss, draw_times, loss_weight
+from dig2dig.noise import noise_levels
 from dig2dig.sampler import Snapshot, fuse
 from dig2dig.schedule import add_noise, draw_noise, generators, noise_level, time_of_noise_level
 from dig2dig.shapes import Image
@@ -97,31 +98,42 @@ class FusionModule(LightningModule):
         sampler: Steps, gains and guidance.
         seed: The run's seed.
         trace: Keep every step of the sampling.
+        noise: Per modality the noise of its images, see :func:`noise_levels`.
     """
 
-    def __init__(self, denoiser: Denoiser, sampler: SamplerConfig, seed: int = 0, trace: bool = False) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        sampler: SamplerConfig,
+        seed: int = 0,
+        trace: bool = False,
+        noise: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__()
         self.denoiser, self.sampler, self.seed, self.trace = denoiser, sampler, seed, trace
+        self.noise = dict(noise or {})
 
     def predict_step(self, batch: Sequence[Sample | Failure], _: int = 0) -> list[Result]:
-        """Fuses the samples of a batch, those of one shape together; failures pass through."""
+        """Fuses the samples of a batch, those of one shape and the same modalities together; failures pass through."""
         results = [Result(item.name, reason=item.reason) for item in batch if isinstance(item, Failure)]
-        shapes: dict[torch.Size, list[Sample]] = defaultdict(list)
+        alike: dict[tuple[object, ...], list[Sample]] = defaultdict(list)
         for item in batch:
             if isinstance(item, Sample):
-                shapes[item.sources.shape].append(item)
-        for samples in shapes.values():
+                alike[item.sources.shape, item.modalities].append(item)
+        for samples in alike.values():
             results += self.fuse_samples(samples)
         return results
 
     def fuse_samples(self, samples: list[Sample]) -> list[Result]:
-        """Fuses samples of one shape."""
+        """Fuses samples of one shape and the same modalities."""
         started = time.perf_counter()
         seeds = [pair_seed(self.seed, sample.name) for sample in samples]
         sources = torch.stack([sample.sources for sample in samples]).to(self.device)
         trace: list[Snapshot] = []
+        noise = noise_levels(sources, samples[0].modalities, self.noise)
+        observe = trace.append if self.trace else None
         try:
-            fused = fuse(sources, self.denoiser, self.sampler, seeds, observe=trace.append if self.trace else None)
+            fused = fuse(sources, self.denoiser, self.sampler, seeds, observe=observe, noise=noise)
         except (ValueError, MemoryError, torch.OutOfMemoryError) as error:  # options or size do not fit
             return [Result(sample.name, reason=f"{sample.name}: {str(error).splitlines()[0]}") for sample in samples]
         fused = fused.cpu()

@@ -118,7 +118,7 @@ def shaping(config: InferConfig) -> tuple[object, ...]:
     """What a result depends on: two runs that agree on it give the same pictures."""
     prior = (config.prior.sha256, config.prior.adapter_sha256, config.prior.precision)
     ours = config.versions.get("dig2dig")
-    return config.task, config.allow_missing, prior, config.sampler, config.save, config.seed, ours
+    return config.task, config.allow_missing, config.noise, prior, config.sampler, config.save, config.seed, ours
 
 
 def build_trainer(devices: TrainerConfig, **options: Any) -> Trainer:

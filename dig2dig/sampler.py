@@ -12,6 +12,7 @@ from dig2dig.config import SamplerConfig
 from dig2dig.denoiser import Denoiser
 from dig2dig.dig import Information, measure, resample, to_channels
 from dig2dig.guidance import Guidance, Step, make_guidance, needs_graph
+from dig2dig.noise import NoiseLevels, denoise
 from dig2dig.schedule import add_noise, at, draw_noise, gain_grid, generators, time_grid
 from dig2dig.shapes import Gains, Image, Sources, State, Timestep, Weights
 from dig2dig.tiling import crop, pad
@@ -84,6 +85,7 @@ def fuse(
     seed: int | Sequence[int] = 0,
     guidance: Guidance | None = None,
     observe: Callable[[Snapshot], None] | None = None,
+    noise: NoiseLevels | None = None,
 ) -> Image:
     """Fuses K aligned images of each scene with a pretrained denoiser.
 
@@ -94,6 +96,8 @@ def fuse(
         seed: One seed for all images, or one for each. An image's noise depends on its own seed alone.
         guidance: Replaces the guidance that the config names.
         observe: Called after each step, for progress and traces: ``trace = []; fuse(..., observe=trace.append)``.
+        noise: Standard deviation of the noise in each source, shape (b, k), for images in [0, 1]: what the prior
+            believes beneath it is fused. None where all are clean.
 
     Returns:
         The fused images in [0, 1], shape (b, c, h, w), of the sources' size.
@@ -116,6 +120,7 @@ def fuse(
     noises = [draw() for _ in range((config.dig.draws + 1) // 2)]
     noises = [sign * noise for noise in noises for sign in (1, -1)][: config.dig.draws]  # first-order errors cancel
     with torch.no_grad():
+        clean = clean if noise is None else denoise(clean, noise, denoiser, draw())
         information = plan(clean, noises, denoiser, config, guidance is not None)
     times = information.times
     start = to_channels(clean.mean(1), denoiser.channels)
@@ -161,9 +166,13 @@ def plan(
 def make_step(information: Information, i: int, x_t: State, sources: Sources, denoiser: Denoiser) -> Step:
     """What a guidance sees in step i."""
     t, estimates = information.times[i], information.estimates
+    signal = at(denoiser.alpha_bar, t, sources[:, 0])
+    following = information.times[i + 1 : i + 2]
+    signal_next = at(denoiser.alpha_bar, following[0], sources[:, 0]) if len(following) else torch.ones_like(signal)
     return Step(
         t=t,
-        signal=at(denoiser.alpha_bar, t, sources[:, 0]),
+        signal=signal,
+        signal_next=signal_next,
         x_t=x_t,
         sources=sources,
         weight=information.weights[i],

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +8,8 @@ from hypothesis import strategies as st
 
 from dig2dig.config import GuidanceConfig
 from dig2dig.denoiser import GaussianDenoiser
-from dig2dig.guidance import EMState, Step, em, increments, make_guidance, posterior, proximal
+from dig2dig.filters import smooth
+from dig2dig.guidance import EMState, Step, bands, em, increments, make_guidance, posterior, proximal
 from dig2dig.schedule import at
 
 
@@ -16,6 +18,7 @@ def step(sources: torch.Tensor, weight: torch.Tensor, signal: float = 0.5, **cha
     defaults = {
         "t": torch.zeros(b, dtype=torch.long),
         "signal": torch.full((b, 1, 1, 1), signal),
+        "signal_next": torch.ones(b, 1, 1, 1),
         "x_t": torch.zeros(b, c, h, w),
         "sources": sources,
         "weight": weight,
@@ -44,7 +47,7 @@ def test_proximal_balances_estimate_and_target() -> None:
 @given(
     st.integers(0, 50),
     st.integers(1, 4),
-    st.sampled_from(["blend", "em", "increments"]),
+    st.sampled_from(["bands", "blend", "em", "increments"]),
     st.floats(0.01, 0.99),
 )
 def test_order_of_sources_does_not_matter_and_nothing_overshoots(seed: int, k: int, kind, signal: float) -> None:
@@ -65,7 +68,7 @@ def test_order_of_sources_does_not_matter_and_nothing_overshoots(seed: int, k: i
     assert ((guided >= low - 1e-5) & (guided <= high + 1e-5)).all()
 
 
-@pytest.mark.parametrize("kind", ["blend", "increments", "em"])
+@pytest.mark.parametrize("kind", ["bands", "blend", "increments", "em"])
 def test_identical_sources_pull_to_themselves(kind) -> None:
     """When the estimate is already the source, guidance leaves it there."""
     sources, weight, _ = scene(1, 1)
@@ -95,6 +98,54 @@ def test_increments_give_each_source_what_it_gained() -> None:
         now = step(sources, weight, estimate=left * sources, estimate_next=right * sources)
         guided, state = increments(first, now, state, sigma_n=0.0, strength=1.0)
     torch.testing.assert_close(guided, 0.5 * first + 0.5 * second)
+
+
+def walk(sources: torch.Tensor, weight: torch.Tensor, energy: float, levels=(0.1, 0.5, 0.9, 1.0)) -> torch.Tensor:
+    """The target of ``bands`` after the steps between these values of alpha_bar."""
+    state = None
+    for now, following in itertools.pairwise(levels):
+        signals = {name: torch.full((len(sources), 1, 1, 1), value) for name, value in
+                   (("signal", now), ("signal_next", following))}  # fmt: skip
+        part = replace(step(sources, weight), **signals)
+        _, state = bands(sources[:, 0], part, state, sigma_n=0.0, strength=1.0, scale=4.0, energy=energy)
+    assert state is not None
+    return state.target
+
+
+def test_bands_with_static_weights_sum_to_the_mean() -> None:
+    sources = torch.randn(2, 3, 1, 24, 20)
+    weight = torch.full_like(sources, 1 / 3)
+    torch.testing.assert_close(walk(sources, weight, 0.0), sources.mean(1), rtol=1e-4, atol=1e-5)
+
+
+def test_bands_of_one_source_alone_are_that_source_but_for_the_coarsest() -> None:
+    sources = torch.randn(1, 2, 1, 24, 20)
+    weight = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1, 1).expand_as(sources)
+    coarsest = smooth(sources, 4.0 * 3.0)  # noise level 3 at alpha_bar 0.1
+    expected = sources[:, 0] + (coarsest[:, 1] - coarsest[:, 0]) / 2
+    torch.testing.assert_close(walk(sources, weight, 1.0), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_bands_give_back_the_energy_that_averaging_cancels() -> None:
+    """The mean of two unlike images has half of their power; equal images lose nothing and gain nothing."""
+    sources = torch.randn(1, 2, 1, 64, 64)
+    weight = torch.full_like(sources, 0.5)
+    power = float(sources.square().mean())
+    assert float(walk(sources, weight, 0.0).square().mean()) == pytest.approx(0.5 * power, rel=0.1)
+    assert float(walk(sources, weight, 1.0).square().mean()) == pytest.approx(power, rel=0.1)
+    same = sources[:, :1].expand(-1, 2, -1, -1, -1)
+    torch.testing.assert_close(walk(same, weight, 1.0), same[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_bands_take_each_image_at_its_own_time() -> None:
+    sources, weight, x0_hat = scene(6, 2)
+    signal = torch.tensor([0.3, 0.8]).view(2, 1, 1, 1)
+    guide = make_guidance(GuidanceConfig(kind="bands", scale=2.0))
+    both, _ = guide(x0_hat, replace(step(sources, weight), signal=signal), None)
+    for i in range(2):
+        one = slice(i, i + 1)
+        alone, _ = guide(x0_hat[one], replace(step(sources[one], weight[one]), signal=signal[one]), None)
+        torch.testing.assert_close(both[one], alone)
 
 
 def test_increments_need_estimates() -> None:

@@ -14,7 +14,7 @@ from dig2dig.schedule import alpha_bar, at, time_grid
 
 from .conftest import EXAMPLES
 
-KINDS = ["blend", "increments", "em", "posterior"]
+KINDS = ["bands", "blend", "increments", "em", "posterior"]
 
 
 def config(kind="increments", dig="change", **changes) -> SamplerConfig:

@@ -1,0 +1,38 @@
+"""The command line of the benchmarks."""
+
+import sys
+
+from dig2dig.benchmark.config import DegradedConfig, QualityConfig, TheoryConfig
+from dig2dig.cli import load
+
+USAGE = """python -m dig2dig.benchmark COMMAND [FILE.yaml …] [key=value …]
+
+  quality   methods × datasets × metrics, with seconds and network evaluations
+  theory    covariance of weights and contributions against the final error, where the ideal image is known
+  degraded  noisy sources against clean ones
+
+COMMAND --help lists its options."""
+
+
+def main(argv: list[str]) -> int:
+    """Runs one benchmark and gives the exit code."""
+    schemas = {"quality": QualityConfig, "theory": TheoryConfig, "degraded": DegradedConfig}
+    if not argv or argv[0] not in schemas:
+        asked = bool(argv) and argv[0] in ("--help", "-h")
+        print(USAGE, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    config = load(schemas[argv[0]], argv[1:])
+    from importlib import import_module
+
+    from dig2dig.run import REFUSALS, one_line, quiet
+
+    quiet()
+    try:
+        return import_module(f"dig2dig.benchmark.{argv[0]}").run(config)
+    except REFUSALS as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,84 @@
+"""The schemas of the benchmarks."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dig2dig.config import PriorConfig, option, require
+
+OURS = "dig2dig, static, spatial, temporal, universal"
+BASELINES = "mean, laplacian, wavelet, guided, mertens, ddfm, ddfm-unstretched, ddfm-paper"
+
+
+@dataclass
+class QualityConfig:
+    """Compares methods: python -m dig2dig.benchmark quality data=DIR out=DIR [key=value …].
+
+    DIR holds TASK/DATASET/SIDE/NAME.png, TASK being infrared_visible, medical, multi_exposure or multi_focus, and
+    the results of others in TASK/DATASET/peers/METHOD/NAME.png.
+    """
+
+    data: str = option("../shared/data", "folder of the tasks")
+    datasets: str = option("", "datasets or tasks to take, separated by commas; empty = all")
+    half: Literal["all", "first", "second"] = option(
+        "all", "of each dataset, in order of name: presets were sought on the first half and confirmed on the second"
+    )
+    limit: int = option(0, "at most so many pairs of each dataset; 0 = all")
+    methods: str = option(
+        f"{OURS}, {BASELINES}, peers",
+        "separated by commas; peers = all in the peers folders, peers:DIR = images in DIR/NAME.*",
+    )
+    variants: dict[str, str] = option(
+        {}, "further methods: options that change the task's preset, as in variants.l1='sampler.dig.loss=l1'"
+    )
+    stretch: Literal["none", "minmax", "both"] = option("both", "stretch the luminance of every method's result")
+    metrics: Literal["main", "all"] = option("main", "the eight of the comparison, or the whole suite")
+    convention: Literal["standard", "cddfuse", "tang", "vifb"] = option("standard", "whose variants of the metrics")
+    reference: str = option("dig2dig", "method that the others are tested against")
+    prior: PriorConfig = option(PriorConfig, "the prior of all methods that need one")
+    crop: int = option(0, "side of a centre crop of all images, pixels; 0 = whole images")
+    seed: int = option(0, "seed of the noise")
+    device: str = option("auto", "auto, cpu, cuda")
+    out: str = option("out/quality", "folder for pictures, results.csv, table.md and plots; resumes from it")
+
+    def __post_init__(self) -> None:
+        require(self.crop >= 0 and self.limit >= 0, "crop and limit must not be negative")
+
+
+@dataclass
+class TheoryConfig:
+    """Measures the bound of the paper where the ideal is known: python -m dig2dig.benchmark theory data=DIR out=DIR."""
+
+    data: str = option("../shared/data/natural/Kodak", "folder of sharp photographs")
+    limit: int = option(0, "at most so many photographs; 0 = all")
+    crop: int = option(256, "side of the centre crop, pixels")
+    blur: float = option(3.0, "standard deviation of the defocus, pixels")
+    sigma: float = option(25.0, "noisy variants: standard deviation of the noise, of 255")
+    variants: dict[str, str] = option(
+        {}, "further methods: options that change the preset, as in variants.l1='sampler.dig.loss=l1'"
+    )
+    prior: PriorConfig = option(PriorConfig, "the prior")
+    seed: int = option(0, "seed of the noise")
+    device: str = option("auto", "auto, cpu, cuda")
+    out: str = option("out/theory", "folder for results.csv, table.md and plots")
+
+
+@dataclass
+class DegradedConfig:
+    """Fuses noisy sources: python -m dig2dig.benchmark degraded data=DIR out=DIR [key=value …]."""
+
+    data: str = option("../shared/data", "folder of the tasks, as for quality")
+    datasets: str = option("", "datasets or tasks to take, separated by commas; empty = all")
+    half: Literal["all", "first", "second"] = option("all", "of each dataset, in order of name")
+    limit: int = option(0, "at most so many pairs of each dataset; 0 = all")
+    sigmas: str = option("25", "standard deviations of the noise, of 255, separated by commas")
+    noisy: Literal["all", "first"] = option("all", "which sources are noisy")
+    methods: str = option(
+        "dig2dig-noise, dig2dig-auto, dig2dig, static, mean, laplacian, guided, nlm+laplacian, prior+laplacian",
+        "separated by commas",
+    )
+    variants: dict[str, str] = option({}, "further methods: options that change the noise-aware preset")
+    prior: PriorConfig = option(PriorConfig, "the prior")
+    crop: int = option(0, "side of a centre crop of all images, pixels; 0 = whole images")
+    seed: int = option(0, "seed of the noise")
+    device: str = option("auto", "auto, cpu, cuda")
+    out: str = option("out/degraded", "folder for pictures, results.csv and table.md; resumes from it")

@@ -1,0 +1,189 @@
+"""What the rows say: means, ranks, paired tests against one method, and plots."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import rankdata, wilcoxon
+
+from dig2dig.atomic import write_atomically
+from dig2dig.benchmark.config import QualityConfig
+from dig2dig.benchmark.rows import Row
+from dig2dig.metrics import ALL, MAIN, METRICS
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of n methods on the same images.
+
+    Attributes:
+        methods: Their names.
+        metrics: Names of the metrics.
+        values: (methods, images, metrics); larger is not always better.
+        seconds: Mean seconds, NaN for somebody else's pictures.
+        evaluations: Mean network evaluations.
+        left_out: Methods that have not made all images.
+    """
+
+    methods: list[str]
+    metrics: list[str]
+    values: np.ndarray
+    seconds: np.ndarray
+    evaluations: np.ndarray
+    left_out: list[str]
+
+    @property
+    def signed(self) -> np.ndarray:
+        """The values, turned so that more is better."""
+        return self.values * np.array([1 if METRICS[name].higher_is_better else -1 for name in self.metrics])
+
+    @property
+    def ranks(self) -> np.ndarray:
+        """Mean over images of the rank among the methods, 1 is best, (methods, metrics)."""
+        return rankdata(-self.signed.round(6), axis=0).mean(1)
+
+
+def collect(rows: Sequence[Row]) -> Scores:
+    """Scores of all methods that have every image, on the metrics that every row has."""
+    images = sorted({(row["dataset"], row["name"]) for row in rows})
+    by_method: dict[str, dict[tuple[str, str], Row]] = defaultdict(dict)
+    for row in rows:
+        by_method[row["method"]][row["dataset"], row["name"]] = row
+    methods = [method for method, found in by_method.items() if len(found) == len(images)]
+    chosen = [[by_method[method][image] for image in images] for method in methods]
+    complete = [name for name in ALL if all(row.get(name) for line in chosen for row in line)]
+    metrics = complete if set(complete) - set(MAIN) else [name for name in MAIN if name in complete]
+    values = np.array([[[float(row[name]) for name in metrics] for row in line] for line in chosen])
+    cost = [[[float(row.get(name) or "nan") for row in line] for line in chosen] for name in ("seconds", "evaluations")]
+    seconds, evaluations = np.array(cost).mean(2)
+    return Scores(methods, metrics, values, seconds, evaluations, sorted(set(by_method) - set(methods)))
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """P values with Holm's correction for the number of tests.
+
+    References:
+        Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
+    order = np.argsort(p)
+    corrected = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p)))).clip(max=1)
+    result = np.empty_like(p)
+    result[order] = corrected
+    return result
+
+
+def paired(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Wilcoxon's signed-rank test over images, for each metric, with Holm's correction over the metrics.
+
+    Args:
+        ours: (images, metrics), more is better.
+        theirs: The same for the other method.
+
+    Returns:
+        Corrected p values, and the effect size: the rank-biserial correlation, 1 where ours is better on all images,
+        -1 where it is worse on all.
+    """
+    difference = ours - theirs
+    p = [1.0 if not column.any() else float(np.asarray(wilcoxon(column))[1]) for column in difference.T]
+    ranks = rankdata(abs(difference), axis=0) * (difference != 0)
+    effect = (ranks * np.sign(difference)).sum(0) / ranks.sum(0).clip(min=1)
+    return holm(np.array(p)), effect
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    rule = ["---"] * len(header)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines)) + "\n"
+
+
+def means_table(scores: Scores) -> str:
+    """Means, mean rank over images and metrics, seconds and network evaluations, best rank first."""
+    rank = scores.ranks.mean(1)
+    lines = []
+    for i in np.argsort(rank, kind="stable"):
+        cost = ["" if np.isnan(x[i]) else f"{x[i]:.{d}f}" for x, d in ((scores.seconds, 2), (scores.evaluations, 1))]
+        lines.append([scores.methods[i], *(f"{v:.4g}" for v in scores.values[i].mean(0)), f"{rank[i]:.2f}", *cost])
+    arrows = [f"{name} {'↑' if METRICS[name].higher_is_better else '↓'}" for name in scores.metrics]
+    table = markdown(["method", *arrows, "mean rank", "seconds", "evaluations"], lines)
+    missing = f"\nWithout all images, and so left out: {', '.join(scores.left_out)}.\n" if scores.left_out else ""
+    return table + missing
+
+
+def tests_table(scores: Scores, reference: str) -> str:
+    """The reference against every other method: sign of the effect, its size, and corrected p."""
+    signed, us = scores.signed, scores.methods.index(reference)
+    lines = []
+    for i, method in enumerate(scores.methods):
+        if i != us:
+            p, effect = paired(signed[us], signed[i])
+            better, worse = int(((p < LEVEL) & (effect > 0)).sum()), int(((p < LEVEL) & (effect < 0)).sum())
+            cells = [f"{e:+.2f} ({'<0.001' if q < 1e-3 else f'{q:.3f}'})" for e, q in zip(effect, p, strict=True)]
+            mean_better = int((signed[us].mean(0) > signed[i].mean(0)).sum())
+            lines.append([method, f"{mean_better}", f"{better} / {worse}", *cells])
+    return markdown(["against", "better means", "significant: better / worse", *scores.metrics], lines)
+
+
+def write_tables(rows: Sequence[Row], config: QualityConfig, out: Path) -> None:
+    """Writes ``table.md`` and plots: by task for methods that have all images, by dataset with the peers."""
+    parts = [_heading(config)]
+    for stretch in sorted({row["stretch"] for row in rows}, reverse=True):
+        shown = [row for row in rows if row["stretch"] == stretch]
+        parts.append(f"# Stretch: {stretch}\n")
+        for task in dict.fromkeys(row["task"] for row in shown):
+            of_task = [row for row in shown if row["task"] == task]
+            parts += _section(f"{task}, all datasets", of_task, config.reference, out / f"{stretch}_{task}.png")
+            for dataset in dict.fromkeys(row["dataset"] for row in of_task):
+                of_dataset = [row for row in of_task if row["dataset"] == dataset]
+                parts += _section(f"{task}: {dataset}", of_dataset, config.reference, None)
+    write_atomically(out / "table.md", "\n".join(parts).encode())
+
+
+def _heading(config: QualityConfig) -> str:
+    return (
+        f"Means over images, metrics on luminance (convention: {config.convention}). Mean rank: the mean over images "
+        "and metrics of the rank among the methods shown, 1 is best. Paired tests of "
+        f"{config.reference} against each method: rank-biserial effect size, positive where it is better, and in "
+        "brackets Wilcoxon's p over images with Holm's correction over the metrics; significant is "
+        f"p < {LEVEL}.\n"
+    )
+
+
+def _section(title: str, rows: Sequence[Row], reference: str, plot: Path | None) -> list[str]:
+    scores = collect(rows)
+    count = len({(row["dataset"], row["name"]) for row in rows})
+    parts = [f"## {title} ({count} pairs or stacks)\n", means_table(scores)]
+    if reference in scores.methods and len(scores.methods) > 1:
+        parts.append(tests_table(scores, reference))
+    if plot:
+        _plot(scores, title, plot)
+    return parts
+
+
+def _plot(scores: Scores, title: str, path: Path) -> None:
+    """Mean rank of each method, and rank against seconds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rank = scores.ranks.mean(1)
+    order = np.argsort(-rank)
+    figure = Figure(figsize=(10, 1.2 + 0.28 * len(order)), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    bars, cloud = figure.subplots(1, 2)
+    colours = ["#D55E00" if name in ("dig2dig", "universal") else "#0072B2" for name in scores.methods]
+    bars.barh([scores.methods[i] for i in order], rank[order], color=[colours[i] for i in order])
+    bars.set_xlabel("mean rank, 1 is best")
+    for i, name in enumerate(scores.methods):
+        if not np.isnan(scores.seconds[i]):
+            cloud.plot(scores.seconds[i], rank[i], "o", color=colours[i])
+            cloud.annotate(name, (scores.seconds[i], rank[i]), xytext=(4, 2), textcoords="offset points", fontsize=7)
+    cloud.set_xscale("log")
+    cloud.invert_yaxis()
+    cloud.set_xlabel("seconds an image")
+    cloud.set_ylabel("mean rank")
+    figure.suptitle(title, fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)

@@ -61,7 +61,9 @@ class GuidanceConfig:
         "proximal to the weighted sources: summed band by band; their mean; the denoiser's increments summed; "
         "or DDFM's EM; or the posterior's gradient",
     )
-    sigma_n: float = option(0.01, "noise assumed in the sources, for [-1, 1]: the larger, the more the prior decides")
+    sigma_n: float = option(
+        0.0, "noise assumed in the sources, for [-1, 1]: the larger, the more the prior decides; 0 = the sources alone"
+    )
     strength: float = option(1.0, "strength lambda of the pull")
     scale: float = option(32.0, "bands only: pixels of blur per unit of noise level")
     energy: float = option(1.0, "bands only: how much of the energy that averaging cancels is given back, 0 to 1")

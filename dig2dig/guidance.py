@@ -267,6 +267,12 @@ def needs_graph(guidance: Guidance) -> bool:
     return getattr(getattr(guidance, "func", guidance), "needs_graph", False)
 
 
+def listens(guidance: Guidance) -> bool:
+    """Whether a guidance looks at the prior's estimate: those that pull to a target do not where sigma_n is 0."""
+    target_alone = getattr(guidance, "func", None) in (bands, blend, increments)
+    return not (target_alone and getattr(guidance, "keywords", {})["sigma_n"] == 0)
+
+
 def make_guidance(config: GuidanceConfig) -> Guidance:
     """The guidance that a config names."""
     if config.kind == "em":

@@ -11,7 +11,7 @@ from torch import Tensor
 from dig2dig.config import SamplerConfig
 from dig2dig.denoiser import Denoiser
 from dig2dig.dig import Information, measure, resample, to_channels
-from dig2dig.guidance import Guidance, Step, make_guidance, needs_graph
+from dig2dig.guidance import Guidance, Step, listens, make_guidance, needs_graph
 from dig2dig.noise import NoiseLevels, denoise
 from dig2dig.schedule import add_noise, at, draw_noise, gain_grid, generators, time_grid
 from dig2dig.shapes import Gains, Image, Sources, State, Timestep, Weights
@@ -126,11 +126,12 @@ def fuse(
     start = to_channels(clean.mean(1), denoiser.channels)
     x_t, state, guided = add_noise(start, draw(), times[0], denoiser.alpha_bar), None, start
 
-    differentiate = needs_graph(guide)
+    differentiate, heard = needs_graph(guide), observe is not None or listens(guide)
     for i, t in enumerate(times):
         with torch.set_grad_enabled(differentiate):
             x_t = x_t.detach().requires_grad_(differentiate)
-            x0_hat = to_channels(denoiser(x_t, t), c)
+            # a guidance that trusts its target alone needs no estimate; whoever watches sees it nevertheless
+            x0_hat = to_channels(denoiser(x_t, t), c) if heard else to_channels(x_t, c)
             step = make_step(information, i, x_t, clean, denoiser)
             guided, state = guide(x0_hat, step, state)
         with torch.no_grad():

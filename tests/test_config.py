@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from dig2dig.benchmark.config import QualityConfig
+from dig2dig.benchmark.methods import sampler_of
 from dig2dig.cli import from_yaml, help_text, load, to_yaml
 from dig2dig.config import InferConfig
 from dig2dig.config_train import TrainConfig
@@ -14,10 +16,15 @@ SOURCES = ["sources.a=x", "sources.b=y"]
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_config_loads(path: Path) -> None:
-    if path.stem.startswith(("prior", "finetune", "smoke")):
+    if path.stem == "ablation":
+        config = load(QualityConfig, [str(path)])
+        for task in ("ivf", "mif", "mef", "mff"):
+            assert all(sampler_of(name, task, config.variants) for name in config.variants)
+    elif path.stem.startswith(("prior", "finetune", "smoke")):
         assert load(TrainConfig, [str(path), "data.root=x"]).data.root == "x"
     else:
-        assert load(InferConfig, [str(path), *SOURCES]).task == path.stem
+        task = "ivf" if path.stem == "universal" else path.stem
+        assert load(InferConfig, [str(path), *SOURCES]).task == task
 
 
 def test_later_layers_win_and_types_are_kept(tmp_path: Path) -> None:

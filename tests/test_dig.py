@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dig2dig.config import DigConfig
-from dig2dig.denoiser import GaussianDenoiser
+from dig2dig.denoiser import Denoiser, GaussianDenoiser
 from dig2dig.dig import (
     fusion_weight,
     information_gain,
@@ -13,10 +13,13 @@ from dig2dig.dig import (
     pixel_loss,
     reconstruct,
     resample,
-    smooth,
+    scoped,
     to_channels,
 )
-from dig2dig.schedule import add_noise, at, noise_level
+from dig2dig.filters import smooth
+from dig2dig.schedule import add_noise, at, noise_level, time_grid
+
+from .test_sampler import crop_of
 
 
 @given(st.integers(0, 100), st.integers(2, 5), st.floats(0.01, 10))
@@ -67,6 +70,30 @@ def test_reconstruct_shares_noise_and_agrees_with_single_calls(gaussian: Gaussia
             batch = t.expand(2)
             single = gaussian(add_noise(sources[:, k], noise, batch, gaussian.alpha_bar), batch)
             torch.testing.assert_close(estimates[i, :, k], single)
+
+
+def test_estimates_from_smaller_images_are_near_those_of_whole_ones(bundled: Denoiser) -> None:
+    """Measured where the noise is strong; weak noise takes the whole image either way."""
+    sources = 2 * crop_of("infrared_visible", 150, 200, 128, "visible", "infrared") - 1
+    noise, times = torch.randn(1, 3, 128, 128), time_grid("logsnr", 5, bundled.alpha_bar, 4.0, 0.05)
+    seen: list[int] = []
+    handle = bundled.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, 0].numel() * 4))
+    with torch.no_grad():
+        whole, small = (reconstruct(sources, noise, times, bundled, reduce) for reduce in (0.0, 0.15))
+    handle.remove()
+    assert sum(seen[1:]) < 0.6 * seen[0]
+    mean = sources.mean((-2, -1), keepdim=True)
+    for a, b in zip(whole[:-1], small[:-1], strict=True):
+        assert float((a - b).square().mean()) < 0.25 * float((a - mean).square().mean())
+    assert torch.equal(whole[-2:], small[-2:])
+
+
+def test_scopes_average_weights_over_time_or_space() -> None:
+    weights = torch.rand(4, 2, 3, 1, 5, 6)
+    spatial, temporal = scoped(weights, "spatial"), scoped(weights, "temporal")
+    torch.testing.assert_close(spatial[2], weights.mean(0))
+    torch.testing.assert_close(temporal[..., 1, 2], weights.mean((-2, -1)))
+    assert scoped(weights, "full") is weights
 
 
 @pytest.mark.parametrize(("kind", "value"), [("l2", 4.0), ("l1", 2.0)])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dig2dig.benchmark.config import DegradedConfig, QualityConfig, TheoryConfig
 from dig2dig.cli import load
 from dig2dig.config import InferConfig
 from dig2dig.config_train import TrainConfig
@@ -18,6 +19,15 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "dig2dig" /
 SHELL = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.S)]
 LINES = [line.split("  #")[0].strip() for block in SHELL for line in block.replace("\\\n", " ").splitlines()]
 COMMANDS = [line[line.index("python ") :] for line in LINES if line.startswith(("python ", "srun python "))]
+
+
+BENCHMARKS = {"quality": QualityConfig, "theory": TheoryConfig, "degraded": DegradedConfig}
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if " -m dig2dig.benchmark " in command])
+def test_benchmark_command_is_understood(command: str) -> None:
+    _, _, _, name, *arguments = shlex.split(command)
+    assert isinstance(load(BENCHMARKS[name], arguments), BENCHMARKS[name])
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "..." not in command and " -m " not in command])

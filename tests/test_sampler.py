@@ -206,6 +206,26 @@ def test_a_users_guidance_may_differentiate(gaussian: GaussianDenoiser) -> None:
     fuse(random_sources(7, 1, 2, 1, 8, 8), gaussian, config(), guidance=downhill)
 
 
+@pytest.mark.parametrize("kind", ["bands", "blend", "increments"])
+def test_who_watches_changes_nothing_and_no_estimate_is_made_for_nobody(bundled: Denoiser, kind: str) -> None:
+    """Where the sources alone are trusted, the loop needs no network; an observer sees estimates all the same."""
+    options = config(kind, dig="static")
+    options.guidance.sigma_n = 0.0
+    sources = crop_of("infrared_visible", 200, 250, 32, "visible", "infrared")
+    calls: list[int] = []
+    handle = bundled.network.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    try:
+        alone = fuse(sources, bundled, options)
+        unwatched = len(calls)
+        trace: list[Snapshot] = []
+        watched = fuse(sources, bundled, options, observe=trace.append)
+    finally:
+        handle.remove()
+    assert torch.equal(alone, watched)
+    assert len(calls) - unwatched == unwatched + options.steps
+    assert float((trace[-1].x0_hat - trace[-1].guided).abs().mean()) > 1e-4
+
+
 def test_one_seed_or_one_for_each(gaussian: GaussianDenoiser) -> None:
     with pytest.raises(ValueError, match="3 seeds for 2 images"):
         fuse(random_sources(8, 2, 2, 1, 8, 8), gaussian, config(), seed=[1, 2, 3])

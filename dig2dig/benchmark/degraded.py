@@ -20,6 +20,7 @@ from dig2dig.benchmark.datasets import Case, find_cases, names, read_case
 from dig2dig.benchmark.methods import Fuser, hashed, open_fuser, sampler_of
 from dig2dig.benchmark.rows import Row, Rows
 from dig2dig.benchmark.tables import collect, markdown, means_table
+from dig2dig.color import luminance
 from dig2dig.config import SamplerConfig
 from dig2dig.metrics import MAIN, fusion_metrics
 from dig2dig.noise import NoiseLevels, denoise, estimate_noise
@@ -79,7 +80,7 @@ def score(case: Case, sample: Sample, method: str, sigma: str, config: DegradedC
     panel = fusion_panel(noisy[0], image[0], sample.modalities)
     picture = Path(config.out) / "pictures" / case.dataset / f"{case.pair.name}_{sigma}_{method}.png"
     write_atomically(picture, to_png(panel))
-    scores = fusion_metrics(image, sample.sources[None])
+    scores = fusion_metrics(luminance(image), luminance(sample.sources)[None])
     row = {"task": case.task, "key": key, "seconds": f"{fused.seconds:.3f}", "evaluations": str(fused.evaluations)}
     return rows.put(*identity, row | {name: f"{float(value):.7g}" for name, value in scores.items()})
 

@@ -95,12 +95,12 @@ class Fuser:
 
     def __init__(self, denoiser: Denoiser, seed: int, device: torch.device, identity: tuple[str, ...] = ()) -> None:
         self.denoiser, self.seed, self.device, self.identity = denoiser.to(device), seed, device, identity
-        self.pixels = 0
+        self.pixels, self.patch = 0, denoiser.patch
         denoiser.network.register_forward_pre_hook(self._count)
 
     def _count(self, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        n, _, h, w = inputs[0].shape
-        self.pixels += n * h * w * self.denoiser.patch**2
+        patches = inputs[0][:, :1].numel()
+        self.pixels += patches * self.patch**2
 
     def __call__(self, sources: Sources, sampler: SamplerConfig | Callable[[Sources], Image]) -> Fused:
         """Fuses sources (1, k, c, h, w) with a setting of our sampler or with a function."""

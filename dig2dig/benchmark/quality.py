@@ -15,7 +15,7 @@ from dig2dig.benchmark.datasets import Case, centre, find_cases, names, read_cas
 from dig2dig.benchmark.methods import STRETCHED, Fused, Fuser, applies, hashed, open_fuser, sampler_of
 from dig2dig.benchmark.rows import Row, Rows
 from dig2dig.benchmark.tables import write_tables
-from dig2dig.color import merge
+from dig2dig.color import luminance, merge
 from dig2dig.config import SamplerConfig
 from dig2dig.metrics import ALL, MAIN, fusion_metrics
 from dig2dig.panels import to_pixels, to_png
@@ -127,7 +127,7 @@ class Judge:
         if fused.shape[-2:] != sample.sources.shape[-2:]:
             raise PriorError(f"{picture.path}: its size is not that of the sources")
         scored = baselines.stretch(fused) if stretch == "minmax" else fused
-        scores = fusion_metrics(scored[None], sample.sources[None], self.config.convention, wanted)
+        scores = fusion_metrics(scored[None], luminance(sample.sources)[None], self.config.convention, wanted)
         row: dict[str, Any] = {"task": case.task, "k": len(sample.sources), "key": picture.key, "own": int(own)}
         row |= {"seconds": f"{picture.seconds:.3f}", "evaluations": picture.evaluations} if own else {}
         row |= {"convention": self.config.convention, **{name: f"{float(v):.7g}" for name, v in scores.items()}}

@@ -178,8 +178,9 @@ def _plot(scores: Scores, title: str, path: Path) -> None:
     bars.set_xlabel("mean rank, 1 is best")
     for i, name in enumerate(scores.methods):
         if not np.isnan(scores.seconds[i]):
-            cloud.plot(scores.seconds[i], rank[i], "o", color=colours[i])
-            cloud.annotate(name, (scores.seconds[i], rank[i]), xytext=(4, 2), textcoords="offset points", fontsize=7)
+            at = max(scores.seconds[i], 1e-3), rank[i]
+            cloud.plot(*at, "o", color=colours[i])
+            cloud.annotate(name, at, xytext=(4, 2), textcoords="offset points", fontsize=7)
     cloud.set_xscale("log")
     cloud.invert_yaxis()
     cloud.set_xlabel("seconds an image")

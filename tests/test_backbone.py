@@ -59,7 +59,7 @@ def ddim_agreement(reference: torch.nn.Module, checkpoint: Path, side: int) -> f
     from dig2dig.sampler import ddim_step
     from dig2dig.schedule import at
 
-    denoiser = load_prior(checkpoint)
+    denoiser = load_prior(checkpoint, precision="fp32")
 
     class Discrete:
         """Azula's schedule at our indices; -1 is the clean image."""

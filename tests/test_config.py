@@ -33,7 +33,7 @@ def test_later_layers_win_and_types_are_kept(tmp_path: Path) -> None:
         InferConfig,
         [str(ROOT / "configs/mff.yaml"), str(tmp_path / "more.yaml"), "sampler.steps=7", *SOURCES],
     )
-    assert config.sampler.steps == 7 and config.sampler.dig.kind == "change" and config.sampler.dig.smoothing == 6.0
+    assert config.sampler.steps == 7 and config.sampler.dig.kind == "change" and config.sampler.dig.smoothing == 4.0
     assert config.sources == {"a": "x", "b": "y"}
 
 
@@ -89,7 +89,7 @@ def test_help_names_every_option_with_its_default() -> None:
     text = help_text(InferConfig)
     for line in (
         "sampler.steps=8",
-        "sampler.dig.kind=gain [gain | change | residual | static]",
+        "sampler.dig.kind=residual [gain | change | residual | static]",
         "save.weights=false",
     ):
         assert f"  {line}\n" in text

@@ -85,7 +85,7 @@ def test_estimates_from_smaller_images_are_near_those_of_whole_ones(bundled: Den
     mean = sources.mean((-2, -1), keepdim=True)
     for a, b in zip(whole[:-1], small[:-1], strict=True):
         assert float((a - b).square().mean()) < 0.25 * float((a - mean).square().mean())
-    assert torch.equal(whole[-2:], small[-2:])
+    torch.testing.assert_close(whole[-2:], small[-2:], rtol=1e-4, atol=1e-4)
 
 
 def test_scopes_average_weights_over_time_or_space() -> None:

@@ -68,6 +68,7 @@ def test_quality_end_to_end_and_again(data: Path, tmp_path: Path, monkeypatch) -
         "ddfm-unstretched"
     }
     text = (tmp_path / "table.md").read_text()
+    assert "K = " not in text  # one K for each task here
     assert "## ivf, all datasets (2 pairs or stacks)" in text and "# Stretch: minmax" in text
     assert (tmp_path / "none_mef.png").is_file()
 

@@ -125,3 +125,18 @@ def test_a_yaml_file_without_keys_is_told(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(SystemExit):
         load(InferConfig, [str(tmp_path / "list.yaml"), *SOURCES])
     assert "expected 'key: value'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argument", "line"),
+    [
+        ("noise.c=25", "noise.c: no source of that name"),
+        ("noise.a=loud", "number of 255 or auto"),
+        ("noise.a=-3", "auto"),
+    ],
+)
+def test_noise_is_of_a_source_and_a_number_or_auto(argument: str, line: str, capsys: pytest.CaptureFixture) -> None:
+    assert load(InferConfig, [*SOURCES, "noise.a=12.5", "noise.b=auto"]).noise == {"a": "12.5", "b": "auto"}
+    with pytest.raises(SystemExit):
+        load(InferConfig, [*SOURCES, argument])
+    assert line in capsys.readouterr().err

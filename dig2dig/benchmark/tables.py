@@ -136,9 +136,12 @@ def write_tables(rows: Sequence[Row], config: QualityConfig, out: Path) -> None:
         for task in dict.fromkeys(row["task"] for row in shown):
             of_task = [row for row in shown if row["task"] == task]
             parts += _section(f"{task}, all datasets", of_task, config.reference, out / f"{stretch}_{task}.png")
-            for dataset in dict.fromkeys(row["dataset"] for row in of_task):
-                of_dataset = [row for row in of_task if row["dataset"] == dataset]
-                parts += _section(f"{task}: {dataset}", of_dataset, config.reference, None)
+            numbers = sorted({row["k"] for row in of_task})
+            groups = {f"{task}: {name}": ("dataset", name) for name in dict.fromkeys(row["dataset"] for row in of_task)}
+            groups |= {f"{task}: K = {k}": ("k", k) for k in numbers if len(numbers) > 1}
+            for title, (column, value) in groups.items():
+                of_group = [row for row in of_task if row[column] == value]
+                parts += _section(title, of_group, config.reference, None)
     write_atomically(out / "table.md", "\n".join(parts).encode())
 
 

@@ -130,7 +130,7 @@ def ddfm(form: str = "code", steps: int = 100) -> SamplerConfig:
     References:
         Zhao et al., "DDFM: Denoising diffusion model for multi-modality image fusion", ICCV 2023.
     """
-    guidance = GuidanceConfig(kind="em", sigma_n=0.01, em_form="code" if form == "code" else "paper")
+    guidance = GuidanceConfig(kind="em", em_form="code" if form == "code" else "paper")
     dig = DigConfig(kind="static")
     return SamplerConfig(steps, "uniform", None, None, noise="recomputed", dig=dig, guidance=guidance)
 

@@ -277,13 +277,6 @@ def make_guidance(config: GuidanceConfig) -> Guidance:
     """The guidance that a config names."""
     if config.kind == "em":
         return partial(em, form=config.em_form)
-    if config.kind == "bands":
-        return partial(
-            bands,
-            sigma_n=config.sigma_n,
-            strength=config.strength,
-            scale=config.scale,
-            energy=config.energy,
-        )
-    pull = {"blend": blend, "increments": increments, "posterior": posterior}[config.kind]
+    pulls = {"blend": blend, "increments": increments, "posterior": posterior}
+    pull = pulls.get(config.kind) or partial(bands, scale=config.scale, energy=config.energy)
     return partial(pull, sigma_n=config.sigma_n, strength=config.strength)

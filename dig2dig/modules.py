@@ -130,9 +130,9 @@ class FusionModule(LightningModule):
         seeds = [pair_seed(self.seed, sample.name) for sample in samples]
         sources = torch.stack([sample.sources for sample in samples]).to(self.device)
         trace: list[Snapshot] = []
-        noise = noise_levels(sources, samples[0].modalities, self.noise)
         observe = trace.append if self.trace else None
         try:
+            noise = noise_levels(sources, samples[0].modalities, self.noise)
             fused = fuse(sources, self.denoiser, self.sampler, seeds, observe=observe, noise=noise)
         except (ValueError, MemoryError, torch.OutOfMemoryError) as error:  # options or size do not fit
             return [Result(sample.name, reason=f"{sample.name}: {str(error).splitlines()[0]}") for sample in samples]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,7 +17,7 @@ NoiseLevels = Float[Tensor, "b k"]
 
 
 def estimate_noise(sources: Sources) -> NoiseLevels:
-    """Standard deviation of Gaussian noise in each source, from its finest wavelets (scikit-image).
+    """Standard deviation of Gaussian noise in each source, from its finest wavelets (scikit-image); 0 if constant.
 
     References:
         Donoho and Johnstone, "Ideal spatial adaptation by wavelet shrinkage", 1994.
@@ -24,7 +25,10 @@ def estimate_noise(sources: Sources) -> NoiseLevels:
     from skimage.restoration import estimate_sigma
 
     flat = sources.flatten(0, 1).cpu().double().numpy()
-    levels = [float(estimate_sigma(image, average_sigmas=True, channel_axis=0)) for image in flat]
+    levels = [
+        float(estimate_sigma(image, average_sigmas=True, channel_axis=0)) if np.ptp(image, (1, 2)).all() else 0.0
+        for image in flat
+    ]
     return torch.tensor(levels, device=sources.device).view(sources.shape[:2])
 
 

@@ -1,6 +1,7 @@
 """The benchmarks on small crops of the bundled examples, laid out as data sets are."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import cv2
@@ -126,6 +127,31 @@ def test_mistakes_are_told_in_one_line(data: Path, tmp_path: Path, argument: str
     assert code == 2
     told = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error:")]
     assert len(told) == 1 and line in told[0]
+
+
+def test_a_bad_picture_stops_nothing(data: Path, tmp_path: Path, capsys) -> None:
+    """A peer of another size and a pair that cannot be read are told; all else is in the table; the exit code is 1."""
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    tiny = copy / "infrared_visible" / "Tiny"
+    cv2.imwrite(str(tiny / "peers" / "Visible" / "a.png"), np.zeros((9, 9), np.uint8))
+    (tiny / "ir" / "b.png").write_bytes(b"no picture")
+    chosen = ["methods=mean, peers", "stretch=none"]
+    assert main(["quality", f"data={copy}", f"out={tmp_path / 'out'}", *chosen]) == 1
+    told = [line for line in capsys.readouterr().err.splitlines() if "failed:" in line]
+    assert len(told) == 2 and "a.png" in told[0] and "b.png" in told[1]
+    done = {(row["dataset"], row["name"], row["method"]) for row in table(tmp_path / "out" / "results.csv")}
+    assert done == {("Tiny", "a", "mean"), ("Stacks", "a", "mean"), ("Stacks", "b", "mean")}
+
+
+def test_anybodys_folder_is_compared(data: Path, tmp_path: Path) -> None:
+    theirs = data / "infrared_visible" / "Tiny" / "peers" / "Visible"
+    chosen = [f"methods=peers:{theirs}, peers", "datasets=Tiny", "stretch=none", f"out={tmp_path}"]
+    assert main(["quality", f"data={data}", *chosen]) == 0
+    assert [(row["name"], row["method"]) for row in table(tmp_path / "results.csv")] == [
+        ("a", "Visible"),
+        ("b", "Visible"),
+    ]
 
 
 def test_usage(capsys) -> None:

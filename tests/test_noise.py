@@ -44,6 +44,10 @@ def test_noise_is_estimated() -> None:
         assert (estimate_noise(noisy) * 255 - sigma).abs().max() < 0.15 * sigma
 
 
+def test_a_constant_image_has_no_noise() -> None:
+    assert estimate_noise(torch.full((1, 2, 1, 8, 8), 0.3)).tolist() == [[0.0, 0.0]]
+
+
 def test_levels_of_a_configuration() -> None:
     sources = torch.full((2, 2, 1, 32, 32), 0.5)
     sources[:, 1] += torch.randn(2, 1, 32, 32) * 0.1

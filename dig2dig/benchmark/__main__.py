@@ -24,12 +24,13 @@ def main(argv: list[str]) -> int:
     config = load(schemas[argv[0]], argv[1:])
     from importlib import import_module
 
+    from dig2dig.benchmark.methods import MethodError
     from dig2dig.run import REFUSALS, one_line, quiet
 
     quiet()
     try:
         return import_module(f"dig2dig.benchmark.{argv[0]}").run(config)
-    except REFUSALS as error:
+    except (*REFUSALS, MethodError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
 

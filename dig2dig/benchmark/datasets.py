@@ -1,14 +1,19 @@
 """Pairs of a folder of datasets, and what other methods made of them."""
 
 import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from datamodules.files import is_image, read_image
+from datamodules.files import ImageError, is_image, read_image
 from datamodules.pairs import Failure, Pair, PairingError, Sample, find_pairs, read_pair
+from dig2dig.benchmark.methods import MethodError
 from dig2dig.color import luminance
+from dig2dig.run import one_line
 
 TASKS = {"infrared_visible": "ivf", "medical": "mif", "multi_exposure": "mef", "multi_focus": "mff"}
 """Folder of a task, and its preset."""
@@ -66,6 +71,22 @@ def find_cases(data: str, datasets: str = "", half: str = "all", limit: int = 0)
         missing = ", ".join(sorted(wanted - known)) or "/".join(TASKS)
         raise PairingError(f"data: {data} has no {missing}; it has {', '.join(sorted(known)) or 'no dataset'}")
     return cases
+
+
+class Failures:
+    """Pairs and pictures that cannot be read or compared: told at once, and in the exit code at the end."""
+
+    def __init__(self) -> None:
+        self.exit_code = 0
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Prints what goes wrong inside in one line, and goes on."""
+        try:
+            yield
+        except (PairingError, ImageError, MethodError) as error:
+            self.exit_code = 1
+            print(f"failed: {one_line(error)}", file=sys.stderr)
 
 
 def names(text: str) -> list[str]:

@@ -16,8 +16,8 @@ from datamodules.pairs import Sample
 from dig2dig import baselines
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import DegradedConfig
-from dig2dig.benchmark.datasets import Case, find_cases, names, read_case
-from dig2dig.benchmark.methods import Fuser, hashed, open_fuser, sampler_of
+from dig2dig.benchmark.datasets import Case, Failures, find_cases, names, read_case
+from dig2dig.benchmark.methods import Fuser, MethodError, hashed, open_fuser, sampler_of
 from dig2dig.benchmark.rows import Row, Rows
 from dig2dig.benchmark.tables import collect, markdown, means_table
 from dig2dig.color import luminance
@@ -30,7 +30,6 @@ from dig2dig.sampler import fuse
 from dig2dig.schedule import draw_noise, generators
 from dig2dig.shapes import Image, Sources
 from dig2dig.tiling import crop, pad
-from dig2dig.weights import PriorError
 
 IDENTITY = ("dataset", "name", "method", "sigma")
 ENDINGS = ("-noise", "-auto")
@@ -46,14 +45,16 @@ def run(config: DegradedConfig) -> int:
     for method in methods:
         make(method, "ivf", config, fuser)  # an unknown name is told before any work
     kept: list[Row] = []
+    failed = Failures()
     for case in tqdm(cases, desc="pairs"):
-        sample = read_case(case, config.crop)
-        for sigma in names(config.sigmas):
-            kept += [score(case, sample, method, sigma, config, fuser, rows) for method in methods]
+        with failed.told():
+            sample = read_case(case, config.crop)
+            for sigma in names(config.sigmas):
+                kept += [score(case, sample, method, sigma, config, fuser, rows) for method in methods]
         rows.save()
     write_atomically(out / "table.md", tables(kept, config).encode())
     print(f"{len(kept)} rows in {out / 'results.csv'}, tables in {out / 'table.md'}")
-    return 0
+    return failed.exit_code
 
 
 def add_gaussian(sample: Sample, sigma: float, which: str, seed: int) -> tuple[Tensor, Tensor]:
@@ -102,7 +103,7 @@ def make(method: str, task: str, config: DegradedConfig, fuser: Fuser) -> Method
     """The method of a name: blind, told the noise, or denoising first.
 
     Raises:
-        PriorError: There is none of this name.
+        MethodError: There is none of this name.
     """
     first, _, then = method.partition("+")
     if then in baselines.CLASSICAL and first in ("nlm", "prior"):
@@ -116,7 +117,7 @@ def make(method: str, task: str, config: DegradedConfig, fuser: Fuser) -> Method
     else:
         sampler = sampler_of(method.removesuffix(ending), task, {})
     if sampler is None:
-        raise PriorError(f"methods: '{method}' has no prior that could be told the noise")
+        raise MethodError(f"methods: '{method}' has no prior that could be told the noise")
     return Method(repr((sampler, ending)), partial(fuse_ours, sampler=sampler, ending=ending, fuser=fuser))
 
 

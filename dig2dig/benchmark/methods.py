@@ -16,7 +16,12 @@ from dig2dig.config import InferConfig, PriorConfig, SamplerConfig
 from dig2dig.denoiser import Denoiser
 from dig2dig.sampler import fuse
 from dig2dig.shapes import Image, Sources
-from dig2dig.weights import PriorError, file_sha256
+from dig2dig.weights import file_sha256
+
+
+class MethodError(ValueError):
+    """A method that does not exist, or a picture that cannot be compared; told in one line."""
+
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -47,11 +52,11 @@ def preset(task: str, *overrides: str) -> SamplerConfig:
     """The sampler of ``configs/TASK.yaml`` with overrides.
 
     Raises:
-        PriorError: There is no such file.
+        MethodError: There is no such file.
     """
     path = CONFIGS / f"{task}.yaml"
     if not path.is_file():
-        raise PriorError(f"{path}: no such preset; the benchmark needs the checkout, not the installed package alone")
+        raise MethodError(f"{path}: no such preset; the benchmark needs the checkout, not the installed package alone")
     return load(InferConfig, [str(path), "sources.a=a", "sources.b=b", *overrides]).sampler
 
 
@@ -59,7 +64,7 @@ def sampler_of(method: str, task: str, variants: dict[str, str]) -> SamplerConfi
     """The setting of our sampler that a method is; None for what has no prior.
 
     Raises:
-        PriorError: No such method.
+        MethodError: No such method.
     """
     if method in baselines.CLASSICAL:
         return None
@@ -75,7 +80,7 @@ def sampler_of(method: str, task: str, variants: dict[str, str]) -> SamplerConfi
     if method in SCOPES:
         return replace(sampler, dig=replace(sampler.dig, **SCOPES[method]))
     known = [*baselines.CLASSICAL, *DDFM, "dig2dig", *SCOPES, "universal", *variants]
-    raise PriorError(f"methods: no '{method}'; there are {', '.join(known)}, peers and peers:DIR")
+    raise MethodError(f"methods: no '{method}'; there are {', '.join(known)}, peers and peers:DIR")
 
 
 def applies(method: str, task: str, k: int) -> bool:

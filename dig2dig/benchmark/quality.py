@@ -11,8 +11,8 @@ from datamodules.pairs import Sample
 from dig2dig import baselines
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import QualityConfig
-from dig2dig.benchmark.datasets import Case, centre, find_cases, names, read_case, read_luminance
-from dig2dig.benchmark.methods import STRETCHED, Fused, Fuser, applies, hashed, open_fuser, sampler_of
+from dig2dig.benchmark.datasets import Case, Failures, centre, find_cases, names, read_case, read_luminance
+from dig2dig.benchmark.methods import STRETCHED, Fused, Fuser, MethodError, applies, hashed, open_fuser, sampler_of
 from dig2dig.benchmark.rows import Row, Rows
 from dig2dig.benchmark.tables import write_tables
 from dig2dig.color import luminance, merge
@@ -20,7 +20,6 @@ from dig2dig.config import SamplerConfig
 from dig2dig.metrics import ALL, MAIN, fusion_metrics
 from dig2dig.panels import to_pixels, to_png
 from dig2dig.run import fingerprint
-from dig2dig.weights import PriorError
 
 
 def run(config: QualityConfig) -> int:
@@ -28,19 +27,35 @@ def run(config: QualityConfig) -> int:
     cases = find_cases(config.data, config.datasets, config.half, config.limit)
     out, methods = Path(config.out), [*names(config.methods), *config.variants]
     for method in methods:
-        if not method.startswith("peers"):
-            sampler_of(method, "ivf", config.variants)  # an unknown name is told before any work
+        check(method, config)
     rows = Rows(out / "results.csv")
     judge = Judge(config, open_fuser(config.prior, config.seed, config.device), rows)
     kept: list[Row] = []
+    failed = Failures()
     for case in tqdm(cases, desc="pairs"):
-        sample = read_case(case, config.crop)
-        kept += [row for method in methods for row in judge.rows_of(case, sample, method)]
+        with failed.told():
+            sample = read_case(case, config.crop)
+            for method in methods:
+                with failed.told():
+                    kept += judge.rows_of(case, sample, method)
         judge.fused.clear()
         rows.save()
     write_tables(kept, config, out)
     print(f"{len(kept)} rows in {out / 'results.csv'}, tables in {out / 'table.md'}")
-    return 0
+    return failed.exit_code
+
+
+def check(method: str, config: QualityConfig) -> None:
+    """Tells an unknown name before any work.
+
+    Raises:
+        MethodError: There is no such method, or no such folder of peers.
+    """
+    kind, _, folder = method.partition(":")
+    if kind != "peers":
+        sampler_of(method, "ivf", config.variants)
+    elif folder and not Path(folder).is_dir():
+        raise MethodError(f"methods: {method}: no such folder")
 
 
 @dataclass(frozen=True)
@@ -80,11 +95,11 @@ class Judge:
 
     def peers(self, case: Case, method: str) -> Iterator[Picture]:
         """Somebody else's pictures of this case."""
-        folder = method.partition(":")[2]
-        if folder and not Path(folder).is_dir():
-            raise PriorError(f"methods: {method}: no such folder")
-        found = {Path(folder).name: file for file in Path(folder or ".").glob("*") if file.stem == case.pair.name}
-        for peer, path in (found if folder else case.peers()).items():
+        found = case.peers()
+        if folder := method.partition(":")[2]:
+            files = [file for file in Path(folder).glob("*") if file.stem == case.pair.name]
+            found = {Path(folder).name: files[0]} if files else {}
+        for peer, path in found.items():
             stat = path.stat()
             yield Picture(peer, path, hashed(stat.st_size, stat.st_mtime_ns, self.config.crop))
 
@@ -125,7 +140,7 @@ class Judge:
         fused = read_luminance(picture.path)
         fused = fused if own else centre(fused, self.config.crop)
         if fused.shape[-2:] != sample.sources.shape[-2:]:
-            raise PriorError(f"{picture.path}: its size is not that of the sources")
+            raise MethodError(f"{picture.path}: its size is not that of the sources")
         scored = baselines.stretch(fused) if stretch == "minmax" else fused
         scores = fusion_metrics(scored[None], luminance(sample.sources)[None], self.config.convention, wanted)
         row: dict[str, Any] = {"task": case.task, "k": len(sample.sources), "key": picture.key, "own": int(own)}

@@ -16,12 +16,14 @@ def main(argv: list[str]) -> int:
     from datamodules.fusion import FusionDataModule
     from datamodules.pairs import find_pairs
     from dig2dig.adapters import open_prior
+    from dig2dig.allocator import keep_freed_memory
     from dig2dig.callbacks import FusionWriter
     from dig2dig.logs import close
     from dig2dig.modules import FusionModule
     from dig2dig.run import REFUSALS, conclude, list_pairs, make_trainer, one_line, open_run, quiet
 
     quiet()
+    keep_freed_memory()
     try:
         run = open_run(config, find_pairs(config.sources))
         if config.dry_run:

@@ -15,10 +15,12 @@ def main(argv: list[str]) -> int:
     # heavy imports come after the config, so that --help and errors answer at once
     from lightning import seed_everything
 
+    from dig2dig.allocator import keep_freed_memory
     from dig2dig.run import REFUSALS, one_line, quiet
     from dig2dig.training import train, validate
 
     quiet()
+    keep_freed_memory()
     seed_everything(config.seed, verbose=False)
     try:
         validate(config) if config.validate else train(config)

@@ -102,10 +102,16 @@ def merge_adapter(denoiser: Denoiser, folder: Path, prior: str, sha256: str | No
 
 
 def open_prior(config: PriorConfig) -> Denoiser:
-    """The prior that a configuration names, with its adapter merged."""
+    """The prior that a configuration names, with its adapter merged, as it is to be run."""
     denoiser = load_prior(config.path, config.sha256, config.precision)
     if config.adapter:
         merge_adapter(denoiser, Path(config.adapter), config.path, config.adapter_sha256)
+    denoiser.tile = None if config.tile == "auto" else int(config.tile)
+    denoiser.memory = config.memory
+    if config.precision == "bf16":
+        denoiser.network.to(torch.bfloat16)
+    if config.compile:
+        denoiser.network.compile()
     return denoiser
 
 

@@ -77,10 +77,12 @@ def as_denoiser(unet: "UNet2DModel", scheduler: Mapping[str, Any]) -> Denoiser:
 
     4 or 12 input channels mean grey or colour images as patches of 2×2 pixels.
     """
+    from diffusers.models.attention_processor import Attention
+
     inputs = int(unet.config["in_channels"])
     patch = 2 if inputs in (4, 12) else 1
     levels = len(unet.config["down_block_types"])
-    return Denoiser(
+    denoiser = Denoiser(
         TensorUNet(unet),
         _alpha_bar(scheduler),
         scheduler.get("prediction_type", "epsilon"),
@@ -88,6 +90,9 @@ def as_denoiser(unet: "UNet2DModel", scheduler: Mapping[str, Any]) -> Denoiser:
         patch=patch,
         multiple=patch * 2 ** (levels - 1),
     )
+    if any(isinstance(module, Attention) for module in unet.modules()) and isinstance(unet.config["sample_size"], int):
+        denoiser.native = unet.config["sample_size"] * patch
+    return denoiser
 
 
 def _alpha_bar(scheduler: Mapping[str, Any]) -> Tensor:

@@ -69,3 +69,14 @@ def merge(fused: Tensor, chroma: Tensor | None) -> Tensor:
     tint = ycbcr_to_rgb(torch.cat([torch.zeros_like(fused), chroma]))
     room = torch.where(tint > 0, 1 - fused, fused) / tint.abs().clamp(min=1e-6)
     return fused + tint * room.amin(0, keepdim=True).clamp(max=1)
+
+
+def to_channels(images: Tensor, channels: int) -> Tensor:
+    """Repeats grey to colour or averages colour to grey, channels at axis -3."""
+    if images.shape[-3] == channels:
+        return images
+    if images.shape[-3] == 1:
+        return images.expand(*images.shape[:-3], channels, *images.shape[-2:])
+    if channels == 1:
+        return images.mean(-3, keepdim=True)
+    raise ValueError(f"cannot turn {images.shape[-3]} channels into {channels}")

@@ -37,11 +37,13 @@ class DigConfig:
     scope: Literal["full", "spatial", "temporal"] = option(
         "full", "weights vary over space and time; over space alone, the mean of all steps; over time alone"
     )
-    refresh: int = option(1, "measure gains every so many steps, and interpolate between")
+    refresh: int = option(2, "measure gains every so many steps, and interpolate between")
     reduce: float = option(
-        0.15, "measure gains on smaller images as long as their noise level stays above this; 0 = always at full size"
+        0.007,
+        "measure gains on smaller images as long as their noise level stays above this, at least 0.15 for kinds of "
+        "guidance that need estimates; 0 = always at full size",
     )
-    draws: int = option(2, "noise draws averaged, in pairs of opposite sign")
+    draws: int = option(1, "noise draws averaged, in pairs of opposite sign")
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, f"dig.temperature must be above 0, not {self.temperature}")
@@ -112,7 +114,17 @@ class PriorConfig:
     adapter: str = option("", "folder of a LoRA adapter that train.py made for this prior; empty = none")
     sha256: str | None = option(None, "refuse weights whose file has another SHA-256")
     adapter_sha256: str | None = option(None, "refuse an adapter whose file has another SHA-256")
-    precision: Literal["auto", "fp32", "bf16"] = option("auto", "auto = bf16 where the device has it natively")
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto", "auto = bf16 where the device has it natively; bf16 also keeps the weights in it, half the memory"
+    )
+    tile: str = option("auto", "side of the windows that larger images are seen in; auto = by memory, 0 = always whole")
+    memory: float | None = option(None, "GiB for one call of the network; null = 1 on a CPU, 40 % of a GPU's memory")
+    compile: bool = option(False, "torch.compile: some minutes at first, then faster on many images of one size")
+    offload: bool = option(False, "keep the weights in main memory, and on the GPU only those in use")
+
+    def __post_init__(self) -> None:
+        require(self.tile == "auto" or self.tile.isdecimal(), f"prior.tile must be a number or auto, not {self.tile}")
+        require(self.memory is None or self.memory > 0, f"prior.memory must be above 0 or null, not {self.memory}")
 
 
 @dataclass

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from dig2dig.config import GuidanceConfig
-from dig2dig.filters import smooth
-from dig2dig.schedule import noise_level
-from dig2dig.shapes import Image, Sources, State, Timestep, Weights
+from dig2dig.filters import coarseness, grow, shrink, smooth
+from dig2dig.shapes import Image, Maps, Sources, State, Timestep, Weights
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,8 @@ class Step:
         t: Time index of each image, shape (b,).
         signal: alpha_bar at t, shape (b, 1, 1, 1).
         signal_next: alpha_bar at the next time; 1 after the last.
+        level: Noise level of each image at t.
+        level_next: The same at the next time; 0 after the last.
         x_t: The noisy state, with the prior's channels; it carries the graph of x0_hat where gradients are asked for.
         sources: The clean sources.
         weight: Fusion weights of this step.
@@ -37,6 +38,8 @@ class Step:
     t: Timestep
     signal: Tensor
     signal_next: Tensor
+    level: tuple[float, ...]
+    level_next: tuple[float, ...]
     x_t: State
     sources: Sources
     weight: Weights
@@ -134,17 +137,15 @@ def bands(
         scale: Pixels of blur r per unit of noise level, for images in [-1, 1].
         energy: Exponent of a: 0 leaves the plain weighted sum, 1 gives all energy back.
     """
-    seen = blurred(step.sources, scale * noise_level(step.signal)) if state is None else state.seen
+    seen = blurred(step.sources, step.level, scale) if state is None else state.seen
     target = seen.mean(1) if state is None else state.target
-    radius = scale * noise_level(step.signal_next)
-    sharper = blurred(step.sources, radius)
+    sharper = blurred(step.sources, step.level_next, scale)
     band = sharper - seen
     fused = (step.weight * band).sum(1, keepdim=True)
     if energy > 0:
         promised = (step.weight * band.square().mean(2, keepdim=True)).sum(1, keepdim=True)
         kept = fused.square().mean(2, keepdim=True)
-        promised, kept = (blurred(power, 2 + radius) + 1e-8 for power in (promised, kept))
-        fused = fused * (promised / kept).sqrt().clamp(1, band.shape[1] ** 0.5) ** energy
+        fused = fused * _restored(promised, kept, step.level_next, scale, band.shape[1], energy)
     target = target + fused[:, 0]
     low = step.sources.amin((1, 2, 3, 4)).view(-1, 1, 1, 1)
     high = step.sources.amax((1, 2, 3, 4)).view(-1, 1, 1, 1)
@@ -152,12 +153,22 @@ def bands(
     return guided, BandState(target, sharper)
 
 
-def blurred(images: Sources, radius: Tensor) -> Sources:
-    """Gaussian filter of each image's own standard deviation in pixels, ``radius`` of shape (b, 1, 1, 1)."""
-    radii = radius.flatten().tolist()
-    if len(set(radii)) == 1:
-        return smooth(images, radii[0])
-    return torch.cat([smooth(one[None], r) for one, r in zip(images, radii, strict=True)])
+def _restored(
+    promised: Tensor, kept: Tensor, levels: tuple[float, ...], scale: float, k: int, energy: float
+) -> Tensor:
+    """The factor a of :func:`bands` from the energies per pixel."""
+    coarse = coarseness(2 + scale * min(levels))
+    height, width = kept.shape[-2:]
+    both = shrink(torch.cat([promised, kept], 1), coarse)
+    promised, kept = (blurred(both, levels, scale / coarse, 2 / coarse) + 1e-8).split(1, 1)
+    return grow((promised / kept).sqrt().clamp(1, k**0.5) ** energy, height, width)
+
+
+def blurred(images: Maps, levels: tuple[float, ...], scale: float, least: float = 0.0) -> Maps:
+    """Gaussian filter whose standard deviation follows each image's noise level, ``least + scale · level`` pixels."""
+    if len(set(levels)) == 1:
+        return smooth(images, least + scale * levels[0])
+    return torch.cat([smooth(one[None], least + scale * level) for one, level in zip(images, levels, strict=True)])
 
 
 @dataclass(frozen=True)

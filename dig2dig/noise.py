@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dig2dig.color import to_channels
 from dig2dig.denoiser import Denoiser
-from dig2dig.dig import to_channels
 from dig2dig.schedule import at, time_of_noise_level
 from dig2dig.shapes import Sources, State
 

@@ -1,21 +1,25 @@
 """The whole algorithm on one screen: gains, then a guided DDIM loop."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from dig2dig.color import to_channels
 from dig2dig.config import SamplerConfig
 from dig2dig.denoiser import Denoiser
-from dig2dig.dig import Information, measure, resample, to_channels
 from dig2dig.guidance import Guidance, Step, listens, make_guidance, needs_graph
+from dig2dig.information import Information, Lookup, measure
 from dig2dig.noise import NoiseLevels, denoise
-from dig2dig.schedule import add_noise, at, draw_noise, gain_grid, generators, time_grid
+from dig2dig.schedule import AlphaBar, add_noise, draw_noise, gain_grid, generators, noise_level, time_grid
 from dig2dig.shapes import Gains, Image, Sources, State, Timestep, Weights
 from dig2dig.tiling import crop, pad
+
+REDUCE_ESTIMATES = 0.15
+"""Least ``dig.reduce`` where a guidance uses the sources' estimates themselves."""
 
 
 @dataclass(frozen=True)
@@ -121,30 +125,50 @@ def fuse(
     noises = [sign * noise for noise in noises for sign in (1, -1)][: config.dig.draws]  # first-order errors cancel
     with torch.no_grad():
         clean = clean if noise is None else denoise(clean, noise, denoiser, draw())
-        information = plan(clean, noises, denoiser, config, guidance is not None)
-    times = information.times
-    start = to_channels(clean.mean(1), denoiser.channels)
-    x_t, state, guided = add_noise(start, draw(), times[0], denoiser.alpha_bar), None, start
+        course = plan(clean, noises, denoiser, config, guidance is not None)
+    del noises
 
+    # a guidance that trusts its target alone needs neither estimate nor state; whoever watches sees them nevertheless
     differentiate, heard = needs_graph(guide), observe is not None or listens(guide)
-    for i, t in enumerate(times):
+    guided, state = clean.mean(1), None
+    x_t = to_channels(guided, denoiser.channels)
+    x_t = add_noise(x_t, draw(), course.t[0], denoiser.alpha_bar) if heard else x_t
+    for i in range(config.steps):
         with torch.set_grad_enabled(differentiate):
             x_t = x_t.detach().requires_grad_(differentiate)
-            # a guidance that trusts its target alone needs no estimate; whoever watches sees it nevertheless
-            x0_hat = to_channels(denoiser(x_t, t), c) if heard else to_channels(x_t, c)
-            step = make_step(information, i, x_t, clean, denoiser)
+            x0_hat = to_channels(denoiser(x_t, course.t[i]), c) if heard else guided
+            step = make_step(course, i, x_t, clean)
             guided, state = guide(x0_hat, step, state)
         with torch.no_grad():
-            x_t = next_state(x_t, x0_hat, guided, step.signal, times[i + 1 : i + 2], denoiser, config, draw)
+            x_t = next_state(x_t, x0_hat, guided, step, config, draw) if heard else x_t
             if observe:
-                observe(snapshot(information, i, x0_hat, guided, h, w))
+                observe(snapshot(course, i, x0_hat, guided, step.weight, h, w))
     return crop(((guided + 1) / 2).clamp(0, 1), h, w)
+
+
+@dataclass(frozen=True)
+class Course:
+    """All that is known before sampling.
+
+    Attributes:
+        information: Gains and weights, at the times where they were measured.
+        times: Time indices of each step, (steps, b), on the CPU.
+        t: The same on the device of the sources.
+        signal: alpha_bar at each step and 1 after the last, (steps + 1, b, 1, 1, 1).
+        alpha_bar: The schedule.
+    """
+
+    information: Information
+    times: Int[Tensor, "steps b"]
+    t: Int[Tensor, "steps b"]
+    signal: Tensor
+    alpha_bar: AlphaBar
 
 
 def plan(
     sources: Sources, noises: list[State], denoiser: Denoiser, config: SamplerConfig, estimates: bool = False
-) -> Information:
-    """Gains and weights at every time of the sampling grid, measured before sampling.
+) -> Course:
+    """The times of the sampling grid, and gains and weights measured before sampling.
 
     Args:
         sources: Clean sources in [-1, 1], padded.
@@ -153,57 +177,60 @@ def plan(
         config: Grid and gains.
         estimates: Whether the sources' estimates are needed by a guidance other than ``increments``.
     """
-    grid = "logsnr" if config.grid == "gain" else config.grid
+    by_gain = config.grid == "gain"
+    grid = "logsnr" if by_gain else config.grid
     times = time_grid(grid, config.steps, denoiser.alpha_bar, config.sigma_start, config.sigma_end)
     coarse = torch.cat([times[:: config.dig.refresh], times[-1:]]).unique().flip(0)
-    estimates = estimates or config.guidance.kind == "increments"
-    information = measure(sources, noises, coarse, denoiser, config.dig, estimates)
-    wanted = times[:, None].expand(-1, len(sources))
-    if config.grid == "gain" and len(coarse) > 1:
-        wanted = gain_grid(information.cost, coarse, config.steps)
-    return resample(information, wanted, denoiser.alpha_bar)
+    estimates, dig = estimates or config.guidance.kind == "increments", config.dig
+    if estimates and dig.reduce > 0:  # what enters the picture must be finer than what only weighs it
+        dig = replace(dig, reduce=max(dig.reduce, REDUCE_ESTIMATES))
+    information = measure(sources, noises, coarse, denoiser, dig, estimates, by_gain)
+    times = times[:, None].expand(-1, len(sources))
+    if information.cost is not None and len(coarse) > 1:
+        times = gain_grid(information.cost, coarse, config.steps)
+    signal = denoiser.alpha_bar[times].to(sources)
+    signal = torch.cat([signal, torch.ones_like(signal[:1])])[..., None, None, None]
+    return Course(information, times, times.to(sources.device), signal, denoiser.alpha_bar)
 
 
-def make_step(information: Information, i: int, x_t: State, sources: Sources, denoiser: Denoiser) -> Step:
+def make_step(course: Course, i: int, x_t: State, sources: Sources) -> Step:
     """What a guidance sees in step i."""
-    t, estimates = information.times[i], information.estimates
-    signal = at(denoiser.alpha_bar, t, sources[:, 0])
-    following = information.times[i + 1 : i + 2]
-    signal_next = at(denoiser.alpha_bar, following[0], sources[:, 0]) if len(following) else torch.ones_like(signal)
+    size, estimates = tuple(sources.shape[-2:]), course.information.estimates
+    now = Lookup(course.information, course.times[i], course.alpha_bar, size)
+    estimate, estimate_next = None, None
+    if estimates is not None:
+        estimate, estimate_next = now(estimates), sources
+        if i + 1 < len(course.times):
+            estimate_next = Lookup(course.information, course.times[i + 1], course.alpha_bar, size)(estimates)
+    levels = noise_level(course.alpha_bar)[course.times[i : i + 2]].tolist()
     return Step(
-        t=t,
-        signal=signal,
-        signal_next=signal_next,
+        t=course.t[i],
+        signal=course.signal[i],
+        signal_next=course.signal[i + 1],
+        level=tuple(levels[0]),
+        level_next=tuple(levels[1]) if len(levels) > 1 else (0.0,) * len(sources),
         x_t=x_t,
         sources=sources,
-        weight=information.weights[i],
-        estimate=None if estimates is None else estimates[i],
-        estimate_next=None if estimates is None else estimates[i + 1],
+        weight=now(course.information.weights),
+        estimate=estimate,
+        estimate_next=estimate_next,
     )
 
 
 def next_state(
-    x_t: State,
-    x0_hat: Image,
-    guided: Image,
-    signal: Tensor,
-    t_next: Int[Tensor, "one b"],
-    denoiser: Denoiser,
-    config: SamplerConfig,
-    draw: Callable[[], Tensor],
+    x_t: State, x0_hat: Image, guided: Image, step: Step, config: SamplerConfig, draw: Callable[[], Tensor]
 ) -> State:
     """The state at the next time, with the noise recomputed from the guided estimate or kept from the network."""
-    guided, x0_hat = (to_channels(image, denoiser.channels) for image in (guided, x0_hat))
+    guided, x0_hat = (to_channels(image, x_t.shape[1]) for image in (guided, x0_hat))
     believed = guided if config.noise == "recomputed" else x0_hat
-    eps = (x_t - signal.sqrt() * believed) / (1 - signal).sqrt()
-    if len(t_next) == 0:
-        return guided
-    signal_next = at(denoiser.alpha_bar, t_next[0], x_t)
-    return ddim_step(x_t, guided, eps, signal, signal_next, config.eta, draw() if config.eta > 0 else None)
+    eps = (x_t - step.signal.sqrt() * believed) / (1 - step.signal).sqrt()
+    fresh = draw() if config.eta > 0 and max(step.level_next) > 0 else None
+    return ddim_step(x_t, guided, eps, step.signal, step.signal_next, config.eta, fresh)
 
 
-def snapshot(information: Information, i: int, x0_hat: Image, guided: Image, h: int, w: int) -> Snapshot:
+def snapshot(course: Course, i: int, x0_hat: Image, guided: Image, weight: Weights, h: int, w: int) -> Snapshot:
     """Step i for an observer."""
-    x0_hat, guided = (crop(((image.detach() + 1) / 2).clamp(0, 1), h, w) for image in (x0_hat, guided))
-    gain, weight = (crop(maps[i], h, w) for maps in (information.gains, information.weights))
-    return Snapshot(i, len(information.times), information.times[i], x0_hat, guided, gain, weight)
+    gain = Lookup(course.information, course.times[i], course.alpha_bar, tuple(weight.shape[-2:]))
+    maps = (crop(one, h, w) for one in (gain(course.information.gains), weight))
+    images = (crop(((image.detach() + 1) / 2).clamp(0, 1), h, w) for image in (x0_hat, guided))
+    return Snapshot(i, len(course.times), course.t[i], *images, *maps)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -65,7 +66,13 @@ def time_of_noise_level(alpha_bar: AlphaBar, sigma: Tensor) -> Tensor:
 
 def at(alpha_bar: AlphaBar, t: Timestep, like: Tensor) -> Tensor:
     """The schedule's value at each sample's time, shaped (b, 1, …) and typed to multiply ``like``."""
-    return alpha_bar.to(like.dtype).to(t.device)[t].view(-1, *[1] * (like.ndim - 1))
+    return _placed(alpha_bar, like.dtype, t.device)[t].view(-1, *[1] * (like.ndim - 1))
+
+
+@lru_cache(maxsize=16)
+def _placed(alpha_bar: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The schedule on a device, copied there once and not in every step."""
+    return alpha_bar.to(dtype).to(device)
 
 
 def add_noise(x0: Image, noise: Image, t: Timestep, alpha_bar: AlphaBar) -> Image:

@@ -18,5 +18,8 @@ Gains = Float[Tensor, "b k 1 h w"]
 Weights = Float[Tensor, "b k 1 h w"]
 """Fusion weight of each source at each pixel; sums to one over k."""
 
+Maps = Float[Tensor, "b k _ _ _"]
+"""Images or weights of each source at a resolution of their own."""
+
 Timestep = Int[Tensor, " b"]
 """Time index of each sample, 0 (clean) to 999 (noise)."""

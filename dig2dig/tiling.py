@@ -1,7 +1,14 @@
-"""Any size in, same size out."""
+"""Any size in, same size out: padding, and overlapping windows where a network cannot see the whole image at once."""
+
+import math
+from collections.abc import Callable
+from itertools import product
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+
+from dig2dig.shapes import Image, Timestep
 
 
 def pad(images: Tensor, multiple: int) -> Tensor:
@@ -10,6 +17,8 @@ def pad(images: Tensor, multiple: int) -> Tensor:
     Images may be smaller than what is added: the reflection is then reflected again.
     """
     height, width = images.shape[-2:]
+    if height % multiple == width % multiple == 0:
+        return images
     rows = _reflected(height, -height % multiple, images.device)
     columns = _reflected(width, -width % multiple, images.device)
     return images[..., rows, :][..., columns]
@@ -24,3 +33,78 @@ def _reflected(size: int, extra: int, device: torch.device) -> Tensor:
 def crop(images: Tensor, height: int, width: int) -> Tensor:
     """Takes back what ``pad`` added."""
     return images[..., :height, :width]
+
+
+def window_starts(length: int, side: int, overlap: int, multiple: int) -> tuple[list[int], int]:
+    """Where windows begin that cover one axis evenly, and how long they are, at most ``side``.
+
+    Starts and lengths are multiples of ``multiple``, as ``length`` and ``side`` must be: the network then divides a
+    window into the same blocks as the whole image.
+    """
+    if length <= side:
+        return [0], length
+    overlap = min(overlap, side // 2)
+    count = math.ceil((length - overlap) / (side - overlap))
+    side = min(side, math.ceil((length + (count - 1) * overlap) / count / multiple) * multiple)
+    steps = (length - side) // multiple
+    return [multiple * round(i * steps / (count - 1)) for i in range(count)], side
+
+
+def window_shares(starts: list[int], side: int, length: int, overlap: int) -> Float[Tensor, "windows side"]:
+    """What each window has to say at each of its positions: one inside, falling smoothly where two overlap.
+
+    The outer quarter of an overlap, where a window knows too little of what lies around, does not count. The shares of
+    all windows sum to one everywhere.
+    """
+    position = torch.arange(side, dtype=torch.float32)
+    shares = torch.ones(len(starts), side)
+    for i, start in enumerate(starts):
+        for inner, distance in ((start > 0, position), (start + side < length, side - 1 - position)):
+            if inner:
+                ramp = ((distance + 0.5 - overlap / 4) / max(overlap / 2, 1)).clamp(0, 1)
+                shares[i] *= ramp * ramp * (3 - 2 * ramp) + 1e-6
+    total = torch.zeros(length)
+    for start, share in zip(starts, shares, strict=True):
+        total[start : start + side] += share
+    return torch.stack([share / total[s : s + side] for s, share in zip(starts, shares, strict=True)])
+
+
+def in_windows(
+    function: Callable[[Image, Timestep], Image],
+    x_t: Image,
+    t: Timestep,
+    side: int,
+    overlap: int,
+    multiple: int,
+    pixels: int,
+) -> Image:
+    """Applies a function to overlapping windows of images and blends what it gives.
+
+    Args:
+        function: Maps windows and their times to images of the same shape.
+        x_t: Images, height and width divisible by ``multiple``.
+        t: Time index of each image.
+        side: Height and width of a window, at most.
+        overlap: Pixels that neighbours share.
+        multiple: Windows begin at multiples of this.
+        pixels: Of all windows in one call, at most, but for a single window.
+    """
+    (tops, height), (lefts, width) = (window_starts(n, side, overlap, multiple) for n in x_t.shape[-2:])
+    rows, columns = (
+        window_shares(starts, length, n, overlap).to(x_t)
+        for starts, length, n in ((tops, height, x_t.shape[-2]), (lefts, width, x_t.shape[-1]))
+    )
+    result = torch.zeros_like(x_t)
+    places = list(product(range(len(x_t)), range(len(tops)), range(len(lefts))))
+    per_call = max(1, pixels // (height * width))
+    for first in range(0, len(places), per_call):
+        part = places[first : first + per_call]
+        views = [_window(x_t[i], tops[y], lefts[x], height, width) for i, y, x in part]
+        made = function(torch.stack(views), t[[i for i, _, _ in part]])
+        for (i, y, x), image in zip(part, made, strict=True):
+            _window(result[i], tops[y], lefts[x], height, width).add_(image * rows[y][:, None] * columns[x])
+    return result
+
+
+def _window(image: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    return image[:, top : top + height, left : left + width]

@@ -7,11 +7,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"shapes", "config", "config_train", "atomic", "filters"},
+    {"shapes", "config", "config_train", "atomic", "allocator", "filters"},
     {"cli"},
     {"schedule", "color", "tiling", "adm", "weights", "metrics"},
     {"denoiser", "guidance"},
-    {"backbone", "dig", "losses", "noise"},
+    {"dig"},
+    {"backbone", "information", "losses", "noise"},
     {"sampler", "adapters", "card", "baselines"},
     {"statistics"},
     {"panels", "checkpoints", "logs"},

@@ -1,8 +1,9 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dig2dig.color import merge, rgb_to_ycbcr, split, ycbcr_to_rgb
+from dig2dig.color import merge, rgb_to_ycbcr, split, to_channels, ycbcr_to_rgb
 
 
 def test_ycbcr_agrees_with_pillow() -> None:
@@ -45,3 +46,10 @@ def test_merge_keeps_luminance_and_stays_in_range(seed: int) -> None:
     rgb = merge(luminance, chroma)
     assert rgb.min() >= -1e-4 and rgb.max() <= 1 + 1e-4
     torch.testing.assert_close(rgb_to_ycbcr(rgb)[:1], luminance, rtol=1e-3, atol=1e-4)
+
+
+def test_grey_and_colour() -> None:
+    grey = torch.rand(2, 1, 3, 3)
+    torch.testing.assert_close(to_channels(to_channels(grey, 3), 1), grey)
+    with pytest.raises(ValueError, match="channels"):
+        to_channels(torch.rand(1, 2, 3, 3), 3)

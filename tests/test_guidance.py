@@ -10,14 +10,14 @@ from dig2dig.config import GuidanceConfig
 from dig2dig.denoiser import GaussianDenoiser
 from dig2dig.filters import smooth
 from dig2dig.guidance import EMState, Step, bands, em, increments, make_guidance, posterior, proximal
-from dig2dig.schedule import at
+from dig2dig.schedule import at, noise_level
 
 
-def step(sources: torch.Tensor, weight: torch.Tensor, signal: float = 0.5, **changes) -> Step:
+def step(sources: torch.Tensor, weight: torch.Tensor, signal: float | torch.Tensor = 0.5, **changes) -> Step:
     b, _, c, h, w = sources.shape
     defaults = {
         "t": torch.zeros(b, dtype=torch.long),
-        "signal": torch.full((b, 1, 1, 1), signal),
+        "signal": signal if isinstance(signal, torch.Tensor) else torch.full((b, 1, 1, 1), signal),
         "signal_next": torch.ones(b, 1, 1, 1),
         "x_t": torch.zeros(b, c, h, w),
         "sources": sources,
@@ -25,7 +25,12 @@ def step(sources: torch.Tensor, weight: torch.Tensor, signal: float = 0.5, **cha
         "estimate": sources * 0.5,
         "estimate_next": sources * 0.8,
     }
-    return Step(**(defaults | changes))
+    step = defaults | changes
+    levels = {
+        name: tuple(noise_level(step[signal]).flatten().tolist())
+        for name, signal in (("level", "signal"), ("level_next", "signal_next"))
+    }
+    return Step(**(step | levels))
 
 
 def scene(seed: int, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -104,9 +109,7 @@ def walk(sources: torch.Tensor, weight: torch.Tensor, energy: float, levels=(0.1
     """The target of ``bands`` after the steps between these values of alpha_bar."""
     state = None
     for now, following in itertools.pairwise(levels):
-        signals = {name: torch.full((len(sources), 1, 1, 1), value) for name, value in
-                   (("signal", now), ("signal_next", following))}  # fmt: skip
-        part = replace(step(sources, weight), **signals)
+        part = step(sources, weight, now, signal_next=torch.full((len(sources), 1, 1, 1), following))
         _, state = bands(sources[:, 0], part, state, sigma_n=0.0, strength=1.0, scale=4.0, energy=energy)
     assert state is not None
     return state.target
@@ -141,10 +144,10 @@ def test_bands_take_each_image_at_its_own_time() -> None:
     sources, weight, x0_hat = scene(6, 2)
     signal = torch.tensor([0.3, 0.8]).view(2, 1, 1, 1)
     guide = make_guidance(GuidanceConfig(kind="bands", scale=2.0))
-    both, _ = guide(x0_hat, replace(step(sources, weight), signal=signal), None)
+    both, _ = guide(x0_hat, step(sources, weight, signal=signal), None)
     for i in range(2):
         one = slice(i, i + 1)
-        alone, _ = guide(x0_hat[one], replace(step(sources[one], weight[one]), signal=signal[one]), None)
+        alone, _ = guide(x0_hat[one], step(sources[one], weight[one], signal=signal[one]), None)
         torch.testing.assert_close(both[one], alone)
 
 

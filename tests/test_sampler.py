@@ -19,7 +19,7 @@ KINDS = ["bands", "blend", "increments", "em", "posterior"]
 
 def config(kind="increments", dig="change", **changes) -> SamplerConfig:
     guidance = GuidanceConfig(kind=kind, sigma_n=0.02)
-    return SamplerConfig(steps=6, dig=DigConfig(kind=dig, draws=1), guidance=guidance, **changes)
+    return SamplerConfig(steps=6, dig=DigConfig(kind=dig, refresh=1), guidance=guidance, **changes)
 
 
 def random_sources(seed: int, *shape: int) -> torch.Tensor:
@@ -156,7 +156,7 @@ def test_gains_cost_nothing_after_the_plan(bundled: Denoiser, monkeypatch: pytes
     fuse(sources, bundled, config("blend"))
     assert sum(images) == 6 + 3 * 6
     images.clear()
-    refreshed = SamplerConfig(steps=7, dig=DigConfig(refresh=3), guidance=GuidanceConfig(kind="blend"))
+    refreshed = SamplerConfig(steps=7, dig=DigConfig(refresh=3, draws=2), guidance=GuidanceConfig(kind="blend"))
     fuse(sources, bundled, refreshed)
     assert sum(images) == 2 * 3 * 3  # two draws; sigma_n is 0, and the loop needs no estimates
 
@@ -167,7 +167,7 @@ def test_every_option_of_the_loop_has_its_effect(bundled: Denoiser) -> None:
     soft = GuidanceConfig(kind="blend", sigma_n=0.3)
     plain = {"steps": 6, "guidance": soft}
     base = fuse(sources, bundled, SamplerConfig(**plain))
-    for changes in ({"noise": "network"}, {"eta": 1.0}, {"grid": "uniform"}, {"dig": DigConfig(draws=1)}):
+    for changes in ({"noise": "network"}, {"eta": 1.0}, {"grid": "uniform"}, {"dig": DigConfig(draws=2)}):
         assert float((fuse(sources, bundled, SamplerConfig(**plain, **changes)) - base).abs().max()) > 1e-3
 
 

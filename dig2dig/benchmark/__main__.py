@@ -24,10 +24,12 @@ def main(argv: list[str]) -> int:
     config = load(schemas[argv[0]], argv[1:])
     from importlib import import_module
 
+    from dig2dig.allocator import keep_freed_memory
     from dig2dig.benchmark.methods import MethodError
     from dig2dig.run import REFUSALS, one_line, quiet
 
     quiet()
+    keep_freed_memory()
     try:
         return import_module(f"dig2dig.benchmark.{argv[0]}").run(config)
     except (*REFUSALS, MethodError) as error:

@@ -1,0 +1,175 @@
+"""What a denoiser learns about each source at each time: measured before any sampling, on maps as coarse as they may be."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dig2dig.color import to_channels
+from dig2dig.config import DigConfig
+from dig2dig.denoiser import Denoiser
+from dig2dig.dig import fusion_weight, information_gain, normalise, scoped
+from dig2dig.filters import coarseness, grow, shrink, smooth
+from dig2dig.schedule import AlphaBar, Times, add_noise, noise_level, time_of_noise_level
+from dig2dig.shapes import Maps, Sources, State, Timestep
+from dig2dig.tiling import crop, pad
+
+
+@dataclass(frozen=True)
+class Information:
+    """What the denoiser knows and learns about each source at each time that was measured.
+
+    Maps are kept at the resolution that they were measured or smoothed to; :func:`look_up` grows them.
+
+    Attributes:
+        times: Decreasing time indices, shape (n,).
+        gains: Normalised gain of each source from each time to the next, n maps (b, k, 1, h / f, w / f).
+        weights: Fusion weights, maps of the same or a smaller size.
+        estimates: Reconstructions of the noised sources, (b, k, c, h / f, w / f) in [-1, 1]; None if not asked for.
+        cost: Mean absolute ``gain`` of each step, whatever the kind of the weights, shape (n, b); None if not asked for.
+    """
+
+    times: Times
+    gains: list[Maps]
+    weights: list[Maps]
+    estimates: list[Maps] | None = None
+    cost: Float[Tensor, "n b"] | None = None
+
+
+def reconstruct(sources: Sources, noise: State, times: Times, denoiser: Denoiser, reduce: float = 0.0) -> list[Maps]:
+    r"""The denoiser's estimates of all sources, noised to each time with one noise for all of them.
+
+    .. math:: \hat c_k(t) = \hat x_0\big(\sqrt{\bar\alpha_t}\, c_k + \sqrt{1-\bar\alpha_t}\,\varepsilon,\; t\big)
+
+    Sources and times share network calls. A grey source passes a colour prior as three equal channels with
+    independent noise. Where the noise is strong, the estimate is smooth and can be had from smaller images: the mean
+    over f × f pixels has noise of level :math:`\sigma / f`, and that is what the network sees.
+
+    Args:
+        sources: Clean sources in [-1, 1], padded.
+        noise: Noise of each image, with the denoiser's channels.
+        times: Decreasing time indices, shape (n,).
+        denoiser: The prior.
+        reduce: Images are halved, at most twice, as long as the noise level stays above this; 0 = never.
+
+    Returns:
+        Estimates at each time, (b, k, c, h / f, w / f).
+    """
+    b, k, c, h, w = sources.shape
+    images = to_channels(sources, denoiser.channels).flatten(0, 1)
+    estimates: list[Maps] = [sources] * len(times)
+    levels = noise_level(denoiser.alpha_bar)[times.cpu()]
+    factors = torch.tensor([_factor(float(level), reduce, min(h, w)) for level in levels])
+    for factor in factors.unique().tolist():
+        chosen = (factors == factor).nonzero()[:, 0]
+        small, small_noise = shrink(images, factor), shrink(noise, factor) * factor
+        t = time_of_noise_level(denoiser.alpha_bar, levels[chosen] / factor) if factor > 1 else times[chosen]
+        made = to_channels(_estimates(small, small_noise, t.to(sources.device), denoiser), c)
+        for i, estimate in zip(chosen.tolist(), made.unflatten(0, (-1, b, k)), strict=True):
+            estimates[i] = estimate
+    return estimates
+
+
+def _factor(level: float, reduce: float, side: int) -> int:
+    """How many times smaller images may be at a noise level, 1, 2 or 4, and still have some 16 pixels a side."""
+    return max((f for f in (1, 2, 4) if reduce > 0 and level / f >= reduce and side // f >= 16), default=1)
+
+
+def _estimates(images: Tensor, noise: Tensor, times: Tensor, denoiser: Denoiser) -> Tensor:
+    """Estimates of (b·k) images at n times in calls of bounded size, shape (n·b·k, c, h, w)."""
+    count, (h, w) = len(images), images.shape[-2:]
+    k = count // len(noise)
+    padded, padded_noise = pad(images, denoiser.multiple), pad(noise, denoiser.multiple)
+    per_call = max(1, denoiser.pixels(images.device, len(times) * count * h * w) // (h * w))
+    parts = []
+    # (time, source) pairs in one list, cut into calls of bounded size
+    for part in torch.arange(len(times) * count, device=images.device).split(per_call):
+        source, t = part % count, times[part // count]
+        noised = add_noise(padded[source], padded_noise[source // k], t, denoiser.alpha_bar)
+        parts.append(crop(denoiser(noised, t), h, w))
+    return torch.cat(parts)
+
+
+def measure(
+    sources: Sources,
+    noises: list[State],
+    times: Times,
+    denoiser: Denoiser,
+    config: DigConfig,
+    estimates: bool = True,
+    cost: bool = False,
+) -> Information:
+    """Gains and weights of all sources at all times, before any sampling.
+
+    Args:
+        sources: Clean sources in [-1, 1], padded.
+        noises: One noise (b, c, h, w) for each draw that gains and estimates are averaged over.
+        times: Decreasing time indices, shape (n,).
+        denoiser: The prior.
+        config: Kind, loss, normalisation, smoothing and temperature.
+        estimates: Whether the reconstructions themselves are needed; if not, static weights need no network.
+        cost: Whether the summed gain of each step is needed, to place steps by it.
+    """
+    b, k, _, h, w = sources.shape
+    radii = [config.smoothing + config.smoothing_noise * s for s in noise_level(denoiser.alpha_bar)[times.cpu()].tolist()]
+    gains = [sources.new_zeros(b, k, 1, *(-(-side // coarseness(r)) for side in (h, w))) for r in radii]
+    costs, means = sources.new_zeros(len(times), b), None
+    for noise in noises if estimates or config.kind != "static" else []:
+        draw = reconstruct(sources, noise, times, denoiser, config.reduce)
+        for i in range(len(times)) if config.kind != "static" else []:
+            here = grow(draw[i], h, w)
+            following = grow(draw[i + 1], h, w) if i + 1 < len(times) else sources
+            gain = information_gain(here, following, sources, config.kind, config.loss)
+            gains[i] += shrink(gain, coarseness(radii[i])) / len(noises)
+            if cost:
+                costs[i] += information_gain(here, following, sources).abs().mean((1, 2, 3, 4)) / len(noises)
+        if estimates:
+            means = draw if means is None else [a + b for a, b in zip(means, draw, strict=True)]
+    if means is not None:
+        means = [total / len(noises) for total in means]
+    gains = [smooth(gain, r / coarseness(r)) for gain, r in zip(gains, radii, strict=True)]
+    gains = [normalise(gain, config.normalise) for gain in gains]
+    weights = scoped([fusion_weight(gain, config.temperature) for gain in gains], config.scope)
+    return Information(times.cpu(), gains, weights, means, costs if cost else None)
+
+
+class Lookup:
+    """Maps of the size of the sources at any time, interpolated linearly in the log of the noise level.
+
+    Args:
+        information: What was measured.
+        t: Time index of each image, shape (b,); beyond what was measured, the nearest counts.
+        alpha_bar: The schedule.
+        size: Height and width of the maps that are given.
+    """
+
+    def __init__(self, information: Information, t: Timestep, alpha_bar: AlphaBar, size: tuple[int, int]) -> None:
+        level = -noise_level(alpha_bar).log()
+        known, wanted = level[information.times], level[t.cpu()]
+        last = len(known) - 1
+        self.right = torch.searchsorted(known, wanted).clamp(min(1, last), last)
+        left = (self.right - 1).clamp(min=0)
+        span = (known[self.right] - known[left]).clamp(min=1e-12)
+        self.share = ((wanted - known[left]) / span).clamp(0, 1)
+        self.size = size
+
+    def __call__(self, maps: list[Maps]) -> Maps:
+        """The maps at this time."""
+        first = maps[0]
+        found = first.new_empty(*first.shape[:3], *self.size)
+        for right in self.right.unique().tolist():  # images of one batch mostly share their times
+            chosen = self.right == right
+            share = self.share[chosen].view(-1, 1, 1, 1, 1).to(first)
+            found[chosen] = grow(_between(maps, right, chosen, share), *self.size)
+        return found
+
+
+def _between(maps: list[Maps], right: int, chosen: Tensor, share: Tensor) -> Tensor:
+    left, high = maps[max(right - 1, 0)], maps[right]
+    if (share == 1).all():
+        return high[chosen]
+    if (share == 0).all():
+        return left[chosen]
+    height, width = max(left.shape[-2:], high.shape[-2:])
+    return grow(left[chosen], height, width).lerp(grow(high[chosen], height, width), share)

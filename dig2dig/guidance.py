@@ -70,7 +70,7 @@ def proximal(x0_hat: Image, target: Image, signal: Tensor, sigma_n: float, stren
         Zhu et al., "Denoising diffusion models for plug-and-play image restoration" (DiffPIR), 2023.
     """
     rho = sigma_n**2 * signal / (1 - signal)
-    return (rho * x0_hat + strength * target) / (rho + strength)
+    return x0_hat.lerp(target, strength / (rho + strength))
 
 
 def blend(x0_hat: Image, step: Step, state: None, *, sigma_n: float, strength: float) -> tuple[Image, None]:
@@ -104,10 +104,10 @@ def increments(
 
 @dataclass(frozen=True)
 class BandState:
-    """The sum of the bands so far, and the sources as far as they were seen."""
+    """The sum of the bands so far, and each source as far as it was seen."""
 
     target: Image
-    seen: Sources
+    seen: list[Sources]
 
 
 def bands(
@@ -137,31 +137,33 @@ def bands(
         scale: Pixels of blur r per unit of noise level, for images in [-1, 1].
         energy: Exponent of a: 0 leaves the plain weighted sum, 1 gives all energy back.
     """
-    seen = blurred(step.sources, step.level, scale) if state is None else state.seen
-    target = seen.mean(1) if state is None else state.target
-    sharper = blurred(step.sources, step.level_next, scale)
-    band = sharper - seen
-    fused = (step.weight * band).sum(1, keepdim=True)
+    parts = step.sources.split(1, 1)  # one source at a time: bands of all of them are what large images have no room for
+    seen = [blurred(source, step.level, scale) for source in parts] if state is None else state.seen
+    target = torch.stack(seen).mean((0, 2)) if state is None else state.target
+    fused, promised = torch.zeros_like(target), torch.zeros_like(target[:, :1])
+    for k, source in enumerate(parts):
+        sharper = blurred(source, step.level_next, scale)
+        band, weight = (sharper - seen[k])[:, 0], step.weight[:, k]
+        fused, promised = fused.addcmul(weight, band), promised.addcmul(weight, band.square().mean(1, keepdim=True))
+        seen = [*seen[:k], sharper, *seen[k + 1 :]]
     if energy > 0:
-        promised = (step.weight * band.square().mean(2, keepdim=True)).sum(1, keepdim=True)
-        kept = fused.square().mean(2, keepdim=True)
-        fused = fused * _restored(promised, kept, step.level_next, scale, band.shape[1], energy)
-    target = target + fused[:, 0]
+        kept = fused.square().mean(1, keepdim=True)
+        fused = fused * _restored(promised, kept, step.level_next, scale, len(parts), energy)
+    target = target + fused
     low = step.sources.amin((1, 2, 3, 4)).view(-1, 1, 1, 1)
     high = step.sources.amax((1, 2, 3, 4)).view(-1, 1, 1, 1)
     guided = proximal(x0_hat, target.clamp(low, high), step.signal, sigma_n, strength)
-    return guided, BandState(target, sharper)
+    return guided, BandState(target, seen)
 
 
 def _restored(
     promised: Tensor, kept: Tensor, levels: tuple[float, ...], scale: float, k: int, energy: float
 ) -> Tensor:
-    """The factor a of :func:`bands` from the energies per pixel."""
-    coarse = coarseness(2 + scale * min(levels))
-    height, width = kept.shape[-2:]
-    both = shrink(torch.cat([promised, kept], 1), coarse)
-    promised, kept = (blurred(both, levels, scale / coarse, 2 / coarse) + 1e-8).split(1, 1)
-    return grow((promised / kept).sqrt().clamp(1, k**0.5) ** energy, height, width)
+    """The factor a of :func:`bands` from the energies per pixel, both (b, 1, h, w)."""
+    coarse, size = coarseness(2 + scale * min(levels)), kept.shape[-2:]
+    both = shrink(torch.cat([promised, kept], 1), coarse)[:, :, None]
+    promised, kept = (blurred(both, levels, scale / coarse, 2 / coarse)[:, :, 0] + 1e-8).split(1, 1)
+    return grow((promised / kept).sqrt().clamp(1, k**0.5) ** energy, *size)
 
 
 def blurred(images: Maps, levels: tuple[float, ...], scale: float, least: float = 0.0) -> Maps:

@@ -118,12 +118,15 @@ def measure(
     for noise in noises if estimates or config.kind != "static" else []:
         draw = reconstruct(sources, noise, times, denoiser, config.reduce)
         for i in range(len(times)) if config.kind != "static" else []:
-            here = grow(draw[i], h, w)
-            following = grow(draw[i + 1], h, w) if i + 1 < len(times) else sources
-            gain = information_gain(here, following, sources, config.kind, config.loss)
-            gains[i] += shrink(gain, coarseness(radii[i])) / len(noises)
-            if cost:
-                costs[i] += information_gain(here, following, sources).abs().mean((1, 2, 3, 4)) / len(noises)
+            for j in range(k):  # one source at a time: whole maps of all sources are what large images have no room for
+                one = slice(j, j + 1)
+                here = grow(draw[i][:, one], h, w)
+                following = grow(draw[i + 1][:, one], h, w) if i + 1 < len(times) else sources[:, one]
+                gain = information_gain(here, following, sources[:, one], config.kind, config.loss)
+                gains[i][:, one] += shrink(gain, coarseness(radii[i])) / len(noises)
+                if cost:
+                    change = information_gain(here, following, sources[:, one])
+                    costs[i] += change.abs().mean((1, 2, 3, 4)) / (k * len(noises))
         if estimates:
             means = draw if means is None else [a + b for a, b in zip(means, draw, strict=True)]
     if means is not None:

@@ -117,7 +117,7 @@ def fuse(
     b, _, c, h, w = sources.shape
     if denoiser.channels < c:
         raise ValueError(f"the prior knows {denoiser.channels} channels, the sources have {c}: take a colour prior")
-    clean = pad(2 * sources.float() - 1, denoiser.multiple)
+    clean = pad(sources.float().mul(2).sub_(1), denoiser.multiple)
     draw = partial(draw_noise, (denoiser.channels, *clean.shape[-2:]), generators(seed, b), clean)
     guide = guidance or make_guidance(config.guidance)
 
@@ -143,7 +143,7 @@ def fuse(
             x_t = next_state(x_t, x0_hat, guided, step, config, draw) if heard else x_t
             if observe:
                 observe(snapshot(course, i, x0_hat, guided, step.weight, h, w))
-    return crop(((guided + 1) / 2).clamp(0, 1), h, w)
+    return crop(((guided + 1) / 2).clamp_(0, 1), h, w)
 
 
 @dataclass(frozen=True)

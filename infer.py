@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         writer = FusionWriter(run.out, run.done, run.inputs, config.save.weights)
         trainer = make_trainer(config, run, writer)
         trace = config.save.weights or bool(trainer.loggers)
-        module = FusionModule(denoiser, config.sampler, config.seed, trace, config.noise)
+        module = FusionModule(denoiser, config.sampler, config.seed, trace, config.noise, config.prior.offload)
         data = FusionDataModule(run.todo, config.task, config.batch_size, config.workers, config.allow_missing)
         if run.todo:
             trainer.predict(module, data, return_predictions=False)

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from lightning import LightningDataModule
@@ -49,6 +50,18 @@ class SizeBatches(Sampler[list[int]]):
         return len(self.batches)
 
 
+class ReadAhead(DataLoader):
+    """Without workers, one thread reads the next batch while the last one is fused."""
+
+    def __iter__(self) -> Iterator[list[Sample | Failure]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        batches = super().__iter__()
+        with ThreadPoolExecutor(1) as thread:
+            coming = thread.submit(next, batches, None)
+            while (batch := coming.result()) is not None:
+                coming = thread.submit(next, batches, None)
+                yield batch
+
+
 class FusionDataModule(LightningDataModule):
     """Pairs for ``Trainer.predict``: batches are lists of :class:`Sample` and :class:`Failure`.
 
@@ -56,7 +69,7 @@ class FusionDataModule(LightningDataModule):
         pairs: The files of each scene.
         task: Decides how colour is treated.
         batch_size: Images of equal size in one batch.
-        workers: Processes that read ahead.
+        workers: Processes that read ahead; 0 = a thread does.
         allow_missing: Fuse stacks that stop before others.
         transform: Augments or crops the sources of each pair together.
     """
@@ -78,7 +91,8 @@ class FusionDataModule(LightningDataModule):
         """Every pair once."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches = SizeBatches(self.dataset.pairs, self.batch_size, rank, world_size)
-        return DataLoader(self.dataset, batch_sampler=batches, num_workers=self.workers, collate_fn=list)
+        loader = DataLoader if self.workers else ReadAhead
+        return loader(self.dataset, batch_sampler=batches, num_workers=self.workers, collate_fn=list)
 
     def transfer_batch_to_device(
         self, batch: list[Sample | Failure], device: torch.device, dataloader_idx: int

@@ -28,6 +28,22 @@ OUTER = {
     "out.2": "conv_out",
 }
 
+ADM_256 = {
+    "sample_size": 256,
+    "in_channels": 3,
+    "out_channels": 6,
+    "block_out_channels": (256, 256, 512, 512, 1024, 1024),
+    "layers_per_block": 2,
+    "down_block_types": ("ResnetDownsampleBlock2D",) * 3 + ("AttnDownBlock2D",) * 3,
+    "up_block_types": ("AttnUpBlock2D",) * 3 + ("ResnetUpsampleBlock2D",) * 3,
+    "downsample_type": "resnet",
+    "upsample_type": "resnet",
+    "resnet_time_scale_shift": "scale_shift",
+    "attn_norm_num_groups": 32,
+    "attention_head_dim": 64,
+}
+"""The ``UNet2DModel`` arguments of 256x256_diffusion_uncond.pt."""
+
 
 def is_adm(state: State) -> bool:
     """Whether a state dict has the key names of an ADM network with residual up- and down-sampling."""

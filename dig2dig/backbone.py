@@ -202,6 +202,30 @@ def _build(config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -
     return unet
 
 
+def offload(denoiser: Denoiser, device: torch.device) -> None:
+    """Keeps the weights in main memory; each layer's travel to the device when it is needed, and back."""
+    from diffusers.hooks.group_offloading import apply_group_offloading
+
+    unet = denoiser.network.unet
+    assert isinstance(unet, nn.Module)
+    apply_group_offloading(
+        unet.cpu(), device, torch.device("cpu"), offload_type="leaf_level", use_stream=device.type == "cuda"
+    )
+
+
+def build_adm(side: int = 256) -> Denoiser:
+    """OpenAI's network for 256 × 256 pixels, 552,814,086 parameters, with random weights: for measurements."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    with torch.device("meta"):
+        unet = UNet2DModel.from_config(adm.ADM_256 | {"sample_size": side})
+    assert isinstance(unet, UNet2DModel)
+    unet.to_empty(device="cpu")
+    for weight in unet.parameters():
+        nn.init.normal_(weight, std=0.7 / weight[0].numel() ** 0.5 if weight.ndim > 1 else 0.1)
+    return as_denoiser(unet.requires_grad_(False).eval(), SCHEDULE)
+
+
 def build_prior(channels: list[int], layers: int, patch: int, prediction: Prediction = "v_prediction") -> Denoiser:
     """A new prior for colour images with random weights, to be trained."""
     from diffusers.models.unets.unet_2d import UNet2DModel

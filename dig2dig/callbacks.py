@@ -4,6 +4,7 @@ import csv
 import io
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ def write_summary(path: Path, rows: dict[str, dict[str, Any]]) -> None:
 class FusionWriter(BasePredictionWriter):
     """Writes ``OUT/NAME.png``, maps if asked for, and ``OUT/summary.csv`` after each batch.
 
+    A thread writes while the next batch is fused; what it could not write is raised with the batch after that.
+
     Args:
         out: The folder.
         done: Rows of an earlier run that stay valid.
@@ -56,6 +59,8 @@ class FusionWriter(BasePredictionWriter):
         self.out, self.maps = out, maps
         self.inputs = inputs or {}
         self.rows: dict[str, dict[str, Any]] = dict(done or {})
+        self.thread = ThreadPoolExecutor(1)
+        self.writing: Future[None] | None = None
 
     def write_on_batch_end(
         self,
@@ -67,18 +72,38 @@ class FusionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Writes what ``predict_step`` gave."""
-        for result in prediction:
+        """Has what ``predict_step`` gave written, once all before it is."""
+        table = "summary.csv" if trainer.world_size == 1 else f"summary.{trainer.global_rank}.csv"
+        self.finish()
+        self.writing = self.thread.submit(self.write, list(prediction), self.out / table)
+
+    def write(self, results: list[Result], table: Path) -> None:
+        """Pictures first, then the table that says they are there."""
+        for result in results:
             if result.image is not None:
                 if self.maps:
                     self._write_maps(result)
                 write_atomically(self.out / f"{result.name}.png", to_png(to_pixels(result.image)))
             self.rows[result.name] = _row(result) | {"inputs": self.inputs.get(result.name, "")}
-        table = "summary.csv" if trainer.world_size == 1 else f"summary.{trainer.global_rank}.csv"
-        write_summary(self.out / table, self.rows)
+        write_summary(table, self.rows)
+
+    def finish(self) -> None:
+        """Waits until everything is written.
+
+        Raises:
+            OSError: Something could not be.
+        """
+        writing, self.writing = self.writing, None
+        if writing:
+            writing.result()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """What was fused before a run broke off is kept."""
+        self.finish()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Joins the tables of all processes into one."""
+        self.finish()
         if trainer.world_size == 1:
             return
         trainer.strategy.barrier()

@@ -62,7 +62,7 @@ def activation_bytes(denoiser: "Denoiser", device: torch.device, side: int = 64)
     side = math.ceil(side / denoiser.multiple) * denoiser.multiple
     handles = [module.register_forward_hook(see) for module in denoiser.network.modules()]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             image = torch.zeros(1, denoiser.channels, side, side, device=device)
             denoiser.whole(image, torch.zeros(1, dtype=torch.long, device=device))
     finally:

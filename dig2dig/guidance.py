@@ -137,7 +137,9 @@ def bands(
         scale: Pixels of blur r per unit of noise level, for images in [-1, 1].
         energy: Exponent of a: 0 leaves the plain weighted sum, 1 gives all energy back.
     """
-    parts = step.sources.split(1, 1)  # one source at a time: bands of all of them are what large images have no room for
+    parts = step.sources.split(
+        1, 1
+    )  # one source at a time: bands of all of them are what large images have no room for
     seen = [blurred(source, step.level, scale) for source in parts] if state is None else state.seen
     target = torch.stack(seen).mean((0, 2)) if state is None else state.target
     fused, promised = torch.zeros_like(target), torch.zeros_like(target[:, :1])
@@ -156,9 +158,7 @@ def bands(
     return guided, BandState(target, seen)
 
 
-def _restored(
-    promised: Tensor, kept: Tensor, levels: tuple[float, ...], scale: float, k: int, energy: float
-) -> Tensor:
+def _restored(promised: Tensor, kept: Tensor, levels: tuple[float, ...], scale: float, k: int, energy: float) -> Tensor:
     """The factor a of :func:`bands` from the energies per pixel, both (b, 1, h, w)."""
     coarse, size = coarseness(2 + scale * min(levels)), kept.shape[-2:]
     both = shrink(torch.cat([promised, kept], 1), coarse)[:, :, None]

@@ -1,5 +1,6 @@
-"""What a denoiser learns about each source at each time: measured before any sampling, on maps as coarse as they may be."""
+"""What a denoiser learns about each source at each time, measured before any sampling, on maps as coarse as may be."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,7 @@ class Information:
         gains: Normalised gain of each source from each time to the next, n maps (b, k, 1, h / f, w / f).
         weights: Fusion weights, maps of the same or a smaller size.
         estimates: Reconstructions of the noised sources, (b, k, c, h / f, w / f) in [-1, 1]; None if not asked for.
-        cost: Mean absolute ``gain`` of each step, whatever the kind of the weights, shape (n, b); None if not asked for.
+        cost: Mean absolute ``gain`` of each step, whatever the kind of the weights, (n, b), or None.
     """
 
     times: Times
@@ -112,7 +113,9 @@ def measure(
         cost: Whether the summed gain of each step is needed, to place steps by it.
     """
     b, k, _, h, w = sources.shape
-    radii = [config.smoothing + config.smoothing_noise * s for s in noise_level(denoiser.alpha_bar)[times.cpu()].tolist()]
+    radii = [
+        config.smoothing + config.smoothing_noise * s for s in noise_level(denoiser.alpha_bar)[times.cpu()].tolist()
+    ]
     gains = [sources.new_zeros(b, k, 1, *(-(-side // coarseness(r)) for side in (h, w))) for r in radii]
     costs, means = sources.new_zeros(len(times), b), None
     for noise in noises if estimates or config.kind != "static" else []:
@@ -147,7 +150,7 @@ class Lookup:
         size: Height and width of the maps that are given.
     """
 
-    def __init__(self, information: Information, t: Timestep, alpha_bar: AlphaBar, size: tuple[int, int]) -> None:
+    def __init__(self, information: Information, t: Timestep, alpha_bar: AlphaBar, size: Sequence[int]) -> None:
         level = -noise_level(alpha_bar).log()
         known, wanted = level[information.times], level[t.cpu()]
         last = len(known) - 1
@@ -155,7 +158,7 @@ class Lookup:
         left = (self.right - 1).clamp(min=0)
         span = (known[self.right] - known[left]).clamp(min=1e-12)
         self.share = ((wanted - known[left]) / span).clamp(0, 1)
-        self.size = size
+        self.size = tuple(size)
 
     def __call__(self, maps: list[Maps]) -> Maps:
         """The maps at this time."""

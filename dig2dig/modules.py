@@ -17,6 +17,7 @@ from torch.nn import ModuleList
 from torchmetrics.aggregation import RunningMean
 
 from datamodules.pairs import Failure, Sample
+from dig2dig.backbone import offload
 from dig2dig.color import merge
 from dig2dig.config import SamplerConfig
 from dig2dig.config_train import OptimConfig
@@ -99,6 +100,7 @@ class FusionModule(LightningModule):
         seed: The run's seed.
         trace: Keep every step of the sampling.
         noise: Per modality the noise of its images, see :func:`noise_levels`.
+        offload: Keep the prior's weights in main memory.
     """
 
     def __init__(
@@ -108,10 +110,17 @@ class FusionModule(LightningModule):
         seed: int = 0,
         trace: bool = False,
         noise: Mapping[str, str] | None = None,
+        offload: bool = False,
     ) -> None:
         super().__init__()
+        self.offload = offload
         self.denoiser, self.sampler, self.seed, self.trace = denoiser, sampler, seed, trace
         self.noise = dict(noise or {})
+
+    def on_predict_start(self) -> None:
+        """Sends the weights back to main memory if they are to stay there."""
+        if self.offload:
+            offload(self.denoiser, self.device)
 
     def predict_step(self, batch: Sequence[Sample | Failure], _: int = 0) -> list[Result]:
         """Fuses the samples of a batch, those of one shape and the same modalities together; failures pass through."""

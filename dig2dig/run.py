@@ -116,7 +116,8 @@ def resolve(config: InferConfig) -> InferConfig:
 
 def shaping(config: InferConfig) -> tuple[object, ...]:
     """What a result depends on: two runs that agree on it give the same pictures."""
-    prior = (config.prior.sha256, config.prior.adapter_sha256, config.prior.precision)
+    p = config.prior
+    prior = (p.sha256, p.adapter_sha256, p.precision, p.tile, p.memory, p.compile)
     ours = config.versions.get("dig2dig")
     return config.task, config.allow_missing, config.noise, prior, config.sampler, config.save, config.seed, ours
 

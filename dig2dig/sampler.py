@@ -178,7 +178,7 @@ def plan(
         estimates: Whether the sources' estimates are needed by a guidance other than ``increments``.
     """
     by_gain = config.grid == "gain"
-    grid = "logsnr" if by_gain else config.grid
+    grid = "uniform" if config.grid == "uniform" else "logsnr"
     times = time_grid(grid, config.steps, denoiser.alpha_bar, config.sigma_start, config.sigma_end)
     coarse = torch.cat([times[:: config.dig.refresh], times[-1:]]).unique().flip(0)
     estimates, dig = estimates or config.guidance.kind == "increments", config.dig
@@ -195,7 +195,7 @@ def plan(
 
 def make_step(course: Course, i: int, x_t: State, sources: Sources) -> Step:
     """What a guidance sees in step i."""
-    size, estimates = tuple(sources.shape[-2:]), course.information.estimates
+    size, estimates = sources.shape[-2:], course.information.estimates
     now = Lookup(course.information, course.times[i], course.alpha_bar, size)
     estimate, estimate_next = None, None
     if estimates is not None:
@@ -230,7 +230,7 @@ def next_state(
 
 def snapshot(course: Course, i: int, x0_hat: Image, guided: Image, weight: Weights, h: int, w: int) -> Snapshot:
     """Step i for an observer."""
-    gain = Lookup(course.information, course.times[i], course.alpha_bar, tuple(weight.shape[-2:]))
+    gain = Lookup(course.information, course.times[i], course.alpha_bar, weight.shape[-2:])
     maps = (crop(one, h, w) for one in (gain(course.information.gains), weight))
     images = (crop(((image.detach() + 1) / 2).clamp(0, 1), h, w) for image in (x0_hat, guided))
     return Snapshot(i, len(course.times), course.t[i], *images, *maps)

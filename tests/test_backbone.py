@@ -8,6 +8,7 @@ import pytest
 import torch
 from azula.plugins.adm import make_model
 from diffusers import DDPMPipeline, UNet2DModel
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from safetensors.torch import load_file, save_file
 
 from dig2dig import adm
@@ -109,8 +110,11 @@ def test_adm_256_has_the_published_size() -> None:
         unet = UNet2DModel.from_config(adm.unet_config(state))
         unet.load_state_dict(adm.convert(state), strict=True, assign=True)
     assert sum(parameter.numel() for parameter in unet.parameters()) == 552_814_086
+    assert adm.unet_config(state) == adm.ADM_256
     denoiser = as_denoiser(unet, {})
-    assert (denoiser.channels, denoiser.patch, denoiser.multiple) == (3, 1, 32)
+    assert (denoiser.channels, denoiser.patch, denoiser.multiple, denoiser.native) == (3, 1, 32, 256)
+    attention = {type(module.processor) for module in unet.modules() if isinstance(module, Attention)}
+    assert attention == {AttnProcessor2_0}  # torch's fused kernel: no matrix of all pairs of positions
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The benchmarks on small crops of the bundled examples, laid out as data sets are."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -192,3 +193,32 @@ def test_ranks_know_which_way_is_better(tmp_path: Path) -> None:
     scores = collect([row for row in read if row["name"] == "one"])
     assert dict(zip(scores.methods, scores.ranks.mean(1), strict=True)) == {"good": 1.0, "bad": 2.0}
     assert collect(read).left_out == ["bad"]
+
+
+def test_speed_end_to_end(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every section on small images: figures are there and hang together; how large they are is no test's business."""
+    monkeypatch.setattr(baselines.ddfm, "__defaults__", ("code", 3))
+    monkeypatch.setattr("dig2dig.benchmark.speed.SIDE", 64)
+    small = ["repeats=1", "megapixels=0.01", "seeds=2", f"data={data}", f"out={tmp_path}"]
+    assert main(["speed", *small]) == 0
+    sections = json.loads((tmp_path / "speed.json").read_text())["sections"]
+    assert len(sections) == 6 and all(sections.values())
+    cost = {row["setting"]: row for row in sections["What a fusion costs"]}
+    assert cost["prior in the loop"]["evaluations"] > cost["prior in the loop, static weights"]["evaluations"] == 8
+    assert cost["preset, static weights"]["evaluations"] == 0 < cost["preset"]["evaluations"] < 4
+    assert all(row["peak GiB"] >= row["GiB before"] > 0.1 for row in sections["Sizes"])
+    windows = {row["setting"]: row for row in sections["Windows"]}
+    assert windows["preset"]["mean"] < windows["gains at full size"]["largest"]
+    assert (tmp_path / "windows_preset.png").is_file()
+    assert "## Cheap gains beside naive ones" in (tmp_path / "table.md").read_text()
+
+
+def test_speed_refuses_what_it_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["speed", "sections=cost, nothing", f"out={tmp_path}"]) == 2
+    assert "no 'nothing'; there are cost" in capsys.readouterr().err
+
+
+def test_steps_are_drawn_as_curves(data: Path, tmp_path: Path) -> None:
+    variants = [f"variants.logsnr-{n}=sampler.steps={n}" for n in (1, 2, 3)]
+    assert main(["quality", f"data={data}", f"out={tmp_path}", "methods=dig2dig, mean", "crop=48", *variants]) == 0
+    assert (tmp_path / "none_ivf_steps.png").is_file()

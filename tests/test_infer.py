@@ -14,7 +14,9 @@ from PIL import Image
 
 import infer
 from datamodules.files import image_size, read_image
+from datamodules.fusion import ReadAhead
 from datamodules.pairs import Sample, find_pairs, read_pair
+from dig2dig.atomic import write_atomically
 from dig2dig.backbone import BUNDLED, build_prior, file_sha256, load_prior, save_prior, weights_file
 from dig2dig.cli import from_yaml
 from dig2dig.config import InferConfig
@@ -175,6 +177,59 @@ def test_options_that_do_not_fit_fail_the_pair(tmp_path: Path, tiny: Path, capsy
     assert run(*sources, f"out={tmp_path / 'out'}", f"prior.path={tiny}", *form) == 1
     assert "failed: Tower: em_form=code is defined for two sources, not 3" in capsys.readouterr().err
     assert summary(tmp_path / "out")["Tower"]["status"] == "failed"
+
+
+def test_a_full_disk_is_one_line_and_what_was_written_is_told(
+    pairs: list[str], tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that writes fails on the second batch: the run says so, and the first stays in the table."""
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == "c.png":
+            raise OSError(28, "No space left on device", str(path))
+        write_atomically(path, content)
+
+    monkeypatch.setattr("dig2dig.callbacks.write_atomically", full)
+    out = tmp_path / "out"
+    assert run(*pairs, f"out={out}", f"prior.path={tiny}", "batch_size=1") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "No space left" in error and "c.png" in error
+    assert {row["status"] for row in summary(out).values()} == {"done"} and (out / "a.png").is_file()
+
+
+@pytest.mark.parametrize("batches", [0, 1, 5])
+def test_reading_ahead_gives_every_batch_once_and_raises_what_reading_raises(batches: int) -> None:
+    data = [[i] for i in range(batches)]
+    assert [batch for (batch,) in ReadAhead(data, batch_size=1, collate_fn=list)] == data  # pyright: ignore
+    broken = ReadAhead(["a", None], batch_size=1, collate_fn=lambda items: [item.upper() for item in items])
+    read = iter(broken)
+    assert next(read) == ["A"]
+    with pytest.raises(AttributeError):
+        next(read)
+
+
+def test_ways_to_run_a_prior_give_the_same_picture(pairs: list[str], tmp_path: Path) -> None:
+    """Weights in bf16, weights in main memory and windows change a picture hardly or not at all."""
+    fp32 = "prior.precision=fp32"
+    prior = {"plain": [fp32], "half": ["prior.precision=bf16"],
+             "away": [fp32, "prior.offload=true"], "windows": [fp32, "prior.tile=24"]}  # fmt: skip
+    for name, options in prior.items():
+        assert run(*pairs, *options, f"out={tmp_path / name}", "sampler.guidance.sigma_n=0.01") == 0
+    made = {name: read_image(tmp_path / name / "a.png").astype(float) for name in prior}
+    assert (made["away"] == made["plain"]).all()
+    assert 0 < abs(made["windows"] - made["plain"]).mean() < 2
+    assert 0 < abs(made["half"] - made["plain"]).mean() < 1
+    # a picture of other windows is not taken for one of these
+    assert run(*pairs, *prior["windows"], f"out={tmp_path / 'plain'}", "sampler.guidance.sigma_n=0.01") == 0
+    assert (tmp_path / "plain" / "a.png").read_bytes() == (tmp_path / "windows" / "a.png").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_compiled_prior_gives_the_same_picture(pairs: list[str], tmp_path: Path) -> None:
+    for name, option in (("plain", "prior.compile=false"), ("compiled", "prior.compile=true")):
+        assert run(*pairs, option, f"out={tmp_path / name}", "prior.precision=fp32") == 0
+    plain, compiled = (read_image(tmp_path / name / "a.png").astype(float) for name in ("plain", "compiled"))
+    assert abs(plain - compiled).max() <= 1
 
 
 def test_dry_run_writes_nothing(pairs: list[str], tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture) -> None:

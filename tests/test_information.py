@@ -114,7 +114,9 @@ def test_lookup_gives_what_was_measured_and_is_linear_between(gaussian: Gaussian
     share = float((level[900] - level[600]) / (level[900] - level[400]))
     expected = grow(maps[0], 8, 8).lerp(grow(maps[1], 8, 8), share)
     torch.testing.assert_close(at_time(600, 600), expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(at_time(600, 400), torch.stack([expected[0], grow(maps[1], 8, 8)[1]]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        at_time(600, 400), torch.stack([expected[0], grow(maps[1], 8, 8)[1]]), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_early_gains_are_smoothed_more(gaussian: GaussianDenoiser) -> None:

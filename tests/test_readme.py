@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dig2dig.benchmark.config import DegradedConfig, QualityConfig, TheoryConfig
+from dig2dig.benchmark.config import DegradedConfig, QualityConfig, SpeedConfig, TheoryConfig
 from dig2dig.cli import load
 from dig2dig.config import InferConfig
 from dig2dig.config_train import TrainConfig
@@ -21,7 +21,7 @@ LINES = [line.split("  #")[0].strip() for block in SHELL for line in block.repla
 COMMANDS = [line[line.index("python ") :] for line in LINES if line.startswith(("python ", "srun python "))]
 
 
-BENCHMARKS = {"quality": QualityConfig, "theory": TheoryConfig, "degraded": DegradedConfig}
+BENCHMARKS = {"quality": QualityConfig, "theory": TheoryConfig, "degraded": DegradedConfig, "speed": SpeedConfig}
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if " -m dig2dig.benchmark " in command])

@@ -82,3 +82,27 @@ class DegradedConfig:
     seed: int = option(0, "seed of the noise")
     device: str = option("auto", "auto, cpu, cuda")
     out: str = option("out/degraded", "folder for pictures, results.csv and table.md; resumes from it")
+
+
+@dataclass
+class SpeedConfig:
+    """Measures time and memory as ratios within one run: python -m dig2dig.benchmark speed out=DIR [key=value …]."""
+
+    sections: str = option(
+        "cost, profile, batches, sizes, windows, spread", "what to measure, separated by commas; there is adm as well"
+    )
+    repeats: int = option(5, "paired rounds of each measurement, after one that does not count")
+    task: Literal["ivf", "mif", "mef", "mff"] = option("ivf", "whose preset")
+    pull: float = option(0.01, "sigma_n where the prior takes part in the loop; the presets' own is 0")
+    megapixels: str = option("0.25, 1, 3, 12", "sizes: areas of a 4:3 pair, separated by commas")
+    data: str = option("../shared/data", "spread: folder of the tasks, as for quality; the bundled examples without")
+    limit: int = option(1, "spread: at most so many pairs of each dataset")
+    seeds: int = option(5, "spread: seeds of the naive form")
+    prior: PriorConfig = option(PriorConfig, "the prior")
+    device: str = option("auto", "auto, cpu, cuda")
+    out: str = option("out/speed", "folder for speed.json, table.md and pictures")
+
+    def __post_init__(self) -> None:
+        require(self.repeats >= 1, f"repeats must be at least 1, not {self.repeats}")
+        require(self.pull > 0, f"pull must be above 0, not {self.pull}")
+        require(self.seeds >= 2, f"seeds must be at least 2, not {self.seeds}")

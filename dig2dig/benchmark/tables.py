@@ -1,5 +1,6 @@
 """What the rows say: means, ranks, paired tests against one method, and plots."""
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -163,7 +164,44 @@ def _section(title: str, rows: Sequence[Row], reference: str, plot: Path | None)
         parts.append(tests_table(scores, reference))
     if plot:
         _plot(scores, title, plot)
+        if families := _families(scores.methods):
+            _plot_steps(scores, families, title, plot.with_stem(plot.stem + "_steps"))
     return parts
+
+
+def _families(methods: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
+    """Methods called NAME-NUMBER by name: their numbers, rising, and places in the list."""
+    found: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for place, method in enumerate(methods):
+        if match := re.fullmatch(r"(.+)-(\d+)", method):
+            found[match[1]].append((int(match[2]), place))
+    return {name: sorted(members) for name, members in found.items() if len(members) > 2}
+
+
+def _plot_steps(scores: Scores, families: dict[str, list[tuple[int, int]]], title: str, path: Path) -> None:
+    """Mean rank of families of methods against their number, with the other methods as level lines."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rank = scores.ranks.mean(1)
+    figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    for (name, members), marker in zip(families.items(), "os^vD", strict=False):
+        axis.plot([n for n, _ in members], [rank[i] for _, i in members], f"{marker}-", ms=4, label=name)
+    inside = {place for members in families.values() for _, place in members}
+    for place, method in enumerate(scores.methods):
+        if place not in inside:
+            axis.axhline(rank[place], color="0.7", lw=0.8)
+            axis.annotate(method, (axis.get_xlim()[1], rank[place]), fontsize=7, color="0.4", ha="right", va="bottom")
+    axis.set_xscale("log")
+    axis.set_xlabel("number")
+    axis.set_ylabel("mean rank, 1 is best")
+    axis.invert_yaxis()
+    axis.legend(fontsize=8)
+    axis.set_title(title, fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
 
 
 def _plot(scores: Scores, title: str, path: Path) -> None:

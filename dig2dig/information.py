@@ -162,20 +162,17 @@ class Lookup:
 
     def __call__(self, maps: list[Maps]) -> Maps:
         """The maps at this time."""
-        first = maps[0]
-        found = first.new_empty(*first.shape[:3], *self.size)
-        for right in self.right.unique().tolist():  # images of one batch mostly share their times
-            chosen = self.right == right
-            share = self.share[chosen].view(-1, 1, 1, 1, 1).to(first)
-            found[chosen] = grow(_between(maps, right, chosen, share), *self.size)
-        return found
+        if (self.right == self.right[0]).all() and (self.share == self.share[0]).all():  # one grid for all images
+            return grow(_between(maps, int(self.right[0]), float(self.share[0])), *self.size)
+        parts = zip(self.right.tolist(), self.share.tolist(), strict=True)
+        each = (_between([one[i : i + 1] for one in maps], *part) for i, part in enumerate(parts))
+        return torch.cat([grow(one, *self.size) for one in each])
 
 
-def _between(maps: list[Maps], right: int, chosen: Tensor, share: Tensor) -> Tensor:
+def _between(maps: list[Maps], right: int, share: float) -> Tensor:
+    """Between one map and the next, at the finer of their resolutions."""
     left, high = maps[max(right - 1, 0)], maps[right]
-    if (share == 1).all():
-        return high[chosen]
-    if (share == 0).all():
-        return left[chosen]
+    if share in (0, 1):
+        return high if share else left
     height, width = max(left.shape[-2:], high.shape[-2:])
-    return grow(left[chosen], height, width).lerp(grow(high[chosen], height, width), share)
+    return grow(left, height, width).lerp(grow(high, height, width), share)

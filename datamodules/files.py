@@ -1,13 +1,34 @@
-"""Reading image files: pixels or one clear line that says what is wrong with which file."""
+"""Reading image files: pixels as they are stored, or one clear line that says what is wrong with which file."""
 
+import hashlib
+import io
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from datamodules.ranges import full_scale
+
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+MIN_SIDE = 4
+"""Pixels; anything smaller is a mistake, not a picture."""
+MAX_PIXELS = 2**28
+"""Larger headers are taken for decompression bombs."""
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow only warns where we refuse
+
+_UPRIGHT = {  # what turns pixels that are stored with an EXIF orientation upright
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a.swapaxes(0, 1)[::-1],
+}
 
 
 def is_image(path: Path) -> bool:
@@ -17,6 +38,27 @@ def is_image(path: Path) -> bool:
 
 class ImageError(ValueError):
     """A file that cannot be used, told in one line."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image as its file has it.
+
+    Attributes:
+        pixels: Upright, (h, w) if grey and (h, w, 3) if RGB; uint8, uint16, int32 or float32. Three equal channels
+            are one; transparent pixels are composed over black.
+        digest: Hash of the file's bytes.
+        note: What a user may want to know about the reading; empty if nothing.
+    """
+
+    pixels: np.ndarray
+    digest: str = ""
+    note: str = ""
+
+    @property
+    def depth(self) -> int:
+        """Bits of a channel that a result needs to keep what is here: 8 or 16."""
+        return 8 if self.pixels.dtype == np.uint8 else 16
 
 
 def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
@@ -48,89 +90,200 @@ def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) as ``read_image`` gives it, from the file's header."""
-    with _open(path) as image:
-        lying = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        return (image.width, image.height) if lying else (image.height, image.width)
+    """(height, width) as ``read_picture`` gives it, from the file's header."""
+    try:
+        with path.open("rb") as file, _open(file, path) as image:
+            lying = _orientation(image) >= 5
+            return (image.width, image.height) if lying else (image.height, image.width)
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def read_image(path: Path, mode: Literal["auto", "L", "RGB"] = "auto") -> np.ndarray:
-    """8-bit pixels of a file, upright, shape (h, w) if grey and (h, w, 3) if in colour.
-
-    Args:
-        path: The file.
-        mode: ``L`` or ``RGB`` to convert; ``auto`` keeps colour and gives images that are stored in colour
-            with three equal channels as grey.
+def read_picture(path: Path) -> Picture:
+    """The pixels of an image file, of 8 or 16 bits, 32-bit integers or floating point, upright.
 
     Raises:
-        ImageError: The file is missing, not an image, truncated, or not 8 bits deep.
+        ImageError: The file is missing, not an image, truncated, too small or too large, of other channels than
+            grey or RGB with or without alpha, or holds numbers that are not finite.
     """
-    with _open(path) as image:
-        if image.mode not in ("L", "RGB", "P", "RGBA", "LA", "1", "CMYK", "YCbCr") or _bit_depth(image, path) > 8:
-            raise ImageError(f"{path}: more than 8 bits a channel; only 8-bit grey and colour images are read")
-        grey = image.mode in ("L", "LA", "1")
-        try:
-            upright = ImageOps.exif_transpose(image)
-            pixels = np.asarray(upright.convert(("L" if grey else "RGB") if mode == "auto" else mode))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ImageError(f"{path}: damaged image ({error}); copy it again") from error
-    if mode == "auto" and pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+    content = read_bytes(path)
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    try:
+        pixels, alpha, pages = _decode(content, path)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
+        raise ImageError(f"{path}: damaged image ({_first_line(error)}); copy it again") from error
+    pixels = check_pixels(pixels, path)
+    notes = [f"first of {pages} pages"] if pages > 1 else []
+    if alpha is not None and (alpha < 1).any():
+        pixels = (pixels * (alpha if pixels.ndim == 2 else alpha[..., None])).astype(pixels.dtype)
+        notes.append("alpha composed over black")
+    return Picture(pixels, digest, ", ".join(notes))
+
+
+def check_pixels(pixels: np.ndarray, path: Path) -> np.ndarray:
+    """Pixels that can be fused, three equal channels as one.
+
+    Raises:
+        ImageError: Not grey or RGB, too small, or numbers that are not finite.
+    """
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        channels = pixels.shape[2] if pixels.ndim == 3 else pixels.ndim
+        raise ImageError(f"{path}: {channels} channels; grey and RGB are read, with or without alpha")
+    if min(pixels.shape[:2]) < MIN_SIDE:
+        raise ImageError(f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels; at least {MIN_SIDE} a side are needed")
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise ImageError(f"{path}: {int((~np.isfinite(pixels)).sum())} pixels are NaN or infinite; mend the file")
+    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         return pixels[..., 0]
     return pixels
 
 
-Range16 = Literal["percentile", "full"]
-
-
-def read_deep(path: Path, mode: Literal["L", "RGB"] = "RGB", scale: Range16 = "percentile") -> np.ndarray:
-    """Pixels of an 8- or 16-bit file: uint8 as ``read_image`` gives them, or float32 in [0, 1].
-
-    Args:
-        path: The file.
-        mode: Grey or colour.
-        scale: 16-bit files: ``percentile`` stretches what lies between the 0.1 and 99.9 percentiles, so that
-            thermal frames, which use a small part of their range, are images; ``full`` divides by 65535.
+def read_image(path: Path, mode: Literal["auto", "L", "RGB"] = "auto") -> np.ndarray:
+    """8-bit pixels of a file, shape (h, w) if grey and (h, w, 3) if RGB; ``L`` or ``RGB`` convert.
 
     Raises:
-        ImageError: The file is missing, not an image, truncated, or neither 8 nor 16 bits deep.
+        ImageError: As for :func:`read_picture`, or more than 8 bits.
     """
-    with _open(path) as image:
-        depth = 16 if image.mode.startswith("I") else _bit_depth(image, path)
-    if depth <= 8:
-        return read_image(path, mode)
+    pixels = read_picture(path).pixels
+    if pixels.dtype != np.uint8:
+        raise ImageError(f"{path}: more than 8 bits a channel; only 8-bit images are read here")
+    return pixels if mode == "auto" else convert(pixels, mode)
+
+
+def convert(pixels: np.ndarray, mode: Literal["L", "RGB"]) -> np.ndarray:
+    """Grey to RGB by repetition, RGB to grey by BT.601."""
+    if (pixels.ndim == 2) == (mode == "L"):
+        return pixels
+    if mode == "RGB":
+        return np.repeat(pixels[..., None], 3, 2)
+    if pixels.dtype == np.uint8:
+        return np.asarray(Image.fromarray(pixels).convert("L"))
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+
+
+def _decode(content: bytes, path: Path) -> tuple[np.ndarray, np.ndarray | None, int]:
+    """Upright pixels, alpha in [0, 1] where there is one, and the number of pages."""
     try:
-        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    except (OSError, cv2.error) as error:
-        raise ImageError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
-    if pixels is None or pixels.dtype != np.uint16:
-        kind = "damaged image" if pixels is None else f"pixels are {pixels.dtype}, only 8 and 16 bits are read"
-        raise ImageError(f"{path}: {kind}")
-    pixels = np.atleast_3d(pixels)[..., :3].astype(np.float32)
-    pixels = pixels[..., ::-1] if pixels.shape[2] == 3 else pixels[..., :1]
-    low, high = (0.0, 65535.0) if scale == "full" else map(float, np.percentile(pixels, (0.1, 99.9)))
-    pixels = ((pixels - low) / max(high - low, 1.0)).clip(0, 1).astype(np.float32)
-    if mode == "L":
-        return pixels[..., 0] if pixels.shape[2] == 1 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+        image = _open(io.BytesIO(content), path)
+    except ImageError:
+        if content[:4] not in TIFF_STARTS:
+            raise
+        return _rare_tiff(content, path), None, 1
+    with image:
+        pages = getattr(image, "n_frames", 1)
+        image.load()  # all of it: a truncated file must not pass
+        deep = image.mode in ("F", "I") or image.mode.startswith("I;16") or _bit_depth(image, content) > 8
+        return *(_deep(image, content, path) if deep else _shallow(image)), pages
 
 
-def _bit_depth(image: Image.Image, path: Path) -> int:
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _rare_tiff(content: bytes, path: Path) -> np.ndarray:
+    """Pixels of kinds that Pillow does not know: colour or 64 bits in floating point, many channels."""
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        page = file.pages[0]
+        if page.size > 3 * MAX_PIXELS:
+            raise ImageError(f"{path}: claims {page.size / 1e6:.0f} million values; at most {3 * MAX_PIXELS} are read")
+        pixels = np.asarray(page.asarray())
+    if pixels.ndim == 3 and pixels.shape[2] not in (1, 3):
+        raise ImageError(f"{path}: {min(pixels.shape)} channels; grey and RGB are read, with or without alpha")
+    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    return pixels.astype(np.float32) if pixels.dtype not in (np.uint8, np.uint16) else pixels
+
+
+def _shallow(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
+    """8-bit pixels, and alpha in [0, 1] where there is one."""
+    upright = ImageOps.exif_transpose(image)
+    alpha = None
+    if upright.has_transparency_data:
+        alpha = np.asarray(upright.convert("RGBA").getchannel("A")).astype(np.float32) / 255
+    if image.mode not in ("L", "LA", "1", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"):
+        raise ValueError(f"pixels of kind {image.mode}")
+    return np.asarray(upright.convert("L" if image.mode in ("L", "LA", "1") else "RGB")), alpha
+
+
+def _deep(image: Image.Image, content: bytes, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Pixels of more than 8 bits, and alpha in [0, 1]: Pillow has them in grey only, OpenCV also in colour."""
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        pixels = np.asarray(image)
+        if pixels.dtype == np.int32 and image.format == "PNG":  # how older Pillows give 16 bits
+            pixels = pixels.astype(np.uint16)
+    else:
+        pixels = decode(content, path)
+    pixels = _UPRIGHT.get(_orientation(image), lambda a: a)(pixels)
+    pixels = pixels.astype(np.uint16) if pixels.dtype == ">u2" else pixels
+    if pixels.dtype not in (np.uint16, np.int32, np.float32, np.uint8):
+        raise ImageError(f"{path}: pixels are {pixels.dtype}; 8 and 16 bits, 32-bit integers and floats are read")
+    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
+        alpha = pixels[..., -1].astype(np.float32) / full_scale(pixels)
+        return (pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]), alpha
+    return pixels, None
+
+
+def decode(content: bytes, path: Path) -> np.ndarray:
+    """Pixels as OpenCV reads them, RGB or RGBA."""
+    pixels: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise ImageError(f"{path}: of a kind that cannot be decoded; save it as PNG or plain TIFF")
+    if pixels.ndim == 3 and pixels.shape[2] in (3, 4):
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+    return pixels
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError):  # a broken tag is no reason to refuse pixels
+        return 1
+
+
+def _bit_depth(image: Image.Image, content: bytes) -> int:
     """Bits of a channel as the file has them: Pillow opens 16-bit colour as if it had 8."""
     if image.format == "PNG":
-        with path.open("rb") as file:
-            return file.read(25)[-1]  # in the IHDR chunk, which comes first
+        return content[24]  # in the IHDR chunk, which comes first
     if image.format == "TIFF":
         bits = getattr(image, "tag_v2", {}).get(258, 8)
         return max(bits) if isinstance(bits, tuple) else bits
     return 8
 
 
-def _open(path: Path) -> Image.Image:
+def read_bytes(path: Path) -> bytes:
+    """All of a file.
+
+    Raises:
+        ImageError: It is missing, empty, a folder, or cannot be read.
+    """
     try:
-        return Image.open(path)
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not an image file") from error
+        content = path.read_bytes()
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: {error}") from error
+    if not content:
+        raise ImageError(f"{path}: empty file; copy it again")
+    return content
+
+
+def _open(file: Any, path: Path) -> Image.Image:
+    """An image of which only the header is read.
+
+    Raises:
+        ImageError: It is none, or claims to be huge.
+    """
+    try:
+        image = Image.open(file)
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path}: not an image file, or of a kind that is not read") from error
+    except (OSError, SyntaxError, ValueError, TypeError, OverflowError, KeyError) as error:
+        raise ImageError(f"{path}: damaged image ({_first_line(error)}); copy it again") from error
+    if image.width * image.height > MAX_PIXELS:
+        megapixels = image.width * image.height / 1e6
+        raise ImageError(f"{path}: claims {megapixels:.0f} megapixels; at most {MAX_PIXELS / 1e6:.0f} are read")
+    return image
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -9,8 +9,8 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datamodules.pairs import Failure, Pair, Sample, batch_key, read_pair
-from datamodules.transforms import PairTransform
+from datamodules.pairing import Pair
+from datamodules.pairs import Failure, Reading, Sample, batch_key, read_pair
 
 PIXELS_PER_BATCH = 2**23  # of all sources of a batch: large images come alone
 
@@ -18,25 +18,25 @@ PIXELS_PER_BATCH = 2**23  # of all sources of a batch: large images come alone
 class PairDataset(Dataset):
     """Reads pairs; what cannot be read comes as a :class:`Failure` and stops nothing."""
 
-    def __init__(
-        self, pairs: Sequence[Pair], task: str, allow_missing: bool = False, transform: PairTransform | None = None
-    ) -> None:
-        self.pairs, self.task, self.allow_missing, self.transform = pairs, task, allow_missing, transform
+    def __init__(self, pairs: Sequence[Pair], reading: Reading) -> None:
+        self.pairs, self.reading = pairs, reading
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample | Failure:
-        return read_pair(self.pairs[index], self.task, self.allow_missing, self.transform)
+        return read_pair(self.pairs[index], self.reading)
 
 
 class SizeBatches(Sampler[list[int]]):
     """Batches of pairs that share size and K; each process takes its share of whole batches."""
 
-    def __init__(self, pairs: Sequence[Pair], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, pairs: Sequence[Pair], batch_size: int, rank: int = 0, world_size: int = 1, reference: str = ""
+    ) -> None:
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, pair in enumerate(pairs):
-            groups[batch_key(pair)].append(index)
+            groups[batch_key(pair, reference)].append(index)
         self.batches: list[list[int]] = []
         for key, group in groups.items():
             size = max(1, min(batch_size, PIXELS_PER_BATCH // max(math.prod(key), 1)))
@@ -67,30 +67,20 @@ class FusionDataModule(LightningDataModule):
 
     Args:
         pairs: The files of each scene.
-        task: Decides how colour is treated.
+        reading: How they become sources.
         batch_size: Images of equal size in one batch.
         workers: Processes that read ahead; 0 = a thread does.
-        allow_missing: Fuse stacks that stop before others.
-        transform: Augments or crops the sources of each pair together.
     """
 
-    def __init__(
-        self,
-        pairs: Sequence[Pair],
-        task: str,
-        batch_size: int = 1,
-        workers: int = 0,
-        allow_missing: bool = False,
-        transform: PairTransform | None = None,
-    ) -> None:
+    def __init__(self, pairs: Sequence[Pair], reading: Reading, batch_size: int = 1, workers: int = 0) -> None:
         super().__init__()
-        self.dataset = PairDataset(pairs, task, allow_missing, transform)
+        self.dataset = PairDataset(pairs, reading)
         self.batch_size, self.workers = batch_size, workers
 
     def predict_dataloader(self) -> DataLoader:
         """Every pair once."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        batches = SizeBatches(self.dataset.pairs, self.batch_size, rank, world_size)
+        batches = SizeBatches(self.dataset.pairs, self.batch_size, rank, world_size, self.dataset.reading.reference)
         loader = DataLoader if self.workers else ReadAhead
         return loader(self.dataset, batch_sampler=batches, num_workers=self.workers, collate_fn=list)
 

@@ -4,7 +4,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import albumentations as A
 import numpy as np
@@ -12,9 +12,28 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datamodules.files import ImageError, Range16, list_images, read_deep
+from datamodules.files import ImageError, convert, list_images, read_picture
+from datamodules.ranges import to_unit
 from datamodules.transforms import training_crops, validation_crop
 from dig2dig.config_train import ImageDataConfig
+
+Range16 = Literal["percentile", "full"]
+
+
+def read_deep(path: Path, mode: Literal["L", "RGB"] = "RGB", scale: Range16 = "percentile") -> np.ndarray:
+    """Pixels of a file of any depth: uint8 as stored, or float32 in [0, 1].
+
+    Args:
+        path: The file.
+        mode: Grey or RGB.
+        scale: For more than 8 bits, see :func:`datamodules.ranges.to_unit`.
+
+    Raises:
+        ImageError: As for :func:`datamodules.files.read_picture`.
+    """
+    picture = read_picture(path)
+    pixels = picture.pixels if picture.depth == 8 else to_unit(picture.pixels, scale)[0]
+    return convert(pixels, mode)
 
 
 def hold_out(paths: list[Path], share: float, seed: int) -> tuple[list[Path], list[Path]]:

@@ -1,33 +1,44 @@
-"""Which files belong together: K aligned sources of one scene, by file stem."""
+"""One scene, read: its sources aligned and scaled, with all that the result needs beside them."""
 
-from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
+import numpy as np
 import torch
 
-from datamodules.files import IMAGE_SUFFIXES, ImageError, image_size, is_image, list_images, read_image
+from datamodules.align import AlignmentError, misregistration, register, resize
+from datamodules.files import ImageError, Picture
+from datamodules.pairing import Pair
+from datamodules.ranges import to_unit
+from datamodules.sources import read_source, real, series_range, source_digest, source_size
 from datamodules.transforms import PairTransform
 from dig2dig.color import split
 
-
-class PairingError(ValueError):
-    """Sources that cannot be paired at all, told in one line."""
+Align = Literal["none", "resize", "ecc", "phase"]
 
 
 @dataclass(frozen=True)
-class Pair:
-    """The files of one scene.
+class Reading:
+    """How the files of a scene become its sources.
 
     Attributes:
-        name: Stem that the files share; the result is called NAME.png.
-        files: File of each modality, in the order in which the sources were given.
-        missing: Modalities that have no file of this name.
+        task: Decides how colour is treated, see :mod:`dig2dig.color`.
+        allow_missing: Fuse a stack that stops before the others; at least two sources must be there.
+        range: Per modality which stored values are black and white, see :func:`datamodules.files.to_unit`.
+        reference: Modality whose size, depth and format the result keeps; empty for the first.
+        align: What to do with sources of another size or place than the reference.
+        align_score: Registrations below this score are refused; None for the calibrated one.
+        transform: Applied to the sources together.
     """
 
-    name: str
-    files: dict[str, Path]
-    missing: tuple[str, ...] = ()
+    task: str = "ivf"
+    allow_missing: bool = False
+    range: Mapping[str, str] = field(default_factory=dict)
+    reference: str = ""
+    align: Align = "none"
+    align_score: float | None = None
+    transform: PairTransform | None = None
 
 
 @dataclass(frozen=True)
@@ -39,12 +50,22 @@ class Sample:
         modalities: Names of the sources.
         sources: Channels that are fused, (k, c, h, w) in [0, 1].
         chroma: Colour that waits beside them, (2, h, w), or None.
+        depth: Bits of a channel of the result.
+        suffix: Format of the reference's file, as ``.png``.
+        series: Name of the sequence that shares its noise; empty if none.
+        digest: What identifies the files' bytes.
+        note: What a user may want to know about the reading.
     """
 
     name: str
     modalities: tuple[str, ...]
     sources: torch.Tensor
     chroma: torch.Tensor | None
+    depth: int = 8
+    suffix: str = ".png"
+    series: str = ""
+    digest: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,84 +76,122 @@ class Failure:
     reason: str
 
 
-def find_pairs(sources: dict[str, str]) -> list[Pair]:
-    """Pairs the files of all sources by stem, sorted by name.
+def read_pair(pair: Pair, reading: Reading) -> Sample | Failure:
+    """Reads the sources of a pair, or says in one line why that cannot be."""
+    if pair.missing and not (reading.allow_missing and len(pair.files) > 1):
+        return Failure(pair.name, f"{pair.name}: no file of this name for {', '.join(pair.missing)}")
+    if pair.problem:
+        return Failure(pair.name, pair.problem)
+    try:
+        pictures = {modality: read_source(file, pair.frame) for modality, file in pair.files.items()}
+        images, notes = scaled(pair, pictures, reading)
+        reference = reference_of(pair, reading.reference)
+        images, told = aligned(pair, images, reference, reading)
+    except (ImageError, AlignmentError) as error:
+        return Failure(pair.name, str(error))
+    except MemoryError:
+        return Failure(pair.name, f"{pair.name}: not enough memory to read its sources")
+    arrays = list(images.values())
+    if reading.transform:
+        arrays = reading.transform(arrays)
+    tensors = [torch.from_numpy(np.ascontiguousarray(array)).view(*array.shape[:2], -1) for array in arrays]
+    sources, chroma = split([tensor.permute(2, 0, 1) for tensor in tensors], reading.task)
+    return Sample(
+        pair.name,
+        tuple(pair.files),
+        sources,
+        chroma,
+        pictures[reference].depth,
+        pair.files[reference].suffix.lower(),
+        pair.series,
+        join_digests({modality: picture.digest for modality, picture in pictures.items()}),
+        "; ".join(notes + told),
+    )
 
-    Args:
-        sources: A folder for each modality, or a text file that lists its images, or one image for each.
+
+def join_digests(digests: Mapping[str, str]) -> str:
+    """What identifies all files of a pair, in their order."""
+    return "/".join(f"{modality}:{digest}" for modality, digest in digests.items())
+
+
+def reference_of(pair: Pair, reference: str) -> str:
+    """The modality whose size and format a pair's result has: the one asked for, where it is there, or the first."""
+    return reference if reference in pair.files else next(iter(pair.files))
+
+
+def scaled(pair: Pair, pictures: Mapping[str, Picture], reading: Reading) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Pixels in [0, 1], and notes on how they got there.
 
     Raises:
-        PairingError: A source does not exist, single images and folders are mixed, a folder holds no image or two
-            of one stem, or no name stands in two folders.
+        ImageError: A source is the same value everywhere, or given twice.
     """
-    paths = {modality: Path(source) for modality, source in sources.items()}
-    for modality, path in paths.items():
-        if not path.exists():
-            raise PairingError(f"sources.{modality}: no such file or folder: {path}")
-    folders = [path.is_dir() or path.suffix == ".txt" for path in paths.values()]
-    if not any(folders):
-        return [Pair(next(iter(paths.values())).stem, paths)]
-    if not all(folders):
-        raise PairingError("sources: give a folder for every modality or a file for every modality, not both")
-    by_stem = {modality: _by_stem(modality, folder) for modality, folder in paths.items()}
-    pairs = []
-    for name in sorted(set().union(*by_stem.values())):
-        files = {modality: stems[name] for modality, stems in by_stem.items() if name in stems}
-        pairs.append(Pair(name, files, tuple(modality for modality in paths if modality not in files)))
-    if len(paths) > 1 and all(len(pair.files) == 1 for pair in pairs):
-        raise PairingError(f"sources: no file name stands in two of {', '.join(map(str, paths.values()))}")
-    return pairs
+    images: dict[str, np.ndarray] = {}
+    notes: list[str] = []
+    for modality, picture in pictures.items():
+        file = pair.files[modality]
+        if picture.pixels.min() == picture.pixels.max():
+            raise ImageError(f"{file}: every pixel is {picture.pixels.flat[0]}: nothing to fuse; leave it out")
+        twin = next((m for m in images if real(pair.files[m]) == real(file)), None)
+        if twin:
+            raise ImageError(f"{file}: given twice, as {twin} and as {modality}")
+        images[modality], note = to_unit(picture.pixels, wanted_range(pair, modality, reading))
+        notes += [f"{modality}: {one}" for one in (picture.note, note) if one]
+    return images, notes
 
 
-def _by_stem(modality: str, folder: Path) -> dict[str, Path]:
-    try:
-        listed = folder.is_file()
-        files = list_images(str(folder)) if listed else [path for path in sorted(folder.iterdir()) if is_image(path)]
-    except FileNotFoundError as error:
-        raise PairingError(f"sources.{modality}: {error}") from error
-    except OSError as error:
-        raise PairingError(f"sources.{modality}: {folder} cannot be read ({error.strerror})") from error
-    if not files:
-        raise PairingError(f"sources.{modality}: {folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    repeated = [stem for stem, count in Counter(path.stem for path in files).items() if count > 1]
-    if repeated:
-        raise PairingError(f"sources.{modality}: {folder} holds more than one file called {repeated[0]}")
-    return {path.stem: path for path in files}
+def wanted_range(pair: Pair, modality: str, reading: Reading) -> str:
+    """Which stored values are black and white; frames of a series share theirs, so that the result does not flicker."""
+    wanted = reading.range.get(modality, "auto")
+    if pair.series and wanted in ("auto", "percentile"):
+        return series_range(pair.probes[modality], wanted)
+    return wanted
 
 
-def read_pair(
-    pair: Pair, task: str, allow_missing: bool = False, transform: PairTransform | None = None
-) -> Sample | Failure:
-    """Reads the sources of a pair, or says in one line why that cannot be.
+def aligned(
+    pair: Pair, images: Mapping[str, np.ndarray], reference: str, reading: Reading
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """All sources in the reference's frame, and what was done or seems to be needed.
 
-    Args:
-        pair: The files.
-        task: Decides how colour is treated, see :mod:`dig2dig.color`.
-        allow_missing: Fuse a stack that stops before the others; at least two sources must be there.
-        transform: Applied to the sources together.
+    Raises:
+        ImageError: Sizes differ and ``align`` is none.
+        AlignmentError: A registration is not good enough.
     """
-    if pair.missing and not (allow_missing and len(pair.files) > 1):
-        return Failure(pair.name, f"{pair.name}: no file of this name for {', '.join(pair.missing)}")
-    try:
-        arrays = [read_image(file) for file in pair.files.values()]
-    except ImageError as error:
-        return Failure(pair.name, str(error))
-    sizes = {array.shape[:2] for array in arrays}
-    if len(sizes) > 1:
-        told = ", ".join(
-            f"{file} {array.shape[1]}x{array.shape[0]}" for file, array in zip(pair.files.values(), arrays, strict=True)
-        )
-        return Failure(pair.name, f"{pair.name}: sources differ in size: {told}; bring them to one size")
-    if transform:
-        arrays = transform(arrays)
-    tensors = [torch.tensor(array).view(*array.shape[:2], -1).permute(2, 0, 1) / 255 for array in arrays]
-    sources, chroma = split(tensors, task)
-    return Sample(pair.name, tuple(pair.files), sources, chroma)
+    fixed, notes = images[reference], []
+    sizes = {modality: image.shape[:2] for modality, image in images.items()}
+    if reading.align == "none" and len(set(sizes.values())) > 1:
+        told = ", ".join(f"{pair.files[m]} {w}x{h}" for m, (h, w) in sizes.items())
+        raise ImageError(f"{pair.name}: sources differ in size: {told}; align=resize, ecc or phase brings them to one")
+    moved: dict[str, np.ndarray] = {}
+    for modality, image in images.items():
+        if modality == reference:
+            moved[modality] = image
+            continue
+        try:
+            if reading.align in ("ecc", "phase"):
+                found = register(fixed, image, reading.align, reading.align_score)
+                image = found.image
+                notes.append(f"{modality}: {found}")
+            elif image.shape[:2] != fixed.shape[:2]:
+                height, width = image.shape[:2]
+                image = resize(image, fixed.shape[:2])
+                notes.append(f"{modality}: resized from {width}x{height}")
+        except AlignmentError as error:
+            raise AlignmentError(f"{pair.files[modality]}: {error}") from error
+        moved[modality] = image
+        doubt = misregistration(fixed, image)
+        if doubt.suspicious:
+            notes.append(f"{modality}: seems shifted by {doubt.dx:.0f}, {doubt.dy:.0f} px; align=ecc registers")
+    return moved, notes
 
 
-def batch_key(pair: Pair) -> tuple[int, ...]:
+def batch_key(pair: Pair, reference: str = "") -> tuple[int, ...]:
     """What images must share to be fused in one batch: K, height and width; empty where a header is unreadable."""
     try:
-        return (len(pair.files), *image_size(next(iter(pair.files.values()))))
-    except ImageError:
+        return (len(pair.files), *source_size(pair.files[reference_of(pair, reference)], pair.frame))
+    except (ImageError, StopIteration):
         return ()
+
+
+def pair_digest(pair: Pair) -> str:
+    """The digest that a sample of these files would have."""
+    return join_digests({modality: source_digest(file) for modality, file in pair.files.items()})

@@ -1,0 +1,203 @@
+"""Which files belong together: K sources of one scene, by file stem, pattern, manifest or folder."""
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from datamodules.files import IMAGE_SUFFIXES, ImageError, list_images
+from datamodules.sources import Probes, frame_count, is_source, real, stem
+
+
+class PairingError(ValueError):
+    """Sources that cannot be paired at all, told in one line."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The files of one scene.
+
+    Attributes:
+        name: Stem that the files share; the result is called after it.
+        files: File of each modality, in the order in which the sources were given.
+        missing: Modalities that have no file of this name.
+        problem: Why these files cannot be fused; empty if nothing is known against it.
+        frame: Which frame of videos, or slice of volumes; None for images.
+        series: Name of the sequence that this is a frame of; its frames share their noise and their range.
+        probes: For each modality some frames of the series, by which its range is found.
+    """
+
+    name: str
+    files: dict[str, Path]
+    missing: tuple[str, ...] = ()
+    problem: str = ""
+    frame: int | None = None
+    series: str = ""
+    probes: dict[str, Probes] = field(default_factory=dict)
+
+
+def find_pairs(sources: Mapping[str, str]) -> list[Pair]:
+    """Pairs the files of all sources by name, sorted.
+
+    Args:
+        sources: For each modality a folder or a text file that lists images, paired by stem; or a pattern as
+            ``DIR/{name}_vis.png``, paired by what ``{name}`` stands for; or one file.
+
+    Raises:
+        PairingError: A source does not exist, is given twice, or holds no image; single files and folders are mixed;
+            or no name stands in two sources.
+    """
+    paths = {modality: Path(source) for modality, source in sources.items()}
+    for modality, path in paths.items():
+        if "{name}" not in str(path) and not path.exists():
+            raise PairingError(f"sources.{modality}: no such file or folder: {path}")
+        twin = next((m for m, p in paths.items() if m != modality and real(p) == real(path)), None)
+        if twin:
+            raise PairingError(f"sources.{modality} and sources.{twin} are the same: {path}")
+    many = ["{name}" in str(path) or path.is_dir() or path.suffix == ".txt" for path in paths.values()]
+    if not any(many):
+        return [Pair(stem(next(iter(paths.values()))), paths)]
+    if not all(many):
+        raise PairingError("sources: give a folder for every modality or a file for every modality, not both")
+    named = {modality: _by_name(modality, path) for modality, path in paths.items()}
+    pairs = []
+    for name in sorted(set().union(*named.values())):
+        found = {modality: files[name] for modality, files in named.items() if name in files}
+        repeated = next((files for files in found.values() if len(files) > 1), [])
+        problem = f"{name}: which of {', '.join(map(str, repeated))}? leave one of them" if repeated else ""
+        missing = tuple(modality for modality in paths if modality not in found)
+        pairs.append(Pair(name, {modality: files[0] for modality, files in found.items()}, missing, problem))
+    if len(paths) > 1 and all(len(pair.files) == 1 for pair in pairs):
+        raise PairingError(f"sources: no file name stands in two of {', '.join(map(str, paths.values()))}")
+    return pairs
+
+
+def read_manifest(path: Path) -> list[Pair]:
+    """Pairs that a CSV table lists: a column ``name`` and one for each modality, empty where a scene has none.
+
+    Relative paths start at the table's folder. Without a column ``name`` a row is called after its first file.
+
+    Raises:
+        PairingError: There is no such table, or it has no two modalities.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            table = csv.DictReader(file)
+            modalities = [column for column in table.fieldnames or [] if column and column != "name"]
+            rows = list(table)
+    except (OSError, csv.Error) as error:
+        raise PairingError(f"manifest: {path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if len(modalities) < 2 or not rows:
+        raise PairingError(f"manifest: {path} needs a line of modalities, as name,visible,infrared, and rows under it")
+    pairs: dict[str, Pair] = {}
+    for number, row in enumerate(rows, 2):
+        files = {modality: path.parent / row[modality] for modality in modalities if row[modality]}
+        first = stem(next(iter(files.values()))) if files else f"line {number}"
+        pair = _checked(Pair((row.get("name") or first), files), f"{path}, line {number}")
+        if pair.name in pairs:
+            pair = replace(pairs[pair.name], problem=f"{path}, line {number}: {pair.name} stands there twice")
+        pairs[pair.name] = pair
+    return [pairs[name] for name in sorted(pairs)]
+
+
+def _checked(pair: Pair, place: str) -> Pair:
+    """Notes what is wrong with a row of a manifest."""
+    if Path(pair.name).name != pair.name or pair.name in (".", ".."):
+        return replace(pair, name=Path(pair.name).name or place, problem=f"{place}: name '{pair.name}' is no file name")
+    if len(pair.files) < 2:
+        return replace(pair, problem=f"{place}: {pair.name} has {len(pair.files)} of at least 2 sources")
+    return pair
+
+
+def find_stacks(root: Path) -> list[Pair]:
+    """One stack for each folder under ``root``: its images in order of name are the sources 1, 2, …
+
+    Raises:
+        PairingError: There is no such folder, or no folder in it.
+    """
+    if not root.is_dir():
+        raise PairingError(f"stacks: no such folder: {root}")
+    pairs = []
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        images = sorted(path for path in folder.iterdir() if is_source(path))
+        files = {str(k): path for k, path in enumerate(images, 1)}
+        pairs.append(_checked(Pair(folder.name, files), str(folder)))
+    if not pairs:
+        raise PairingError(f"stacks: {root} holds no folder of images")
+    return pairs
+
+
+def expand(pairs: Sequence[Pair], sequence: bool = False) -> list[Pair]:
+    """Videos and volumes become a pair for each frame, called ``NAME_000000`` and so on, of one series.
+
+    Args:
+        pairs: What belongs together.
+        sequence: All pairs are frames of one series.
+    """
+    frames: list[Pair] = []
+    for pair in pairs:
+        try:
+            counts = {modality: frame_count(file) for modality, file in pair.files.items()}
+        except ImageError as error:
+            frames.append(replace(pair, problem=pair.problem or str(error)))
+            continue
+        if pair.problem or set(counts.values()) <= {None}:
+            frames.append(pair)
+        elif len(set(counts.values())) > 1:
+            told = ", ".join(f"{pair.files[m]} {'an image' if n is None else f'{n} frames'}" for m, n in counts.items())
+            frames.append(replace(pair, problem=f"{pair.name}: sources differ in length: {told}"))
+        else:
+            count = next(iter(counts.values())) or 0
+            frames += as_series([replace(pair, name=f"{pair.name}_{i:06d}", frame=i) for i in range(count)], pair.name)
+    return as_series(frames, "sequence") if sequence else frames
+
+
+def as_series(pairs: Sequence[Pair], name: str, probes: int = 9) -> list[Pair]:
+    """Pairs as frames of one series, with some of them, evenly spread, by which its range is found."""
+    some = [pairs[i * (len(pairs) - 1) // max(probes - 1, 1)] for i in range(probes)]
+    found = {
+        modality: tuple(dict.fromkeys((one.files[modality], one.frame) for one in some if modality in one.files))
+        for modality in set().union(*(pair.files for pair in pairs))
+    }
+    return [replace(pair, series=name, probes=found) for pair in pairs]
+
+
+def extra_files(sources: Mapping[str, str]) -> list[Path]:
+    """Files in the sources' folders that are not read as images."""
+    folders = [Path(source) for source in sources.values() if Path(source).is_dir()]
+    return [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file() and not is_source(path)]
+
+
+def _by_name(modality: str, source: Path) -> dict[str, list[Path]]:
+    """Files of one modality by name; more than one of a name is a mistake that is told later."""
+    try:
+        if "{name}" in str(source):
+            found = _matching(source)
+        elif source.is_file():
+            found = [(stem(path), path) for path in list_images(str(source))]
+        else:
+            found = [(stem(path), path) for path in sorted(source.iterdir()) if is_source(path)]
+    except FileNotFoundError as error:
+        raise PairingError(f"sources.{modality}: {error}") from error
+    except OSError as error:
+        raise PairingError(f"sources.{modality}: {source} cannot be read ({error.strerror})") from error
+    if not found:
+        raise PairingError(f"sources.{modality}: {source} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    named: dict[str, list[Path]] = defaultdict(list)
+    for name, path in found:
+        named[name].append(path)
+    return named
+
+
+def _matching(pattern: Path) -> list[tuple[str, Path]]:
+    """What ``{name}`` stands for in each file that fits a pattern, in one part of the path or several."""
+    parts = pattern.parts
+    first = next(i for i, part in enumerate(parts) if "{name}" in part)
+    root, inner = Path(*parts[:first]), parts[first:]
+    literal = [re.escape(piece) for piece in "/".join(inner).split("{name}")]
+    regex = re.compile(literal[0] + "(?P<name>[^/]+)" + "(?P=name)".join(literal[1:]), re.DOTALL)
+    globbed = "/".join(re.sub(r"([*?[])", r"[\1]", part).replace("{name}", "*") for part in inner)
+    matches = [(regex.fullmatch(path.relative_to(root).as_posix()), path) for path in sorted(root.glob(globbed))]
+    return [(match["name"], path) for match, path in matches if match]

@@ -1,0 +1,49 @@
+"""Stored values as intensities: which of them are black and white."""
+
+import numpy as np
+
+from dig2dig.config import parse_range
+
+
+def to_unit(pixels: np.ndarray, scale: str = "auto") -> tuple[np.ndarray, str]:
+    """Pixels as float32 in [0, 1], and a note on the range that was taken.
+
+    Args:
+        pixels: As a file has them.
+        scale: ``full``: all that the type can hold, for floating point 0 to 1; ``percentile``: from the 0.1 to the
+            99.9 percentile, for thermal frames, which use a small part of their range; ``LOW-HIGH``: these stored
+            values, linear; ``auto``: percentiles for grey images of more than 8 bits whose values fill less than a
+            quarter of the range, and for integers of 32 bits and floating point beyond 0 to 1, else full.
+    """
+    top = full_scale(pixels)
+    wanted = parse_range(scale)
+    if wanted == "auto":
+        wanted = "full" if fills(pixels) else "percentile"
+    if wanted == "full":
+        return (pixels / np.float32(top)).clip(0, 1).astype(np.float32), ""
+    low, high = limits(pixels) if isinstance(wanted, str) else wanted
+    if not high > low:  # nearly constant: show what little there is
+        low, high = float(pixels.min()), max(float(pixels.max()), float(pixels.min()) + 1e-6)
+    unit = ((pixels.astype(np.float32) - low) / (high - low)).clip(0, 1)
+    return unit.astype(np.float32), f"values {low:g} to {high:g} are black to white"
+
+
+def limits(pixels: np.ndarray) -> tuple[float, float]:
+    """The 0.1 and the 99.9 percentile."""
+    low, high = np.percentile(pixels, (0.1, 99.9))
+    return float(low), float(high)
+
+
+def full_scale(pixels: np.ndarray) -> float:
+    """The largest value that the type can hold, 1 for floating point."""
+    return 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
+
+
+def fills(pixels: np.ndarray) -> bool:
+    """Whether stored values use their type as pictures do: to more than a quarter, floating point within 0 to 1."""
+    if pixels.dtype == np.uint8 or (pixels.dtype == np.uint16 and pixels.ndim == 3):
+        return True
+    if pixels.dtype == np.uint16:
+        low, high = limits(pixels)
+        return high - low >= full_scale(pixels) / 4
+    return pixels.dtype.kind == "f" and bool(pixels.min() >= 0 and pixels.max() <= 1)

@@ -14,36 +14,48 @@ def main(argv: list[str]) -> int:
     config = load(InferConfig, argv)
     # heavy imports come after the config, so that --help and errors answer at once
     from datamodules.fusion import FusionDataModule
-    from datamodules.pairs import find_pairs
     from dig2dig.adapters import open_prior
     from dig2dig.allocator import keep_freed_memory
     from dig2dig.callbacks import FusionWriter
+    from dig2dig.forecast import list_pairs
+    from dig2dig.interrupts import Interrupted, heed_signals
     from dig2dig.logs import close
     from dig2dig.modules import FusionModule
-    from dig2dig.run import REFUSALS, conclude, list_pairs, make_trainer, one_line, open_run, quiet
+    from dig2dig.run import REFUSALS, conclude, hold, make_trainer, one_line, open_run, quiet, reading, scenes
+    from dig2dig.videos import join_videos
 
     quiet()
     keep_freed_memory()
     try:
-        run = open_run(config, find_pairs(config.sources))
+        pairs = scenes(config)
         if config.dry_run:
-            list_pairs(run)
+            list_pairs(open_run(config, pairs))
             return 0
-        denoiser = open_prior(config.prior)
-        writer = FusionWriter(run.out, run.done, run.inputs, config.save.weights)
-        trainer = make_trainer(config, run, writer)
-        trace = config.save.weights or bool(trainer.loggers)
-        module = FusionModule(denoiser, config.sampler, config.seed, trace, config.noise, config.prior.offload)
-        data = FusionDataModule(run.todo, config.task, config.batch_size, config.workers, config.allow_missing)
-        if run.todo:
-            trainer.predict(module, data, return_predictions=False)
-        elif trainer.is_global_zero:
-            run.start()
-        close(trainer.loggers)
+        with heed_signals(), hold(config.out):
+            run = open_run(config, pairs)
+            denoiser = open_prior(config.prior)
+            writer = FusionWriter(run.out, run.done, config.save)
+            trainer = make_trainer(config, run, writer)
+            trace = config.save.weights or bool(trainer.loggers)
+            module = FusionModule(
+                denoiser, config.sampler, config.seed, trace, config.noise, config.prior.offload, config.exact
+            )
+            data = FusionDataModule(run.todo, reading(config), config.batch_size, config.workers)
+            if run.todo:
+                trainer.predict(module, data, return_predictions=False)
+            elif trainer.is_global_zero:
+                run.start()
+            close(trainer.loggers)
+    except Interrupted as signal:
+        print(f"interrupted: what is fused is kept, the same command goes on ({signal})", file=sys.stderr)
+        return signal.exit_code
     except REFUSALS as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    return conclude(run, writer.rows) if trainer.is_global_zero else 0
+    if not trainer.is_global_zero:
+        return 0
+    join_videos(run.out, pairs, writer.rows, config.reference)
+    return conclude(run, writer.rows)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cv2
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from dig2dig.atomic import write_atomically
+from dig2dig.config import SaveConfig
+from dig2dig.encode import encode, suffix_of
 from dig2dig.modules import Result
-from dig2dig.panels import to_colours, to_pixels, to_png
+from dig2dig.panels import to_colours, to_png
 
-COLUMNS = ("name", "status", "seconds", "size", "seed", "inputs", "reason")
+COLUMNS = ("name", "status", "file", "seconds", "size", "seed", "inputs", "note", "reason")
 
 
 def read_summary(path: Path) -> dict[str, dict[str, str]]:
@@ -44,20 +47,14 @@ class FusionWriter(BasePredictionWriter):
     Args:
         out: The folder.
         done: Rows of an earlier run that stay valid.
-        inputs: What identifies the files of each pair, kept in its row.
-        maps: Write weight and gain maps of each step.
+        save: Format, and whether weight and gain maps of each step are written.
     """
 
     def __init__(
-        self,
-        out: Path,
-        done: dict[str, dict[str, str]] | None = None,
-        inputs: dict[str, str] | None = None,
-        maps: bool = False,
+        self, out: Path, done: dict[str, dict[str, str]] | None = None, save: SaveConfig | None = None
     ) -> None:
         super().__init__(write_interval="batch")
-        self.out, self.maps = out, maps
-        self.inputs = inputs or {}
+        self.out, self.save = out, save or SaveConfig()
         self.rows: dict[str, dict[str, Any]] = dict(done or {})
         self.thread = ThreadPoolExecutor(1)
         self.writing: Future[None] | None = None
@@ -80,12 +77,27 @@ class FusionWriter(BasePredictionWriter):
     def write(self, results: list[Result], table: Path) -> None:
         """Pictures first, then the table that says they are there."""
         for result in results:
-            if result.image is not None:
-                if self.maps:
-                    self._write_maps(result)
-                write_atomically(self.out / f"{result.name}.png", to_png(to_pixels(result.image)))
-            self.rows[result.name] = _row(result) | {"inputs": self.inputs.get(result.name, "")}
+            self.rows[result.name] = self._write_result(result)
         write_summary(table, self.rows)
+
+    def _write_result(self, result: Result) -> dict[str, Any]:
+        """Writes a fused picture; the row says what became of it."""
+        row: dict[str, Any] = {"name": result.name, "inputs": result.digest, "note": result.note}
+        if result.image is None:
+            return row | {"status": "failed", "reason": result.reason}
+        suffix = suffix_of(self.save.format, result.suffix)
+        try:
+            content = encode(result.image, suffix, result.depth, self.save.quality)
+        except (ValueError, cv2.error) as error:  # WebP and JPEG have largest sizes
+            reason = f"{result.name}: {str(error).splitlines()[0]}; take save.format=png"
+            return row | {"status": "failed", "reason": reason}
+        if self.save.weights:
+            self._write_maps(result)
+        file = f"{result.name}{suffix}"
+        write_atomically(self.out / file, content)
+        height, width = result.image.shape[-2:]
+        done = {"seconds": f"{result.seconds:.3f}", "size": f"{width}x{height}", "seed": result.seed}
+        return row | {"status": "done", "file": file} | done
 
     def finish(self) -> None:
         """Waits until everything is written.
@@ -126,17 +138,3 @@ class FusionWriter(BasePredictionWriter):
                     folder / f"gain_{stem}", to_png(to_colours(gain, float(snapshot.gain[0].amin()), high))
                 )
                 write_atomically(folder / f"weight_{stem}", to_png(to_colours(weight, 0.0, 1.0)))
-
-
-def _row(result: Result) -> dict[str, Any]:
-    if result.image is None:
-        return {"name": result.name, "status": "failed", "reason": result.reason}
-    height, width = result.image.shape[-2:]
-    seconds = f"{result.seconds:.3f}"
-    return {
-        "name": result.name,
-        "status": "done",
-        "seconds": seconds,
-        "size": f"{width}x{height}",
-        "seed": result.seed,
-    }

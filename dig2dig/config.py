@@ -1,5 +1,6 @@
 """The schema of ``infer.py`` and what both scripts share: every option with its type, default, help and limits."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +18,24 @@ def require(holds: bool, message: str) -> None:
     """Refuses values that do not go together."""
     if not holds:
         raise ValueError(message)
+
+
+def parse_range(text: str) -> tuple[float, float] | str:
+    """``auto``, ``full``, ``percentile``, or ``LOW-HIGH`` as two numbers.
+
+    Raises:
+        ValueError: Anything else.
+    """
+    if text in ("auto", "full", "percentile"):
+        return text
+    match = re.fullmatch(rf"{_NUMBER}-{_NUMBER}", text)
+    low, high = (float(match[1]), float(match[2])) if match else (0.0, 0.0)
+    if not low < high:
+        raise ValueError(f"must be auto, full, percentile or LOW-HIGH with LOW below HIGH, not {text}")
+    return low, high
+
+
+_NUMBER = r"(-?\d+(?:\.\d*)?)"
 
 
 @dataclass
@@ -167,6 +186,13 @@ class SaveConfig:
     """What is written beside the fused image."""
 
     weights: bool = option(False, "weight and gain maps of each step, as pictures in OUT/NAME_maps/")
+    format: Literal["reference", "png", "tif", "jpg", "webp", "bmp"] = option(
+        "reference", "format of the fused pictures; reference = that of the reference source, with its 8 or 16 bits"
+    )
+    quality: int = option(95, "of JPEG and WebP, 1 to 100")
+
+    def __post_init__(self) -> None:
+        require(1 <= self.quality <= 100, f"save.quality must lie in [1, 100], not {self.quality}")
 
 
 @dataclass
@@ -176,7 +202,23 @@ class InferConfig:
     task: Literal["ivf", "mif", "mef", "mff"] = option(
         "ivf", "infrared-visible, medical, multi-exposure, multi-focus: decides how colour is treated"
     )
-    sources: dict[str, str] = option({}, "per modality a folder, a list of images (.txt) or one image; paired by stem")
+    sources: dict[str, str] = option(
+        {},
+        "per modality a folder or a list (.txt), paired by stem; a pattern as DIR/{name}_ir.png; one image, video "
+        "or volume",
+    )
+    manifest: str = option("", "instead of sources: a CSV table with a column for each modality, and name")
+    stacks: str = option("", "instead of sources: a folder of folders, the images of each are fused")
+    sequence: bool = option(False, "the pairs are frames of one scene: they share their noise; videos always do")
+    reference: str = option("", "modality whose size, depth and format the result keeps; empty = the first")
+    align: Literal["none", "resize", "ecc", "phase"] = option(
+        "none",
+        "sources of another size or place: none = refuse sizes, resize, phase = find the shift, ecc = the homography",
+    )
+    align_score: float | None = option(None, "registrations below this score are refused; null = as calibrated")
+    range: dict[str, str] = option(
+        {}, "per modality the stored values that are black and white: auto, full, percentile or LOW-HIGH"
+    )
     noise: dict[str, str] = option(
         {}, "per modality the noise of its images: standard deviation of 255, or auto; those not named are clean"
     )
@@ -186,7 +228,10 @@ class InferConfig:
     sampler: SamplerConfig = option(SamplerConfig, "the sampling loop")
     save: SaveConfig = option(SaveConfig, "what is written beside the fused image")
     seed: int = option(0, "seed of the noise; each image draws its own from it and its name")
-    batch_size: int = option(4, "images of equal size that are fused together")
+    batch_size: int = option(4, "images of equal size that are read together, and fused together if not exact")
+    exact: bool = option(
+        True, "the same bytes whatever the batch size; false = batches, faster on GPUs, the last bit may differ"
+    )
     workers: int = option(0, "processes that read images ahead")
     trainer: TrainerConfig = option(TrainerConfig, "devices")
     logger: LoggerConfig = option(_unlogged, "dashboards that show the fusion of a few pairs")
@@ -196,12 +241,22 @@ class InferConfig:
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"batch_size must be at least 1, not {self.batch_size}")
-        unknown = sorted(set(self.noise) - set(self.sources))
-        require(not unknown, f"noise.{', noise.'.join(unknown)}: no source of that name")
+        ways = [name for name in ("sources", "manifest", "stacks") if getattr(self, name)]
+        require(bool(ways), "no sources given: at least two, as in sources.visible=DIR sources.infrared=DIR")
+        require(len(ways) == 1, f"{' and '.join(ways)} contradict each other: give one of them")
+        require(
+            ways != ["sources"] or len(self.sources) >= 2,
+            "one source given: at least two are needed, as in sources.visible=DIR sources.infrared=DIR",
+        )
+        named = {f"noise.{m}": m for m in self.noise} | {f"range.{m}": m for m in self.range}
+        for option_name, modality in (named | {"reference": self.reference or None}).items():
+            known = not self.sources or modality is None or modality in self.sources
+            require(known, f"{option_name}: no source of that name")
         for modality, level in self.noise.items():
             number = level.replace(".", "", 1).isdecimal()
             require(number or level == "auto", f"noise.{modality} must be a number of 255 or auto, not {level}")
-        require(
-            len(self.sources) >= 2,
-            f"{len(self.sources) or 'no'} sources given: at least two, as in sources.visible=DIR sources.infrared=DIR",
-        )
+        for modality, text in self.range.items():
+            try:
+                parse_range(text)
+            except ValueError as error:
+                raise ValueError(f"range.{modality} {error}") from error

@@ -18,6 +18,9 @@ Precision = Literal["auto", "fp32", "bf16"]
 OVERLAP = 64
 """Pixels that neighbouring windows share."""
 
+SMALLEST_WINDOW = 192
+"""Side of windows that still see enough, for when memory is short."""
+
 ALWAYS_FITS = 256 * 256
 """Pixels that every device has room for: calls up to this size are not measured."""
 

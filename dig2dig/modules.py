@@ -5,7 +5,7 @@ import time
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -21,7 +21,7 @@ from dig2dig.backbone import offload
 from dig2dig.color import merge
 from dig2dig.config import SamplerConfig
 from dig2dig.config_train import OptimConfig
-from dig2dig.denoiser import Denoiser
+from dig2dig.denoiser import SMALLEST_WINDOW, Denoiser
 from dig2dig.losses import diffusion_loss, draw_times, loss_weight
 from dig2dig.noise import noise_levels
 from dig2dig.sampler import Snapshot, fuse
@@ -74,6 +74,10 @@ class Result:
         seed: Seed of its noise.
         trace: Every step of the sampling, if asked for.
         reason: Why it failed.
+        depth: Bits of a channel that the picture's file should have.
+        suffix: Format of the reference's file.
+        digest: What identifies the sources' files.
+        note: What a user may want to know.
     """
 
     name: str
@@ -84,6 +88,10 @@ class Result:
     seed: int = 0
     trace: list[Snapshot] = field(default_factory=list)
     reason: str = ""
+    depth: int = 8
+    suffix: str = ".png"
+    digest: str = ""
+    note: str = ""
 
 
 def pair_seed(seed: int, name: str) -> int:
@@ -101,6 +109,7 @@ class FusionModule(LightningModule):
         trace: Keep every step of the sampling.
         noise: Per modality the noise of its images, see :func:`noise_levels`.
         offload: Keep the prior's weights in main memory.
+        exact: Fuse each image alone: kernels round differently in batches of another size.
     """
 
     def __init__(
@@ -111,9 +120,10 @@ class FusionModule(LightningModule):
         trace: bool = False,
         noise: Mapping[str, str] | None = None,
         offload: bool = False,
+        exact: bool = True,
     ) -> None:
         super().__init__()
-        self.offload = offload
+        self.offload, self.exact = offload, exact
         self.denoiser, self.sampler, self.seed, self.trace = denoiser, sampler, seed, trace
         self.noise = dict(noise or {})
 
@@ -128,30 +138,76 @@ class FusionModule(LightningModule):
         alike: dict[tuple[object, ...], list[Sample]] = defaultdict(list)
         for item in batch:
             if isinstance(item, Sample):
-                alike[item.sources.shape, item.modalities].append(item)
+                alike[item.name if self.exact else "", item.sources.shape, item.modalities].append(item)
         for samples in alike.values():
             results += self.fuse_samples(samples)
         return results
 
     def fuse_samples(self, samples: list[Sample]) -> list[Result]:
-        """Fuses samples of one shape and the same modalities."""
+        """Fuses samples of one shape and the same modalities; with less at once where memory runs out."""
+        try:
+            return self._fuse_samples(samples)
+        except (ValueError, MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                if isinstance(error, ValueError):  # options do not fit these sources
+                    return [_failed(sample, error) for sample in samples]
+                raise
+        if len(samples) > 1:
+            return [result for sample in samples for result in self.fuse_samples([sample])]
+        return [self._in_small_windows(samples[0])]
+
+    def _in_small_windows(self, sample: Sample) -> Result:
+        """One sample again, with windows of the smallest size, or why that fails too."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        tile, self.denoiser.tile = self.denoiser.tile, SMALLEST_WINDOW
+        try:
+            (result,) = self._fuse_samples([sample])
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            height, width = sample.sources.shape[-2:]
+            return _failed(sample, f"{width}x{height} pixels do not fit into memory; make them smaller")
+        finally:
+            self.denoiser.tile = tile
+        note = "memory ran out: fused in small windows"
+        return replace(result, note="; ".join(filter(None, [result.note, note])))
+
+    def _fuse_samples(self, samples: list[Sample]) -> list[Result]:
         started = time.perf_counter()
-        seeds = [pair_seed(self.seed, sample.name) for sample in samples]
+        seeds = [pair_seed(self.seed, sample.series or sample.name) for sample in samples]
         sources = torch.stack([sample.sources for sample in samples]).to(self.device)
         trace: list[Snapshot] = []
         observe = trace.append if self.trace else None
-        try:
-            noise = noise_levels(sources, samples[0].modalities, self.noise)
-            fused = fuse(sources, self.denoiser, self.sampler, seeds, observe=observe, noise=noise)
-        except (ValueError, MemoryError, torch.OutOfMemoryError) as error:  # options or size do not fit
-            return [Result(sample.name, reason=f"{sample.name}: {str(error).splitlines()[0]}") for sample in samples]
-        fused = fused.cpu()
-        images = [merge(image, sample.chroma) for image, sample in zip(fused, samples, strict=True)]
+        noise = noise_levels(sources, samples[0].modalities, self.noise)
+        fused = fuse(sources, self.denoiser, self.sampler, seeds, observe=observe, noise=noise).cpu()
         seconds = (time.perf_counter() - started) / len(samples)
         return [
-            Result(one.name, images[i], fused[i], one.modalities, seconds, seeds[i], [step.of(i) for step in trace])
+            Result(
+                one.name,
+                merge(fused[i], one.chroma),
+                fused[i],
+                one.modalities,
+                seconds,
+                seeds[i],
+                [step.of(i) for step in trace],
+                depth=one.depth,
+                suffix=one.suffix,
+                digest=one.digest,
+                note=one.note,
+            )
             for i, one in enumerate(samples)
         ]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch tells so in several ways."""
+    allocator = "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or allocator
+
+
+def _failed(sample: Sample, reason: object) -> Result:
+    return Result(sample.name, reason=f"{sample.name}: {str(reason).splitlines()[0]}", digest=sample.digest)
 
 
 class PriorModule(LightningModule):

@@ -5,19 +5,23 @@ import logging
 import platform
 import sys
 import warnings
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LambdaCallback, TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_only
 
-from datamodules.files import ImageError, image_size
-from datamodules.pairs import Pair, PairingError
+from datamodules.files import ImageError
+from datamodules.pairing import Pair, PairingError, expand, find_pairs, find_stacks, read_manifest
+from datamodules.pairs import Reading, pair_digest
+from datamodules.sources import real
 from dig2dig.adapters import adapter_file
 from dig2dig.atomic import write_atomically
 from dig2dig.backbone import weights_file
@@ -25,6 +29,7 @@ from dig2dig.callbacks import FusionWriter, read_summary, write_summary
 from dig2dig.checkpoints import cluster
 from dig2dig.cli import from_yaml, to_yaml
 from dig2dig.config import InferConfig, TrainerConfig
+from dig2dig.encode import suffix_of
 from dig2dig.logs import make_loggers
 from dig2dig.monitor import FusionMonitor
 from dig2dig.weights import PriorError, file_sha256
@@ -54,20 +59,60 @@ class Run:
     def start(self) -> None:
         """Writes ``OUT/run.yaml``, and ``OUT/summary.csv`` with the rows that stay valid, no other."""
         write_summary(self.out / "summary.csv", self.done)
-        for part in self.out.glob("summary.*.csv"):
+        for part in (*self.out.glob("summary.*.csv"), *self.out.rglob(".*.part*")):  # of runs that were killed
             part.unlink()
         write_atomically(self.out / "run.yaml", to_yaml(self.record).encode())
 
-    @property
-    def inputs(self) -> dict[str, str]:
-        """What identifies the files of each pair."""
-        return {pair.name: fingerprint(pair) for pair in self.todo}
+
+def scenes(config: InferConfig) -> list[Pair]:
+    """All that the configuration asks to fuse, a pair for each frame of videos and volumes.
+
+    Raises:
+        PairingError: There is nothing, or not two sources.
+    """
+    if config.manifest:
+        pairs = read_manifest(Path(config.manifest))
+    elif config.stacks:
+        pairs = find_stacks(Path(config.stacks))
+    else:
+        pairs = find_pairs(config.sources)
+    return expand(pairs, config.sequence)
+
+
+def reading(config: InferConfig) -> Reading:
+    """How the configuration wants files to be read."""
+    c = config
+    return Reading(c.task, c.allow_missing, c.range, c.reference, c.align, c.align_score)
+
+
+@contextmanager
+def hold(folder: str) -> Iterator[None]:
+    """Keeps other runs out of a folder as long as this process lives, however it ends.
+
+    Raises:
+        PairingError: Another run is at work there.
+    """
+    if rank_zero_only.rank:  # type: ignore[attr-defined]  # the first process holds it for all
+        yield
+        return
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise PairingError(f"out={out}: another run is at work there; wait for it or give another folder") from error
+    try:
+        yield
+    finally:
+        (out / ".lock").unlink(missing_ok=True)
+        lock.release()
 
 
 def open_run(config: InferConfig, pairs: Sequence[Pair]) -> Run:
     """Finds what is left to do; nothing is written yet.
 
-    Pairs that an earlier run into the same folder has done are skipped if their files are the same, and its
+    Pairs that an earlier run into the same folder has done are skipped if their files hold the same bytes, and its
     configuration, as far as it shapes the result, its prior and its version of dig2dig.
 
     Raises:
@@ -76,30 +121,27 @@ def open_run(config: InferConfig, pairs: Sequence[Pair]) -> Run:
     """
     out = Path(config.out)
     for pair in pairs:
-        if (out / f"{pair.name}.png").resolve() in {file.resolve() for file in pair.files.values()}:
-            raise PairingError(f"out={out} holds sources: {pair.name}.png would be replaced; give another folder")
+        suffixes = {suffix_of(config.save.format, file.suffix.lower()) for file in pair.files.values()}
+        written = {real(out / f"{pair.name}{suffix}") for suffix in suffixes}
+        if hit := written & {real(file) for file in pair.files.values()}:
+            raise PairingError(
+                f"out={out} holds sources: {Path(hit.pop()).name} would be replaced; give another folder"
+            )
     record = resolve(config)
     earlier = None if config.overwrite else from_yaml(InferConfig, out / "run.yaml")
     rows: dict[str, dict[str, str]] = {}
     if earlier and shaping(earlier) == shaping(record):
         for table in (out / "summary.csv", *sorted(out.glob("summary.*.csv"))):  # parts of an interrupted run
             rows |= read_summary(table)
-    done = {name: row for name, row in rows.items() if row["status"] == "done" and (out / f"{name}.png").is_file()}
-    todo = [pair for pair in pairs if pair.name not in done or done[pair.name]["inputs"] != fingerprint(pair)]
+    done = {name: row for name, row in rows.items() if row["status"] == "done" and (out / row["file"]).is_file()}
+    todo = [pair for pair in pairs if pair.name not in done or done[pair.name]["inputs"] != pair_digest(pair)]
     for pair in todo:
         done.pop(pair.name, None)
     return Run(out, record, todo, done)
 
 
-def fingerprint(pair: Pair) -> str:
-    """Changes when a file of the pair is replaced, added or taken away: from sizes and times of change."""
-    stats = [(modality, file.stat()) for modality, file in pair.files.items()]
-    told = "/".join(f"{modality}:{stat.st_size}:{stat.st_mtime_ns}" for modality, stat in stats)
-    return f"{zlib.crc32(told.encode()):08x}"
-
-
 def resolve(config: InferConfig) -> InferConfig:
-    """The configuration with the prior's hash and the versions that a result depends on."""
+    """The configuration with absolute paths, the prior's hash and the versions that a result depends on."""
     versions = {"python": platform.python_version()}
     for package in RECORDED:
         try:
@@ -108,10 +150,26 @@ def resolve(config: InferConfig) -> InferConfig:
             versions[package] = "unknown"
     prior = config.prior
     prior = replace(prior, sha256=prior.sha256 or file_sha256(weights_file(prior.path)))
+    if Path(prior.path).exists():
+        prior = replace(prior, path=absolute(prior.path))
     if prior.adapter:
         adapter = adapter_file(Path(prior.adapter))
-        prior = replace(prior, adapter_sha256=prior.adapter_sha256 or file_sha256(adapter))
-    return replace(config, prior=prior, versions=versions)
+        sha256 = prior.adapter_sha256 or file_sha256(adapter)
+        prior = replace(prior, adapter=absolute(prior.adapter), adapter_sha256=sha256)
+    return replace(
+        config,
+        sources={modality: absolute(source) for modality, source in config.sources.items()},
+        manifest=absolute(config.manifest),
+        stacks=absolute(config.stacks),
+        out=absolute(config.out),
+        prior=prior,
+        versions=versions,
+    )
+
+
+def absolute(path: str) -> str:
+    """A path that holds wherever a run is repeated from; empty stays empty."""
+    return path and str(Path(path).absolute())
 
 
 def shaping(config: InferConfig) -> tuple[object, ...]:
@@ -119,7 +177,17 @@ def shaping(config: InferConfig) -> tuple[object, ...]:
     p = config.prior
     prior = (p.sha256, p.adapter_sha256, p.precision, p.tile, p.memory, p.compile)
     ours = config.versions.get("dig2dig")
-    return config.task, config.allow_missing, config.noise, prior, config.sampler, config.save, config.seed, ours
+    return (
+        reading(config),
+        config.sequence,
+        config.exact or config.batch_size,
+        config.noise,
+        prior,
+        config.sampler,
+        config.save,
+        config.seed,
+        ours,
+    )
 
 
 def build_trainer(devices: TrainerConfig, **options: Any) -> Trainer:
@@ -157,7 +225,7 @@ def make_trainer(config: InferConfig, run: Run, writer: FusionWriter) -> Trainer
     return trainer
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: Exception | str) -> str:
     """What an error says, of a worker's traceback the last line only."""
     text = str(error).strip()
     return " ".join((text.splitlines()[-1] if "Traceback" in text else text).split())
@@ -180,24 +248,14 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", f".*{advice}.*")
 
 
-def list_pairs(run: Run) -> None:
-    """Prints what would be fused."""
-    for pair in run.todo:
-        try:
-            height, width = image_size(next(iter(pair.files.values())))
-            size = f"{width}x{height}"
-        except ImageError as error:
-            size = str(error)
-        missing = f"  missing: {', '.join(pair.missing)}" if pair.missing else ""
-        print(f"{pair.name}  {size}  {', '.join(map(str, pair.files.values()))}{missing}")
-    print(f"{len(run.todo)} to fuse, {len(run.done)} done before, into {run.out}")
-
-
 def conclude(run: Run, rows: dict[str, dict[str, str]]) -> int:
     """Prints what was done and why the rest was not; the exit code is 1 if any pair failed."""
     failed = [row for row in rows.values() if row["status"] == "failed"]
+    for row in rows.values():
+        if "seems shifted" in row.get("note", ""):
+            print(f"warning: {one_line(row['name'])}: {row['note']}", file=sys.stderr)
     for row in failed:
-        print(f"failed: {row['reason']}", file=sys.stderr)
+        print(f"failed: {one_line(row['reason'])}", file=sys.stderr)
     before = f" ({len(run.done)} by an earlier run)" if run.done else ""
     print(f"{len(rows) - len(failed)} fused{before}, {len(failed)} failed; pictures and summary.csv in {run.out}")
     return 1 if failed else 0

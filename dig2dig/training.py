@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import TQDMProgressBar as ProgressBar
 
 from datamodules.fusion import PairDataset
 from datamodules.images import ImageDataModule
-from datamodules.pairs import Sample, find_pairs
+from datamodules.pairing import find_pairs
+from datamodules.pairs import Reading, Sample
 from datamodules.transforms import PairTransform, validation_crop
 from dig2dig.adapters import add_adapter, merge_adapter, save_adapter
 from dig2dig.atomic import write_atomically
@@ -59,7 +60,7 @@ def fusion_samples(config: TrainConfig) -> list[Sample]:
         return []
     fusion = config.fusion
     transform = PairTransform(validation_crop(fusion.crop)) if fusion.crop else None
-    pairs = PairDataset(find_pairs(fusion.sources), fusion.task, True, transform)
+    pairs = PairDataset(find_pairs(fusion.sources), Reading(fusion.task, True, transform=transform))
     samples: list[Sample] = []
     for index in range(len(pairs)):
         item = pairs[index]

@@ -2,7 +2,7 @@
 
 import sys
 
-from dig2dig.benchmark.config import DegradedConfig, QualityConfig, SpeedConfig, TheoryConfig
+from dig2dig.benchmark.config import DegradedConfig, FlickerConfig, QualityConfig, SpeedConfig, TheoryConfig
 from dig2dig.cli import load
 
 USAGE = """python -m dig2dig.benchmark COMMAND [FILE.yaml …] [key=value …]
@@ -10,6 +10,7 @@ USAGE = """python -m dig2dig.benchmark COMMAND [FILE.yaml …] [key=value …]
   quality   methods × datasets × metrics, with seconds and network evaluations
   theory    covariance of weights and contributions against the final error, where the ideal image is known
   degraded  noisy sources against clean ones
+  flicker   change from frame to frame where nothing moves, with one noise for all frames and one for each
   speed     what gains, steps, batches, sizes and windows cost, as ratios in one run
 
 COMMAND --help lists its options."""
@@ -17,7 +18,13 @@ COMMAND --help lists its options."""
 
 def main(argv: list[str]) -> int:
     """Runs one benchmark and gives the exit code."""
-    schemas = {"quality": QualityConfig, "theory": TheoryConfig, "degraded": DegradedConfig, "speed": SpeedConfig}
+    schemas = {
+        "quality": QualityConfig,
+        "theory": TheoryConfig,
+        "degraded": DegradedConfig,
+        "flicker": FlickerConfig,
+        "speed": SpeedConfig,
+    }
     if not argv or argv[0] not in schemas:
         asked = bool(argv) and argv[0] in ("--help", "-h")
         print(USAGE, file=sys.stdout if asked else sys.stderr)

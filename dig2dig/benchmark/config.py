@@ -85,6 +85,24 @@ class DegradedConfig:
 
 
 @dataclass
+class FlickerConfig:
+    """Fuses frames of a scene where little moves: python -m dig2dig.benchmark flicker out=DIR [key=value …]."""
+
+    frames: int = option(12, "frames of the sequence")
+    crop: int = option(256, "side of the frames, pixels")
+    sensor: str = option("0, 1", "standard deviations of each frame's own noise, of 255, separated by commas")
+    task: Literal["ivf", "mif", "mef", "mff"] = option("ivf", "whose preset")
+    pulls: str = option("0, 0.01, 0.03", "values of sampler.guidance.sigma_n, separated by commas")
+    prior: PriorConfig = option(PriorConfig, "the prior")
+    seed: int = option(0, "seed of the noise")
+    device: str = option("auto", "auto, cpu, cuda")
+    out: str = option("out/flicker", "folder for table.md and pictures")
+
+    def __post_init__(self) -> None:
+        require(self.frames >= 2, f"frames must be at least 2, not {self.frames}")
+
+
+@dataclass
 class SpeedConfig:
     """Measures time and memory as ratios within one run: python -m dig2dig.benchmark speed out=DIR [key=value …]."""
 

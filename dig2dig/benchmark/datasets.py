@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from datamodules.files import ImageError, is_image, read_image
-from datamodules.pairs import Failure, Pair, PairingError, Sample, find_pairs, read_pair
+from datamodules.pairing import Pair, PairingError, find_pairs
+from datamodules.pairs import Failure, Reading, Sample, read_pair
 from dig2dig.benchmark.methods import MethodError
 from dig2dig.color import luminance
 from dig2dig.run import one_line
@@ -104,7 +105,7 @@ def read_case(case: Case, crop: int = 0) -> Sample:
     Raises:
         PairingError: A file cannot be read.
     """
-    sample = read_pair(case.pair, case.task, allow_missing=True)
+    sample = read_pair(case.pair, Reading(case.task, allow_missing=True))
     if isinstance(sample, Failure):
         raise PairingError(sample.reason)
     chroma = None if sample.chroma is None else centre(sample.chroma, crop)

@@ -12,7 +12,7 @@ from skimage.restoration import denoise_nl_means
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.pairs import Sample
+from datamodules.pairs import Sample, pair_digest
 from dig2dig import baselines
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import DegradedConfig
@@ -25,7 +25,6 @@ from dig2dig.config import SamplerConfig
 from dig2dig.metrics import MAIN, fusion_metrics
 from dig2dig.noise import NoiseLevels, denoise, estimate_noise
 from dig2dig.panels import fusion_panel, to_png
-from dig2dig.run import fingerprint
 from dig2dig.sampler import fuse
 from dig2dig.schedule import draw_noise, generators
 from dig2dig.shapes import Image, Sources
@@ -70,7 +69,7 @@ def add_gaussian(sample: Sample, sigma: float, which: str, seed: int) -> tuple[T
 def score(case: Case, sample: Sample, method: str, sigma: str, config: DegradedConfig, fuser: Fuser, rows: Rows) -> Row:
     """The row of one method, kept from an earlier run if nothing has changed."""
     task_method = make(method, case.task, config, fuser)
-    key = hashed(task_method.told, config.noisy, config.crop, config.seed, fuser.identity, fingerprint(case.pair))
+    key = hashed(task_method.told, config.noisy, config.crop, config.seed, fuser.identity, pair_digest(case.pair))
     identity = (case.dataset, case.pair.name, method, sigma)
     known = rows.find(*identity)
     if known and known["key"] == key:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datamodules.pairs import PairingError
+from datamodules.pairing import PairingError
 from dig2dig.benchmark.config import SpeedConfig
 from dig2dig.benchmark.datasets import find_cases, read_case
 from dig2dig.benchmark.methods import Fuser, preset

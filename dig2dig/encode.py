@@ -1,0 +1,45 @@
+"""A fused image as the bytes of a picture file."""
+
+import cv2
+import numpy as np
+from torch import Tensor
+
+DEEP = (".png", ".tif", ".tiff")
+"""Formats that hold 16 bits; the others get 8."""
+
+PICTURES = (*DEEP, ".jpg", ".jpeg", ".webp", ".bmp")
+"""Formats that a result can have; of any other source it becomes a PNG."""
+
+
+def suffix_of(format: str, source: str) -> str:
+    """The suffix of a result: that of ``save.format``, or of the reference's file where that is a picture format."""
+    if format != "reference":
+        return f".{format}"
+    return source if source in PICTURES else ".png"
+
+
+def encode(image: Tensor, suffix: str, depth: int = 8, quality: int = 95) -> bytes:
+    """An image (1 or 3, h, w) in [0, 1], rounded to 8 or 16 bits, as PNG, TIFF, JPEG, WebP or BMP.
+
+    Args:
+        image: Grey or RGB.
+        suffix: The format, one of ``PICTURES``.
+        depth: Bits of a channel; formats that hold 8 get 8.
+        quality: Of JPEG, without subsampled colour, and WebP, 1 to 100.
+    """
+    top, kind = (65535, np.uint16) if depth > 8 and suffix in DEEP else (255, np.uint8)
+    pixels = (image.detach().clamp(0, 1) * top).round().permute(1, 2, 0).cpu().numpy().astype(kind)
+    settings = {
+        ".jpg": [
+            cv2.IMWRITE_JPEG_QUALITY,
+            quality,
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+        ],
+        ".webp": [cv2.IMWRITE_WEBP_QUALITY, quality],
+    }
+    name = ".jpg" if suffix == ".jpeg" else suffix
+    done, content = cv2.imencode(name, pixels[..., ::-1], settings.get(name, []))
+    if not done:
+        raise ValueError(f"a picture of {pixels.shape[1]}x{pixels.shape[0]} cannot be stored as {suffix}")
+    return content.tobytes()

@@ -1,0 +1,39 @@
+"""Ctrl-C and SIGTERM as one exception, so that a run ends in order: what is fused is written, then it stops."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(BaseException):
+    """A signal asked to stop.
+
+    Attributes:
+        exit_code: 128 and the signal's number, as shells have it.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+def _raise(number: int, _: FrameType | None) -> None:
+    for one in (signal.SIGINT, signal.SIGTERM):  # impatience must not break the orderly end
+        signal.signal(one, signal.SIG_IGN)
+    raise Interrupted(number)
+
+
+@contextmanager
+def heed_signals() -> Iterator[None]:
+    """Raises :class:`Interrupted` on SIGINT and SIGTERM inside; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _raise) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -38,3 +38,14 @@ def bundled() -> Denoiser:
     from dig2dig.backbone import load_prior
 
     return load_prior(precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prior with random weights: for wiring, where the picture does not matter."""
+    from dig2dig.backbone import build_prior, save_prior
+
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    save_prior(build_prior([32], 1, 2), folder)
+    return folder

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"shapes", "config", "config_train", "atomic", "allocator", "filters"},
-    {"cli"},
+    {"cli", "encode", "interrupts"},
     {"schedule", "color", "tiling", "adm", "weights", "metrics"},
     {"denoiser", "guidance"},
     {"dig"},
@@ -17,8 +17,9 @@ LAYERS = [
     {"statistics"},
     {"panels", "checkpoints", "logs"},
     {"modules"},
-    {"callbacks", "monitor"},
+    {"callbacks", "monitor", "videos"},
     {"run"},
+    {"forecast"},
     {"training", "benchmark"},
 ]
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("dig2dig/**/*.py"), *ROOT.glob("datamodules/*.py")])
@@ -45,7 +46,18 @@ def test_files_are_short_and_import_downwards(path: Path) -> None:
         level = next(i for i, layer in enumerate(LAYERS) if name in layer)
         above = {f"dig2dig.{other}" for layer in LAYERS[level + 1 :] for other in layer}
         assert not {".".join(other.split(".")[:2]) for other in used} & above
-        if name not in ("modules", "callbacks", "run", "training", "logs", "monitor", "checkpoints", "benchmark"):
+        if name not in (
+            "modules",
+            "callbacks",
+            "run",
+            "training",
+            "logs",
+            "monitor",
+            "checkpoints",
+            "benchmark",
+            "forecast",
+            "videos",
+        ):
             assert not any(other.startswith(("lightning", "wandb", "datamodules")) for other in used)
     if path.stem != "cli":
         assert not any(name.startswith("omegaconf") for name in used)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
-from datamodules.pairs import PairingError
+from datamodules.pairing import PairingError
 from dig2dig import baselines
 from dig2dig.benchmark.__main__ import main
 from dig2dig.benchmark.datasets import find_cases, read_case
@@ -195,11 +195,11 @@ def test_ranks_know_which_way_is_better(tmp_path: Path) -> None:
     assert collect(read).left_out == ["bad"]
 
 
-def test_speed_end_to_end(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speed_end_to_end(data: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every section on small images: figures are there and hang together; how large they are is no test's business."""
     monkeypatch.setattr(baselines.ddfm, "__defaults__", ("code", 3))
     monkeypatch.setattr("dig2dig.benchmark.speed.SIDE", 64)
-    small = ["repeats=1", "megapixels=0.01", "seeds=2", f"data={data}", f"out={tmp_path}"]
+    small = ["repeats=1", "megapixels=0.01", "seeds=2", f"data={data}", f"out={tmp_path}", f"prior.path={tiny}"]
     assert main(["speed", *small]) == 0
     sections = json.loads((tmp_path / "speed.json").read_text())["sections"]
     assert len(sections) == 6 and all(sections.values())

@@ -15,9 +15,10 @@ from PIL import Image
 import infer
 from datamodules.files import image_size, read_image
 from datamodules.fusion import ReadAhead
-from datamodules.pairs import Sample, find_pairs, read_pair
+from datamodules.pairing import find_pairs
+from datamodules.pairs import Reading, Sample, read_pair
 from dig2dig.atomic import write_atomically
-from dig2dig.backbone import BUNDLED, build_prior, file_sha256, load_prior, save_prior, weights_file
+from dig2dig.backbone import BUNDLED, file_sha256, load_prior, weights_file
 from dig2dig.cli import from_yaml
 from dig2dig.config import InferConfig
 from dig2dig.modules import FusionModule, pair_seed
@@ -25,15 +26,6 @@ from dig2dig.modules import FusionModule, pair_seed
 from .conftest import EXAMPLES, ROOT, SHARED
 
 FAST = ["sampler.steps=3", "trainer.accelerator=cpu"]
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prior with random weights: for wiring, where the picture does not matter."""
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    save_prior(build_prior([32], 1, 2), folder)
-    return folder
 
 
 @pytest.fixture
@@ -77,7 +69,7 @@ def test_files_hold_what_the_python_api_gives(pairs: list[str], tmp_path: Path) 
     assert run(*pairs, f"out={out}", "batch_size=2", "prior.precision=fp32") == 0
     record = from_yaml(InferConfig, out / "run.yaml")
     assert record is not None
-    sample = read_pair(find_pairs(record.sources)[1], "ivf")
+    sample = read_pair(find_pairs(record.sources)[1], Reading())
     assert isinstance(sample, Sample)
     module = FusionModule(load_prior(precision="fp32"), record.sampler, record.seed)
     (result,) = module.predict_step([sample])
@@ -109,10 +101,13 @@ def test_an_interrupted_run_goes_on(pairs: list[str], tmp_path: Path, tiny: Path
     assert run(*arguments) == 0
     assert again[0].is_file() and again[1].stat().st_mtime_ns == kept
     assert [row["status"] for row in summary(out).values()] == ["done"] * 3
-    (tmp_path / "visible" / "c.png").write_bytes((tmp_path / "visible" / "c.png").read_bytes())  # a newer source
+    (tmp_path / "visible" / "b.png").touch()  # newer, but the same bytes
+    Image.fromarray(255 - read_image(tmp_path / "visible" / "c.png")).save(tmp_path / "visible" / "c.png")
+    again_before = again[0].stat().st_mtime_ns
     old = (out / "c.png").stat().st_mtime_ns
     run(*arguments)
     assert (out / "c.png").stat().st_mtime_ns != old and again[1].stat().st_mtime_ns == kept
+    assert again[0].stat().st_mtime_ns == again_before
     run(*arguments, "seed=1")  # another configuration makes all of it new
     assert (out / "a.png").stat().st_mtime_ns != kept
 
@@ -235,7 +230,7 @@ def test_a_compiled_prior_gives_the_same_picture(pairs: list[str], tmp_path: Pat
 def test_dry_run_writes_nothing(pairs: list[str], tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture) -> None:
     assert run(*pairs, f"out={tmp_path / 'out'}", f"prior.path={tiny}", "dry_run=true") == 0
     printed = capsys.readouterr().out
-    assert "c  40x33" in printed and "3 to fuse, 0 done before" in printed
+    assert "c 40x33" in printed and "3 to fuse, 0 done before" in printed
     assert not (tmp_path / "out").exists()
 
 
@@ -288,7 +283,7 @@ SETS = {
 @pytest.mark.parametrize(("task", "row"), [(task, row) for task, rows in SETS.items() for row in rows])
 def test_real_sets_pair_and_read(task: str, row: tuple[str, ...]) -> None:
     found = find_pairs({side: str(SHARED / row[0] / side) for side in row[1:]})
-    samples = [read_pair(pair, task, allow_missing=task == "mef") for pair in found]
+    samples = [read_pair(pair, Reading(task, allow_missing=task == "mef")) for pair in found]
     assert len(found) >= 2
     for sample in samples:
         assert isinstance(sample, Sample), sample
@@ -307,10 +302,11 @@ def test_two_processes_write_every_pair_once(tmp_path: Path) -> None:
             Image.fromarray(pixels if side == "visible" else 255 - pixels).save(tmp_path / side / f"{name}.png")
     sources = [f"sources.{side}={tmp_path / side}" for side in ("visible", "infrared")]
     options = [*sources, "sampler.steps=2", "batch_size=1", "trainer.accelerator=cpu"]
-    for out, more in (("one", []), ("two", ["trainer.devices=2", "trainer.strategy=ddp"])):
-        command = [sys.executable, "infer.py", "configs/ivf.yaml", *options, *more, f"out={tmp_path / out}"]
-        ran = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=300)
-        assert "5 fused, 0 failed" in ran.stdout
+    assert infer.main([str(ROOT / "configs" / "ivf.yaml"), *options, f"out={tmp_path / 'one'}"]) == 0
+    two_processes = ["trainer.devices=2", "trainer.strategy=ddp", f"out={tmp_path / 'two'}"]
+    command = [sys.executable, "infer.py", "configs/ivf.yaml", *options, *two_processes]
+    ran = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=300)
+    assert "5 fused, 0 failed" in ran.stdout
     one, two = tmp_path / "one", tmp_path / "two"
     assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
     for name in "abcde":

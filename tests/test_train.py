@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline
@@ -26,6 +25,7 @@ from dig2dig.modules import PriorModule, denoising_psnr
 from dig2dig.training import choose_weights
 
 from .conftest import EXAMPLES, ROOT
+from .corpus import picture
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers", "ignore:Checkpoint directory", "ignore:.*smaller than the logging interval"
@@ -220,11 +220,12 @@ def test_a_prior_is_adapted_and_used(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert adapter_file(tmp_path / "adapter").stat().st_size < 2**19
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert "rank 2" in card and re.search(r"\| before \| \d\d\.\d\d", card) and "11 images" in card
-    cv2.imwrite(str(tmp_path / "a.png"), np.full((16, 16), 90, np.uint8))
-    pair = [f"sources.visible={tmp_path / 'a.png'}", f"sources.infrared={tmp_path / 'a.png'}", "sampler.steps=2"]
+    for seed, side in enumerate(("visible", "infrared")):
+        cv2.imwrite(str(tmp_path / f"{side}.png"), picture(seed))
+    pair = [f"sources.{side}={tmp_path / f'{side}.png'}" for side in ("visible", "infrared")]
     adapter = f"prior.adapter={tmp_path / 'adapter'}"
     for out, prior in (("plain", []), ("adapted", [adapter])):
-        assert infer.main([*pair, *prior, f"out={tmp_path / out}", "trainer.accelerator=cpu"]) == 0
+        assert infer.main([*pair, *prior, "sampler.steps=2", f"out={tmp_path / out}", "trainer.accelerator=cpu"]) == 0
     assert "adapter_sha256: null" not in (tmp_path / "adapted" / "run.yaml").read_text()
     capfd.readouterr()
 

@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+COMPARED := "report.baselines=mean, laplacian"
 
 .PHONY: demo test check clean help
 
@@ -10,15 +11,16 @@ help:  ## list the targets
 
 demo: .venv/installed  ## set up, and fuse the bundled examples into out/
 	$(BIN)/python infer.py configs/ivf.yaml sources.visible=examples/infrared_visible/visible \
-	    sources.infrared=examples/infrared_visible/infrared out=out/infrared_visible save.weights=true
+	    sources.infrared=examples/infrared_visible/infrared out=out/infrared_visible save.weights=true $(COMPARED)
 	$(BIN)/python infer.py configs/mef.yaml sources.under=examples/multi_exposure/under \
-	    sources.over=examples/multi_exposure/over out=out/multi_exposure
+	    sources.over=examples/multi_exposure/over out=out/multi_exposure $(COMPARED)
 	$(BIN)/python infer.py configs/mef.yaml sources.dark=examples/multi_exposure_stack/dark \
 	    sources.middle=examples/multi_exposure_stack/middle sources.bright=examples/multi_exposure_stack/bright \
-	    out=out/multi_exposure_stack
+	    out=out/multi_exposure_stack $(COMPARED)
 	$(BIN)/python infer.py configs/mff.yaml sources.near=examples/multi_focus/near \
-	    sources.far=examples/multi_focus/far out=out/multi_focus
+	    sources.far=examples/multi_focus/far out=out/multi_focus $(COMPARED)
 	@echo; echo "Fused pictures:"; ls out/*/*.png
+	@echo; echo "Pages to look at them:"; ls out/*/report.html
 
 test: .venv/installed-dev  ## set up, and run the tests
 	$(BIN)/python -m pytest

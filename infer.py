@@ -14,14 +14,16 @@ def main(argv: list[str]) -> int:
     config = load(InferConfig, argv)
     # heavy imports come after the config, so that --help and errors answer at once
     from datamodules.fusion import FusionDataModule
+    from datamodules.pairing import scenes
     from dig2dig.adapters import open_prior
     from dig2dig.allocator import keep_freed_memory
     from dig2dig.callbacks import FusionWriter
     from dig2dig.forecast import list_pairs
     from dig2dig.interrupts import Interrupted, heed_signals
     from dig2dig.logs import close
-    from dig2dig.modules import FusionModule
-    from dig2dig.run import REFUSALS, conclude, hold, make_trainer, one_line, open_run, quiet, reading, scenes
+    from dig2dig.modules import FusionModule, Tracing
+    from dig2dig.report.callback import ReportWriter
+    from dig2dig.run import REFUSALS, conclude, hold, make_trainer, one_line, open_run, quiet, reading
     from dig2dig.videos import join_videos
 
     quiet()
@@ -34,11 +36,13 @@ def main(argv: list[str]) -> int:
         with heed_signals(), hold(config.out):
             run = open_run(config, pairs)
             denoiser = open_prior(config.prior)
-            writer = FusionWriter(run.out, run.done, config.save)
-            trainer = make_trainer(config, run, writer)
-            trace = config.save.weights or bool(trainer.loggers)
+            report = ReportWriter(run.out, run.todo, run.done, run.key, config.report)
+            writer = FusionWriter(run.out, run.done, config.save, report.write)
+            trainer = make_trainer(config, run, report, writer)
+            whole = Tracing(estimates=bool(trainer.loggers)) if config.save.weights or trainer.loggers else None
+            tracing = whole or report.tracing
             module = FusionModule(
-                denoiser, config.sampler, config.seed, trace, config.noise, config.prior.offload, config.exact
+                denoiser, config.sampler, config.seed, tracing, config.noise, config.prior.offload, config.exact
             )
             data = FusionDataModule(run.todo, reading(config), config.batch_size, config.workers)
             if run.todo:
@@ -46,16 +50,17 @@ def main(argv: list[str]) -> int:
             elif trainer.is_global_zero:
                 run.start()
             close(trainer.loggers)
+            if not trainer.is_global_zero:
+                return 0
+            join_videos(run.out, pairs, writer.rows, config.reference)
+            report.conclude(run.record, writer.rows, ["python", "infer.py", *argv])
+            return conclude(run, writer.rows)
     except Interrupted as signal:
         print(f"interrupted: what is fused is kept, the same command goes on ({signal})", file=sys.stderr)
         return signal.exit_code
     except REFUSALS as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    if not trainer.is_global_zero:
-        return 0
-    join_videos(run.out, pairs, writer.rows, config.reference)
-    return conclude(run, writer.rows)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from datamodules.files import IMAGE_SUFFIXES, ImageError, list_images
 from datamodules.sources import Probes, frame_count, is_source, real, stem
+from dig2dig.config import InferConfig
 
 
 class PairingError(ValueError):
@@ -36,6 +37,21 @@ class Pair:
     frame: int | None = None
     series: str = ""
     probes: dict[str, Probes] = field(default_factory=dict)
+
+
+def scenes(config: InferConfig) -> list[Pair]:
+    """All that the configuration asks to fuse, a pair for each frame of videos and volumes.
+
+    Raises:
+        PairingError: There is nothing, or not two sources.
+    """
+    if config.manifest:
+        pairs = read_manifest(Path(config.manifest))
+    elif config.stacks:
+        pairs = find_stacks(Path(config.stacks))
+    else:
+        pairs = find_pairs(config.sources)
+    return expand(pairs, config.sequence)
 
 
 def find_pairs(sources: Mapping[str, str]) -> list[Pair]:

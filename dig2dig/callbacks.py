@@ -3,7 +3,7 @@
 import csv
 import io
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,18 @@ class FusionWriter(BasePredictionWriter):
         out: The folder.
         done: Rows of an earlier run that stay valid.
         save: Format, and whether weight and gain maps of each step are written.
+        report: Called with each fused result and its file's name before the table says that it is done.
     """
 
     def __init__(
-        self, out: Path, done: dict[str, dict[str, str]] | None = None, save: SaveConfig | None = None
+        self,
+        out: Path,
+        done: dict[str, dict[str, str]] | None = None,
+        save: SaveConfig | None = None,
+        report: Callable[[Result, str], None] | None = None,
     ) -> None:
         super().__init__(write_interval="batch")
-        self.out, self.save = out, save or SaveConfig()
+        self.out, self.save, self.report = out, save or SaveConfig(), report
         self.rows: dict[str, dict[str, Any]] = dict(done or {})
         self.thread = ThreadPoolExecutor(1)
         self.writing: Future[None] | None = None
@@ -77,7 +82,10 @@ class FusionWriter(BasePredictionWriter):
     def write(self, results: list[Result], table: Path) -> None:
         """Pictures first, then the table that says they are there."""
         for result in results:
-            self.rows[result.name] = self._write_result(result)
+            row = self._write_result(result)
+            if self.report and row["status"] == "done":
+                self.report(result, row["file"])
+            self.rows[result.name] = row
         write_summary(table, self.rows)
 
     def _write_result(self, result: Result) -> dict[str, Any]:

@@ -196,6 +196,29 @@ class SaveConfig:
 
 
 @dataclass
+class ReportConfig:
+    """The page to look at what a run made, OUT/report.html."""
+
+    pairs: int = option(20, "most pairs shown with pictures, metrics up to four megapixels; 0 = no report")
+    estimates: int = option(
+        1, "of so many of them, up to a megapixel, the prior's estimates too: a second fusion, network in each step"
+    )
+    baselines: str = option(
+        "", "classical fusions shown and ranked beside: mean, laplacian, wavelet, guided, mertens, separated by commas"
+    )
+
+    def __post_init__(self) -> None:
+        require(self.pairs >= 0 and self.estimates >= 0, "report.pairs and report.estimates must not be negative")
+        unknown = sorted(set(self.compared) - {"mean", "laplacian", "wavelet", "guided", "mertens"})
+        require(not unknown, f"report.baselines: no {', '.join(unknown)}; see --help")
+
+    @property
+    def compared(self) -> list[str]:
+        """The baselines by name."""
+        return [name.strip() for name in self.baselines.split(",") if name.strip()]
+
+
+@dataclass
 class InferConfig:
     """Fuses images: python infer.py configs/TASK.yaml sources.MODALITY=DIR_OR_FILE … out=DIR [key=value …]."""
 
@@ -227,6 +250,7 @@ class InferConfig:
     prior: PriorConfig = option(PriorConfig, "the pretrained denoiser")
     sampler: SamplerConfig = option(SamplerConfig, "the sampling loop")
     save: SaveConfig = option(SaveConfig, "what is written beside the fused image")
+    report: ReportConfig = option(ReportConfig, "the page to look at results")
     seed: int = option(0, "seed of the noise; each image draws its own from it and its name")
     batch_size: int = option(4, "images of equal size that are read together, and fused together if not exact")
     exact: bool = option(

@@ -79,3 +79,14 @@ def grow(images: Tensor, height: int, width: int) -> Tensor:
         return images
     flat = interpolate(images.flatten(0, -4), (height, width), mode="bilinear")
     return flat.view(*images.shape[:-2], height, width)
+
+
+def fit(images: Tensor, side: int) -> Tensor:
+    """Area means of images (..., c, h, w) whose longer side is at most ``side`` pixels; smaller ones are left."""
+    height, width = images.shape[-2:]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return images
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    flat = images.reshape(-1, *images.shape[-3:])
+    return interpolate(flat, size, mode="area").view(*images.shape[:-2], *size)

@@ -1,14 +1,18 @@
 """What a prior is trained on: which noise levels, the distance to the network's target, and how levels are weighted."""
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dig2dig.denoiser import Denoiser
-from dig2dig.schedule import AlphaBar, add_noise, at, time_of_noise_level
+from dig2dig.schedule import AlphaBar, add_noise, at, draw_noise, generators, time_of_noise_level
 from dig2dig.shapes import Image, Timestep
+
+VALIDATION_SIGMAS = (15, 25, 50, 100)
+"""Noise levels at which denoising is measured, in grey levels of 255."""
 
 
 def draw_times(
@@ -113,3 +117,27 @@ def loss_weight(kind: Literal["none", "min_snr"], gamma: float, denoiser: Denois
     snr = signal / (1 - signal)
     unit = {"sample": torch.ones_like(snr), "epsilon": snr, "v_prediction": snr + 1}[denoiser.prediction]
     return (snr.clamp(max=gamma) / unit).float()
+
+
+def denoising_psnr(denoiser: Denoiser, images: Image, noise: Image, sigma: float) -> Tensor:
+    """PSNR in dB of the one-step estimate of images in [0, 1] with Gaussian noise of ``sigma`` / 255, shape (b,)."""
+    level = torch.tensor([2 * sigma / 255])
+    t = time_of_noise_level(denoiser.alpha_bar, level).expand(len(images)).to(images.device)
+    x_t = add_noise(2 * images - 1, noise, t, denoiser.alpha_bar)
+    estimate = ((denoiser(x_t, t) + 1) / 2).clamp(0, 1)
+    return -10 * torch.log10((estimate - images).square().flatten(1).mean(1))
+
+
+def psnr_by_noise(denoiser: Denoiser, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``psnr_SIGMA`` of each image at the usual noise levels, one noise draw for each image."""
+    images = batch["image"]
+    noise = draw_noise(images.shape[1:], generators(batch["index"].tolist(), len(images)), images)
+    return {f"psnr_{sigma}": denoising_psnr(denoiser, images, noise, float(sigma)) for sigma in VALIDATION_SIGMAS}
+
+
+def validation_psnr(denoiser: Denoiser, batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
+    """Mean over all images of ``psnr_by_noise``, outside of any training."""
+    with torch.no_grad():
+        rows = [psnr_by_noise(denoiser, batch) for batch in batches]
+    names = rows[0] if rows else {}
+    return {name: float(torch.cat([row[name] for row in rows]).mean()) for name in names}

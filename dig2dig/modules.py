@@ -4,7 +4,7 @@ import math
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -22,43 +22,15 @@ from dig2dig.color import merge
 from dig2dig.config import SamplerConfig
 from dig2dig.config_train import OptimConfig
 from dig2dig.denoiser import SMALLEST_WINDOW, Denoiser
-from dig2dig.losses import diffusion_loss, draw_times, loss_weight
+from dig2dig.losses import diffusion_loss, draw_times, loss_weight, psnr_by_noise
 from dig2dig.noise import noise_levels
 from dig2dig.sampler import Snapshot, fuse
-from dig2dig.schedule import add_noise, draw_noise, generators, noise_level, time_of_noise_level
-from dig2dig.shapes import Image
+from dig2dig.schedule import draw_noise, generators, noise_level
 from dig2dig.weights import PriorError
-
-VALIDATION_SIGMAS = (15, 25, 50, 100)
-"""Noise levels at which denoising is measured, in grey levels of 255."""
 
 _EDGES = (0.0, 0.1, 0.3, 1.0, 3.0, math.inf)
 NOISE_BANDS = {f"{low:g}-{high:g}": (low, high) for low, high in pairwise(_EDGES)}
 """Bands of noise levels, for images in [-1, 1], by which the training loss is logged."""
-
-
-def denoising_psnr(denoiser: Denoiser, images: Image, noise: Image, sigma: float) -> Tensor:
-    """PSNR in dB of the one-step estimate of images in [0, 1] with Gaussian noise of ``sigma`` / 255, shape (b,)."""
-    level = torch.tensor([2 * sigma / 255])
-    t = time_of_noise_level(denoiser.alpha_bar, level).expand(len(images)).to(images.device)
-    x_t = add_noise(2 * images - 1, noise, t, denoiser.alpha_bar)
-    estimate = ((denoiser(x_t, t) + 1) / 2).clamp(0, 1)
-    return -10 * torch.log10((estimate - images).square().flatten(1).mean(1))
-
-
-def psnr_by_noise(denoiser: Denoiser, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``psnr_SIGMA`` of each image at the usual noise levels, one noise draw for each image."""
-    images = batch["image"]
-    noise = draw_noise(images.shape[1:], generators(batch["index"].tolist(), len(images)), images)
-    return {f"psnr_{sigma}": denoising_psnr(denoiser, images, noise, float(sigma)) for sigma in VALIDATION_SIGMAS}
-
-
-def validation_psnr(denoiser: Denoiser, batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
-    """Mean over all images of ``psnr_by_noise``, outside of any training."""
-    with torch.no_grad():
-        rows = [psnr_by_noise(denoiser, batch) for batch in batches]
-    names = rows[0] if rows else {}
-    return {name: float(torch.cat([row[name] for row in rows]).mean()) for name in names}
 
 
 @dataclass(frozen=True)
@@ -94,6 +66,21 @@ class Result:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Tracing:
+    """What is kept of the sampling steps.
+
+    Attributes:
+        names: Of which pairs; None = of all.
+        side: Longest side of what is kept, pixels; None = as large as the pictures.
+        estimates: Keep the prior's estimates too, which may run the network in each step for them alone.
+    """
+
+    names: Collection[str] | None = None
+    side: int | None = None
+    estimates: bool = True
+
+
 def pair_seed(seed: int, name: str) -> int:
     """The seed of one pair's noise: from the run's seed and its name, whatever else is fused with it."""
     return zlib.crc32(f"{seed}/{name}".encode(errors="surrogateescape"))
@@ -106,7 +93,7 @@ class FusionModule(LightningModule):
         denoiser: The prior.
         sampler: Steps, gains and guidance.
         seed: The run's seed.
-        trace: Keep every step of the sampling.
+        tracing: What is kept of the sampling steps; None = nothing.
         noise: Per modality the noise of its images, see :func:`noise_levels`.
         offload: Keep the prior's weights in main memory.
         exact: Fuse each image alone: kernels round differently in batches of another size.
@@ -117,14 +104,14 @@ class FusionModule(LightningModule):
         denoiser: Denoiser,
         sampler: SamplerConfig,
         seed: int = 0,
-        trace: bool = False,
+        tracing: Tracing | None = None,
         noise: Mapping[str, str] | None = None,
         offload: bool = False,
         exact: bool = True,
     ) -> None:
         super().__init__()
         self.offload, self.exact = offload, exact
-        self.denoiser, self.sampler, self.seed, self.trace = denoiser, sampler, seed, trace
+        self.denoiser, self.sampler, self.seed, self.tracing = denoiser, sampler, seed, tracing
         self.noise = dict(noise or {})
 
     def on_predict_start(self) -> None:
@@ -177,10 +164,15 @@ class FusionModule(LightningModule):
         started = time.perf_counter()
         seeds = [pair_seed(self.seed, sample.series or sample.name) for sample in samples]
         sources = torch.stack([sample.sources for sample in samples]).to(self.device)
-        trace: list[Snapshot] = []
-        observe = trace.append if self.trace else None
+        tracing, trace = self.tracing or Tracing(()), list[Snapshot]()
+        traced = [tracing.names is None or sample.name in tracing.names for sample in samples]
+
+        def keep(step: Snapshot) -> None:
+            trace.append(step.fitted(tracing.side) if tracing.side else step)
+
         noise = noise_levels(sources, samples[0].modalities, self.noise)
-        fused = fuse(sources, self.denoiser, self.sampler, seeds, observe=observe, noise=noise).cpu()
+        observe, estimates = keep if any(traced) else None, tracing.estimates
+        fused = fuse(sources, self.denoiser, self.sampler, seeds, None, observe, noise, estimates).cpu()
         seconds = (time.perf_counter() - started) / len(samples)
         return [
             Result(
@@ -190,7 +182,7 @@ class FusionModule(LightningModule):
                 one.modalities,
                 seconds,
                 seeds[i],
-                [step.of(i) for step in trace],
+                [step.of(i) for step in trace] if traced[i] else [],
                 depth=one.depth,
                 suffix=one.suffix,
                 digest=one.digest,

@@ -17,7 +17,7 @@ from dig2dig.config import SamplerConfig
 from dig2dig.denoiser import Denoiser
 from dig2dig.logs import log_histogram, log_image, log_scalars
 from dig2dig.metrics import fusion_metrics
-from dig2dig.modules import FusionModule, PriorModule, Result
+from dig2dig.modules import FusionModule, PriorModule, Result, Tracing
 from dig2dig.panels import curves, fusion_panel, histogram_values, maps_panel, to_png
 from dig2dig.statistics import DigStatistics, dig_statistics
 
@@ -44,7 +44,7 @@ def fuse_and_describe(
     samples: Sequence[Sample], denoiser: Denoiser, sampler: SamplerConfig, seed: int, device: torch.device
 ) -> list[Shown]:
     """Fuses pairs one by one with a prior as it stands; pairs that do not fit the options are left out."""
-    fusion = FusionModule(denoiser, sampler, seed, trace=True).to(device)
+    fusion = FusionModule(denoiser, sampler, seed, Tracing()).to(device)
     shown = []
     with torch.no_grad():
         for sample in samples:

@@ -1,13 +1,15 @@
 """One run of ``infer.py``: what is to be done, what an earlier run has done, and the record of how."""
 
 import io
+import json
 import logging
 import platform
 import sys
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,23 +17,24 @@ from typing import Any
 from filelock import FileLock, Timeout
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import LambdaCallback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, LambdaCallback, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.files import ImageError
-from datamodules.pairing import Pair, PairingError, expand, find_pairs, find_stacks, read_manifest
+from datamodules.pairing import Pair, PairingError
 from datamodules.pairs import Reading, pair_digest
 from datamodules.sources import real
 from dig2dig.adapters import adapter_file
 from dig2dig.atomic import write_atomically
 from dig2dig.backbone import weights_file
-from dig2dig.callbacks import FusionWriter, read_summary, write_summary
+from dig2dig.callbacks import read_summary, write_summary
 from dig2dig.checkpoints import cluster
 from dig2dig.cli import from_yaml, to_yaml
 from dig2dig.config import InferConfig, TrainerConfig
 from dig2dig.encode import suffix_of
 from dig2dig.logs import make_loggers
 from dig2dig.monitor import FusionMonitor
+from dig2dig.report.fragments import prune
 from dig2dig.weights import PriorError, file_sha256
 
 REFUSALS = (PairingError, PriorError, ImageError, MisconfigurationException, OSError)
@@ -61,22 +64,14 @@ class Run:
         write_summary(self.out / "summary.csv", self.done)
         for part in (*self.out.glob("summary.*.csv"), *self.out.rglob(".*.part*")):  # of runs that were killed
             part.unlink()
+        prune(self.out, list(self.done))
         write_atomically(self.out / "run.yaml", to_yaml(self.record).encode())
 
-
-def scenes(config: InferConfig) -> list[Pair]:
-    """All that the configuration asks to fuse, a pair for each frame of videos and volumes.
-
-    Raises:
-        PairingError: There is nothing, or not two sources.
-    """
-    if config.manifest:
-        pairs = read_manifest(Path(config.manifest))
-    elif config.stacks:
-        pairs = find_stacks(Path(config.stacks))
-    else:
-        pairs = find_pairs(config.sources)
-    return expand(pairs, config.sequence)
+    @property
+    def key(self) -> str:
+        """Changes with whatever shapes a result."""
+        parts = [asdict(part) if is_dataclass(part) else part for part in shaping(self.record)]  # pyright: ignore
+        return f"{zlib.crc32(json.dumps(parts, sort_keys=True, default=str).encode()):08x}"
 
 
 def reading(config: InferConfig) -> Reading:
@@ -198,7 +193,7 @@ def build_trainer(devices: TrainerConfig, **options: Any) -> Trainer:
         raise MisconfigurationException(str(error)) from error
 
 
-def make_trainer(config: InferConfig, run: Run, writer: FusionWriter) -> Trainer:
+def make_trainer(config: InferConfig, run: Run, *writers: Callback) -> Trainer:
     """Lightning's trainer with a progress bar and the loggers that the configuration names."""
     devices = config.trainer
 
@@ -212,7 +207,7 @@ def make_trainer(config: InferConfig, run: Run, writer: FusionWriter) -> Trainer
         devices,
         default_root_dir=run.out,
         plugins=cluster(),
-        callbacks=[LambdaCallback(on_predict_start=start), writer, TQDMProgressBar()],
+        callbacks=[LambdaCallback(on_predict_start=start), *writers, TQDMProgressBar()],
         logger=False,
         inference_mode=False,  # posterior guidance needs gradients
         use_distributed_sampler=False,  # SizeBatches splits whole batches

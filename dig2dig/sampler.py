@@ -11,6 +11,7 @@ from torch import Tensor
 from dig2dig.color import to_channels
 from dig2dig.config import SamplerConfig
 from dig2dig.denoiser import Denoiser
+from dig2dig.filters import fit
 from dig2dig.guidance import Guidance, Step, listens, make_guidance, needs_graph
 from dig2dig.information import Information, Lookup, measure
 from dig2dig.noise import NoiseLevels, denoise
@@ -30,7 +31,7 @@ class Snapshot:
         index: Number of the step, from 0.
         steps: Number of steps.
         t: Time index of each image.
-        x0_hat: The prior's estimate before guidance.
+        x0_hat: The prior's estimate before guidance; None where the loop ran without the prior.
         guided: The estimate after guidance.
         gain: Normalised gain of each source.
         weight: Fusion weight of each source.
@@ -39,16 +40,23 @@ class Snapshot:
     index: int
     steps: int
     t: Timestep
-    x0_hat: Image
+    x0_hat: Image | None
     guided: Image
     gain: Gains
     weight: Weights
 
     def of(self, sample: int) -> "Snapshot":
-        """The same step of one image of the batch."""
-        one = slice(sample, sample + 1)
-        images = (self.t, self.x0_hat, self.guided, self.gain, self.weight)
-        return Snapshot(self.index, self.steps, *(image[one].cpu() for image in images))
+        """The same step of one image of the batch, in main memory."""
+        return self._each(lambda images: images[sample : sample + 1].cpu())
+
+    def fitted(self, side: int) -> "Snapshot":
+        """The same step, its pictures and maps no larger than ``side`` pixels: area means."""
+        return self._each(lambda images: images if images.ndim == 1 else fit(images, side))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Snapshot":
+        x0_hat = None if self.x0_hat is None else change(self.x0_hat)
+        rest = (change(images) for images in (self.guided, self.gain, self.weight))
+        return Snapshot(self.index, self.steps, change(self.t), x0_hat, *rest)
 
 
 def ddim_step(
@@ -90,6 +98,7 @@ def fuse(
     guidance: Guidance | None = None,
     observe: Callable[[Snapshot], None] | None = None,
     noise: NoiseLevels | None = None,
+    estimates: bool = True,
 ) -> Image:
     """Fuses K aligned images of each scene with a pretrained denoiser.
 
@@ -102,6 +111,8 @@ def fuse(
         observe: Called after each step, for progress and traces: ``trace = []; fuse(..., observe=trace.append)``.
         noise: Standard deviation of the noise in each source, shape (b, k), for images in [0, 1]: what the prior
             believes beneath it is fused. None where all are clean.
+        estimates: Whether the observer needs the prior's estimates. Without them, a guidance that trusts the sources
+            alone is watched for free; with them, the network runs in every step.
 
     Returns:
         The fused images in [0, 1], shape (b, c, h, w), of the sources' size.
@@ -128,8 +139,8 @@ def fuse(
         course = plan(clean, noises, denoiser, config, guidance is not None)
     del noises
 
-    # a guidance that trusts its target alone needs neither estimate nor state; whoever watches sees them nevertheless
-    differentiate, heard = needs_graph(guide), observe is not None or listens(guide)
+    # a guidance that trusts its target alone needs neither estimate nor state; an observer may want them nevertheless
+    differentiate, heard = needs_graph(guide), (observe is not None and estimates) or listens(guide)
     guided, state = clean.mean(1), None
     x_t = to_channels(guided, denoiser.channels)
     x_t = add_noise(x_t, draw(), course.t[0], denoiser.alpha_bar) if heard else x_t
@@ -142,7 +153,7 @@ def fuse(
         with torch.no_grad():
             x_t = next_state(x_t, x0_hat, guided, step, config, draw) if heard else x_t
             if observe:
-                observe(snapshot(course, i, x0_hat, guided, step.weight, h, w))
+                observe(snapshot(course, i, x0_hat if heard else None, guided, step.weight, h, w))
     return crop(((guided + 1) / 2).clamp_(0, 1), h, w)
 
 
@@ -228,9 +239,10 @@ def next_state(
     return ddim_step(x_t, guided, eps, step.signal, step.signal_next, config.eta, fresh)
 
 
-def snapshot(course: Course, i: int, x0_hat: Image, guided: Image, weight: Weights, h: int, w: int) -> Snapshot:
+def snapshot(course: Course, i: int, x0_hat: Image | None, guided: Image, weight: Weights, h: int, w: int) -> Snapshot:
     """Step i for an observer."""
     gain = Lookup(course.information, course.times[i], course.alpha_bar, weight.shape[-2:])
     maps = (crop(one, h, w) for one in (gain(course.information.gains), weight))
-    images = (crop(((image.detach() + 1) / 2).clamp(0, 1), h, w) for image in (x0_hat, guided))
-    return Snapshot(i, len(course.times), course.t[i], *images, *maps)
+    images = [None if x is None else crop(((x.detach() + 1) / 2).clamp(0, 1), h, w) for x in (x0_hat, guided)]
+    assert images[1] is not None
+    return Snapshot(i, len(course.times), course.t[i], images[0], images[1], *maps)

@@ -71,15 +71,20 @@ def dig_statistics(trace: Sequence[Snapshot], sources: Sources, ideal: Image | N
     """Statistics over the steps that ``fuse`` showed its observer, for the first image of the batch.
 
     Args:
-        trace: Every step.
+        trace: Every step, with the prior's estimates.
         sources: The sources in [0, 1], (1, k, c, h, w).
         ideal: The ideal image in [0, 1] if it is known; the last guided estimate stands in for it.
+
+    Raises:
+        ValueError: The steps were watched without estimates.
     """
     sources = 2 * sources.cpu() - 1
     target = 2 * (trace[-1].guided if ideal is None else ideal.cpu()) - 1
     rows = []
     for step in trace:
         weight = step.weight.cpu()
+        if step.x0_hat is None:
+            raise ValueError("statistics need the prior's estimates: fuse(..., estimates=True)")
         contribution = guidance_contribution(2 * step.x0_hat.cpu() - 1, sources, target)
         means = [maps.cpu()[0].mean((1, 2, 3)) for maps in (weight, step.gain)]
         rows.append((step.t[0].cpu(), *means, weight_entropy(weight)[0], weight_covariance(weight, contribution)[0]))

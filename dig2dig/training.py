@@ -24,7 +24,8 @@ from dig2dig.cli import from_yaml, to_yaml
 from dig2dig.config_train import AdaptConfig, TrainConfig
 from dig2dig.denoiser import Denoiser
 from dig2dig.logs import close, log_scalars, make_loggers
-from dig2dig.modules import PriorModule, validation_psnr
+from dig2dig.losses import validation_psnr
+from dig2dig.modules import PriorModule
 from dig2dig.monitor import FusionMonitor, fuse_and_describe, scalars
 from dig2dig.run import build_trainer
 from dig2dig.weights import PriorError, file_sha256

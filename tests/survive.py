@@ -34,8 +34,12 @@ def make_pairs(folder: Path, pairs: int = PAIRS) -> None:
 
 
 def contents(out: Path) -> dict[str, object]:
-    """Every file of a run by name; of the table all but the seconds, of the record all but the folder's name."""
+    """Every file of a run by name; of the table all but the seconds, of the record all but the folder's name.
+
+    The pages' parts (report/*.json) hold the seconds that a pair took: they count by name alone, and so does the page.
+    """
     files: dict[str, object] = {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    files |= {name: None for name in files if name.startswith("report")}
     with (out / "summary.csv").open(newline="") as table:
         files["summary.csv"] = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(table)]
     files["run.yaml"] = (out / "run.yaml").read_text().replace(str(out), "OUT")

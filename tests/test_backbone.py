@@ -138,7 +138,7 @@ def test_bundled_prior_is_a_small_diffusers_pipeline(bundled) -> None:
 def test_bundled_prior_denoises(bundled) -> None:
     """A guard against wrong weights: a real photograph gets far cleaner than the noisy input's 20.2 dB."""
     from datamodules.files import read_image
-    from dig2dig.modules import denoising_psnr
+    from dig2dig.losses import denoising_psnr
 
     path = Path(__file__).parents[1] / "examples" / "multi_focus" / "truth" / "mountain.png"
     image = torch.tensor(read_image(path, "RGB"))[:256, :256].permute(2, 0, 1)[None] / 255

@@ -73,6 +73,10 @@ def test_quality_end_to_end_and_again(data: Path, tmp_path: Path, monkeypatch) -
     assert "K = " not in text  # one K for each task here
     assert "## ivf, all datasets (2 pairs or stacks)" in text and "# Stretch: minmax" in text
     assert (tmp_path / "none_mef.png").is_file()
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('<article class="card"') == 4 and page.count('data-label="ddfm-unstretched"') == 2
+    assert f"{float(by_method['laplacian']['SD']):.4g}<sup" in page and 'data-label="Visible"' in page
+    assert 'data-file="pictures/Tiny/dig2dig/a.png"' in page and "crop=48" in page
 
     pictures = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("pictures/**/*.png")}
     monkeypatch.setattr("dig2dig.benchmark.quality.Judge.fuse", None)  # nothing may be fused again

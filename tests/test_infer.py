@@ -60,7 +60,9 @@ def test_pairs_become_pictures_a_summary_and_a_record(pairs: list[str], tmp_path
     record = from_yaml(InferConfig, out / "run.yaml")
     assert record is not None and record.prior.sha256 == file_sha256(weights_file(tiny))
     assert record.versions["torch"] == torch.__version__.split("+")[0] and record.sampler.steps == 3
-    assert {path.name for path in out.iterdir()} == {"a.png", "b.png", "c.png", "run.yaml", "summary.csv"}
+    assert {path.name for path in out.iterdir()} == {
+        "a.png", "b.png", "c.png", "report", "report.html", "run.yaml", "summary.csv",
+    }  # fmt: skip
 
 
 def test_files_hold_what_the_python_api_gives(pairs: list[str], tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import infer
 import train
 from dig2dig.config import LoggerConfig, WandbConfig
 from dig2dig.logs import close, log_scalars, make_loggers
-from dig2dig.modules import NOISE_BANDS, VALIDATION_SIGMAS
+from dig2dig.losses import VALIDATION_SIGMAS
+from dig2dig.modules import NOISE_BANDS
 
 from .conftest import EXAMPLES, ROOT
 

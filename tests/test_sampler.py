@@ -219,11 +219,19 @@ def test_who_watches_changes_nothing_and_no_estimate_is_made_for_nobody(bundled:
         unwatched = len(calls)
         trace: list[Snapshot] = []
         watched = fuse(sources, bundled, options, observe=trace.append)
+        with_estimates = len(calls) - unwatched
+        glances: list[Snapshot] = []
+        glanced = fuse(sources, bundled, options, observe=glances.append, estimates=False)
+        without = len(calls) - unwatched - with_estimates
     finally:
         handle.remove()
-    assert torch.equal(alone, watched)
-    assert len(calls) - unwatched == unwatched + options.steps
-    assert float((trace[-1].x0_hat - trace[-1].guided).abs().mean()) > 1e-4
+    assert torch.equal(alone, watched) and torch.equal(alone, glanced)
+    assert with_estimates == unwatched + options.steps and without == unwatched
+    x0_hat = trace[-1].x0_hat
+    assert x0_hat is not None and float((x0_hat - trace[-1].guided).abs().mean()) > 1e-4
+    assert all(glance.x0_hat is None and glance.of(0).fitted(16).x0_hat is None for glance in glances)
+    for step, glance in zip(trace, glances, strict=True):
+        assert torch.equal(step.weight, glance.weight) and torch.equal(step.guided, glance.guided)
 
 
 def test_one_seed_or_one_for_each(gaussian: GaussianDenoiser) -> None:
@@ -241,6 +249,18 @@ def test_observer_sees_every_step(bundled: Denoiser) -> None:
     torch.testing.assert_close(last.weight.sum(1), torch.ones(2, 1, 20, 30))
     torch.testing.assert_close(last.guided, fused)
     assert torch.equal(last.of(1).weight, last.weight[1:])
+    small = last.fitted(15)
+    assert small.guided.shape == (2, 1, 10, 15) and small.gain.shape == (2, 3, 1, 10, 15)
+    torch.testing.assert_close(small.weight, last.weight.unfold(3, 2, 2).unfold(4, 2, 2).mean((5, 6)))
+    assert torch.equal(last.fitted(30).guided, last.guided)
+
+
+def test_an_observer_of_a_guidance_that_listens_sees_estimates_in_any_case(gaussian: GaussianDenoiser) -> None:
+    trace: list[Snapshot] = []
+    options = config("blend")
+    options.guidance.sigma_n = 0.1
+    fuse(random_sources(3, 1, 2, 1, 16, 16), gaussian, options, observe=trace.append, estimates=False)
+    assert all(step.x0_hat is not None for step in trace)
 
 
 def test_a_guidance_of_ones_own(bundled: Denoiser) -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -42,4 +44,6 @@ def test_statistics_and_panels_of_a_fusion(gaussian: GaussianDenoiser) -> None:
     assert panel.shape == (40 + 18 + 4, 3 * 54, 3) and panel.dtype.name == "uint8"
     assert maps_panel(trace, names).shape[2] == 3
     assert curves(statistics, names).std() > 0
+    with pytest.raises(ValueError, match="estimates=True"):
+        dig_statistics([replace(step, x0_hat=None) for step in trace], sources)
     assert histogram_values(trace, 1).shape == (5 * 40 * 50,)

@@ -21,7 +21,8 @@ from dig2dig.backbone import build_prior, load_prior, weights_file
 from dig2dig.checkpoints import WeightAverage
 from dig2dig.config_train import AdaptConfig, OptimConfig
 from dig2dig.denoiser import GaussianDenoiser
-from dig2dig.modules import PriorModule, denoising_psnr
+from dig2dig.losses import denoising_psnr
+from dig2dig.modules import PriorModule
 from dig2dig.training import choose_weights
 
 from .conftest import EXAMPLES, ROOT

@@ -38,10 +38,13 @@ class QualityConfig:
     crop: int = option(0, "side of a centre crop of all images, pixels; 0 = whole images")
     seed: int = option(0, "seed of the noise")
     device: str = option("auto", "auto, cpu, cuda")
-    out: str = option("out/quality", "folder for pictures, results.csv, table.md and plots; resumes from it")
+    report: int = option(20, "most pairs shown in report.html; 0 = no report")
+    out: str = option(
+        "out/quality", "folder for pictures, results.csv, table.md, report.html and plots; resumes from it"
+    )
 
     def __post_init__(self) -> None:
-        require(self.crop >= 0 and self.limit >= 0, "crop and limit must not be negative")
+        require(min(self.crop, self.limit, self.report) >= 0, "crop, limit and report must not be negative")
 
 
 @dataclass

@@ -79,6 +79,7 @@ class Failures:
 
     def __init__(self) -> None:
         self.exit_code = 0
+        self.reasons: list[str] = []
 
     @contextmanager
     def told(self) -> Iterator[None]:
@@ -87,6 +88,7 @@ class Failures:
             yield
         except (PairingError, ImageError, MethodError) as error:
             self.exit_code = 1
+            self.reasons.append(one_line(error))
             print(f"failed: {one_line(error)}", file=sys.stderr)
 
 

@@ -12,6 +12,7 @@ from dig2dig import baselines
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import QualityConfig
 from dig2dig.benchmark.datasets import Case, Failures, centre, find_cases, names, read_case, read_luminance
+from dig2dig.benchmark.gallery import write_gallery
 from dig2dig.benchmark.methods import STRETCHED, Fused, Fuser, MethodError, applies, hashed, open_fuser, sampler_of
 from dig2dig.benchmark.rows import Row, Rows
 from dig2dig.benchmark.tables import write_tables
@@ -41,6 +42,10 @@ def run(config: QualityConfig) -> int:
         rows.save()
     write_tables(kept, config, out)
     print(f"{len(kept)} rows in {out / 'results.csv'}, tables in {out / 'table.md'}")
+    if config.report:
+        print(
+            f"report: {write_gallery(cases, judge.pictures, kept, config, judge.fuser.identity, failed.reasons, out)}"
+        )
     return failed.exit_code
 
 
@@ -82,12 +87,14 @@ class Judge:
     def __init__(self, config: QualityConfig, fuser: Fuser, rows: Rows) -> None:
         self.config, self.fuser, self.rows = config, fuser, rows
         self.fused: dict[str, Fused] = {}  # methods that share a setting share the work
+        self.pictures: dict[tuple[str, str], dict[str, Path]] = {}
 
     def rows_of(self, case: Case, sample: Sample, method: str) -> Iterator[Row]:
         """The rows of one method on one case, one for each stretch; none where it does not apply."""
         pictures = self.peers(case, method) if method.startswith("peers") else self.own(case, sample, method)
         stretches = ("none", "minmax") if self.config.stretch == "both" else (self.config.stretch,)
         for picture in pictures:
+            self.pictures.setdefault((case.dataset, case.pair.name), {})[picture.method] = picture.path
             for stretch in stretches:
                 if not (stretch == "minmax" and picture.method == "ddfm-unstretched"):  # would be ddfm twice
                     yield self.row(case, sample, picture, stretch)

@@ -1,0 +1,1 @@
+"""Pages to look at fusions: one for each run, one that compares runs, one for the benchmark of quality."""

@@ -1,0 +1,131 @@
+"""Pages as one HTML file each, that needs nothing from anywhere."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import cv2
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from dig2dig.metrics import ALL, METRICS
+from dig2dig.panels import COLOURS
+from dig2dig.report.cards import Card, ranks
+
+PARTS = Path(__file__).parent / "page"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A pair that is told in one line.
+
+    Attributes:
+        name: Its name.
+        told: Why it failed, or what else there is to say.
+        file: Its picture, relative to the page's folder; empty where there is none.
+    """
+
+    name: str
+    told: str = ""
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole page.
+
+    Attributes:
+        title: What it is about.
+        lead: One sentence beneath.
+        facts: What was run, (term, value).
+        command: The command line.
+        record: Every option, as YAML.
+        table: Rows of a table of runs or options, the first one its head.
+        failed: Pairs that failed.
+        cards: Pairs with pictures.
+        others: Pairs without.
+        left_out: Number of pairs that are not even listed.
+    """
+
+    title: str
+    lead: str
+    facts: Sequence[tuple[str, str]] = ()
+    command: str = ""
+    record: str = ""
+    table: Sequence[Sequence[str]] = ()
+    failed: Sequence[Row] = ()
+    cards: Sequence[Card] = ()
+    others: Sequence[Row] = ()
+    left_out: int = 0
+    notes: Sequence[str] = field(default=())
+
+
+def shown(text: object) -> str:
+    """Text as a page can show it: bytes that are not UTF-8 and control characters are replaced by visible signs."""
+    whole = str(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return _CONTROL.sub(lambda match: chr(0x2400 + ord(match[0])) if match[0] < " " else "\ufffd", whole)
+
+
+def link(path: str) -> str:
+    """A relative or absolute path as a URL."""
+    url = quote(os.fsencode(path.replace(os.sep, "/")))
+    return f"file://{'' if url.startswith('/') else '/'}{url}" if Path(path).is_absolute() else url
+
+
+def scores_table(card: Card) -> dict[str, Any] | None:
+    """Metrics of the panels that have any, with ranks where there is more than one; None without any."""
+    panels = [panel for panel in card.panels if panel.scores]
+    names = [name for name in ALL if any(name in panel.scores for panel in panels)]
+    if not names:
+        return None
+    rows: list[dict[str, Any]] = []
+    for panel, own in zip(panels, ranks(panels), strict=True):
+        cells = [(f"{panel.scores[n]:.4g}", own[n]) if n in panel.scores else ("", 0) for n in names]
+        mean = sum(own.values()) / len(own)
+        rows.append({"label": panel.label, "role": panel.role, "cells": cells, "mean": f"{mean:.2f}"})
+    if len(rows) > 4:  # a league; fewer are found by their place
+        rows.sort(key=lambda row: float(row["mean"]))
+    return {"metrics": [METRICS[name] for name in names], "rows": rows, "ranked": len(rows) > 1}
+
+
+def steps_json(card: Card) -> dict[str, Any]:
+    """What the page's script needs to show the steps."""
+    values = card.to_json()
+    return {name: values[name] for name in ("times", "weights", "moments")} | {
+        "modalities": [shown(modality) for modality in card.modalities]
+    }
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(PARTS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else shown(value),
+    )
+    environment.filters |= {"link": link}
+    environment.globals |= {"scores_table": scores_table, "steps_json": steps_json}
+    return environment
+
+
+def viridis() -> list[int]:
+    """The colour map as 256 RGB triples in a row."""
+    ramp = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_VIRIDIS)
+    return [int(value) for value in ramp[:, 0, ::-1].flatten()]
+
+
+def render(page: Page) -> bytes:
+    """The HTML file."""
+    parts = {name: Markup((PARTS / name).read_text(encoding="utf-8")) for name in ("page.css", "viewer.js", "steps.js")}
+    template = _environment().get_template("page.html.j2")
+    return template.render(page=page, parts=parts, viridis=viridis(), colours=COLOURS).encode("utf-8", "replace")

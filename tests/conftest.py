@@ -65,3 +65,18 @@ def browser() -> Iterator[Any]:
         running = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield running
         running.close()
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> tuple[list[str], Path]:
+    """A run over odd names, one of which is no picture, with baselines and one pair's estimates."""
+    import infer
+
+    from . import reports
+
+    folder = tmp_path_factory.mktemp("run")
+    pairs = reports.write_pairs(folder, [*reports.ODD, "broken"], ("visi<b>le", "infrared"))
+    (folder / "infrared" / "broken.png").write_bytes(b"no picture")
+    arguments = [*reports.FAST, *pairs, f"prior.path={tiny}", f"out={folder / 'o?ut #1'}"]
+    assert infer.main([*arguments, "report.baselines=mean, laplacian"]) == 1
+    return arguments, folder / "o?ut #1"

@@ -138,7 +138,7 @@ class PriorConfig:
     )
     tile: str = option("auto", "side of the windows that larger images are seen in; auto = by memory, 0 = always whole")
     memory: float | None = option(None, "GiB for one call of the network; null = 1 on a CPU, 40 % of a GPU's memory")
-    compile: bool = option(False, "torch.compile: some minutes at first, then faster on many images of one size")
+    compile: bool = option(False, "torch.compile: a minute or more at first; may pay on a GPU, hardly on a CPU")
     offload: bool = option(False, "keep the weights in main memory, and on the GPU only those in use")
 
     def __post_init__(self) -> None:

@@ -21,6 +21,12 @@ PROBE = 256
 MOST = 20
 """Names of extra files that are printed."""
 
+BASE = 1.0
+"""GiB of Python and torch themselves."""
+
+BYTES = 64
+"""For each value of the sources at the peak, as ``python -m dig2dig.benchmark speed`` measured it."""
+
 
 def list_pairs(run: Run) -> None:
     """Prints what would be fused, what is wrong with the rest, and how much time and memory it would take."""
@@ -76,13 +82,6 @@ def forecast(config: InferConfig, areas: Sequence[tuple[int, int]]) -> tuple[flo
     weights = sum(weight.numel() * weight.element_size() for weight in denoiser.parameters()) / 2**30
     memory = weights + BASE + max(config.prior.memory or 1.0, BYTES * values / 2**30)
     return taken[1] * work * (1 + 0.2 * (channels - 1)), memory
-
-
-BASE = 1.0
-"""GiB of Python and torch themselves."""
-
-BYTES = 64
-"""For each value of the sources at the peak, as ``python -m dig2dig.benchmark speed`` measured it."""
 
 
 def clock(seconds: float) -> str:

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 COMPARED := "report.baselines=mean, laplacian"
 
-.PHONY: demo test check clean help
+.PHONY: demo app test check clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -21,6 +21,9 @@ demo: .venv/installed  ## set up, and fuse the bundled examples into out/
 	    sources.far=examples/multi_focus/far out=out/multi_focus $(COMPARED)
 	@echo; echo "Fused pictures:"; ls out/*/*.png
 	@echo; echo "Pages to look at them:"; ls out/*/report.html
+
+app: .venv/installed-app  ## set up, and open a page to try fusion in the browser, on 127.0.0.1
+	$(BIN)/python -m dig2dig.app
 
 test: .venv/installed-dev  ## set up, and run the tests
 	$(BIN)/python -m pytest
@@ -42,6 +45,10 @@ clean:  ## remove the environment and what runs have left
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
 
+.venv/installed-app: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --editable '.[app]'
+	@touch $@ .venv/installed
+
 .venv/installed-dev: pyproject.toml | .venv/bin/python
 	$(BIN)/pip install --quiet --editable '.[dev]'
-	@touch $@ .venv/installed
+	@touch $@ .venv/installed .venv/installed-app

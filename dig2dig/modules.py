@@ -4,7 +4,7 @@ import math
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -74,11 +74,13 @@ class Tracing:
         names: Of which pairs; None = of all.
         side: Longest side of what is kept, pixels; None = as large as the pictures.
         estimates: Keep the prior's estimates too, which may run the network in each step for them alone.
+        watch: Called with each step when it is done, of whatever pair, for progress.
     """
 
     names: Collection[str] | None = None
     side: int | None = None
     estimates: bool = True
+    watch: Callable[[Snapshot], None] | None = None
 
 
 def pair_seed(seed: int, name: str) -> int:
@@ -169,9 +171,11 @@ class FusionModule(LightningModule):
 
         def keep(step: Snapshot) -> None:
             trace.append(step.fitted(tracing.side) if tracing.side else step)
+            if tracing.watch:
+                tracing.watch(trace[-1])
 
         noise = noise_levels(sources, samples[0].modalities, self.noise)
-        observe, estimates = keep if any(traced) else None, tracing.estimates
+        observe, estimates = keep if any(traced) or tracing.watch else None, tracing.estimates
         fused = fuse(sources, self.denoiser, self.sampler, seeds, None, observe, noise, estimates).cpu()
         seconds = (time.perf_counter() - started) / len(samples)
         return [

@@ -20,7 +20,7 @@ LAYERS = [
     {"callbacks", "monitor", "report", "videos"},
     {"run"},
     {"forecast"},
-    {"training", "benchmark"},
+    {"training", "benchmark", "app"},
 ]
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("dig2dig/**/*.py"), *ROOT.glob("datamodules/*.py")])
 
@@ -48,7 +48,7 @@ def test_files_are_short_and_import_downwards(path: Path) -> None:
         assert not {".".join(other.split(".")[:2]) for other in used} & above
         if name not in (
             "modules", "callbacks", "run", "training", "logs", "monitor", "checkpoints", "report", "benchmark",
-            "forecast", "videos",
+            "forecast", "videos", "app",
         ):  # fmt: skip
             assert not any(other.startswith(("lightning", "wandb", "datamodules")) for other in used)
     if path.stem != "cli":

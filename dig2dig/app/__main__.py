@@ -1,0 +1,56 @@
+"""Opens the page to try fusion: python -m dig2dig.app [port=7860] [key=value …]."""
+
+import os
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from dig2dig.app.config import AppConfig
+from dig2dig.cli import load
+
+HOST = "127.0.0.1"
+
+
+def main(argv: list[str]) -> int:
+    """Serves the page until it is interrupted, and gives the exit code."""
+    config = load(AppConfig, argv)
+    if not find_spec("gradio"):
+        print("error: the page needs Gradio: pip install 'dig2dig[app]'", file=sys.stderr)
+        return 2
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}  # read when it is imported
+    import torch
+
+    from dig2dig.adapters import open_prior
+    from dig2dig.allocator import keep_freed_memory
+    from dig2dig.app.page import CSS, build
+    from dig2dig.run import REFUSALS, one_line
+
+    keep_freed_memory()
+    try:
+        denoiser = open_prior(config.prior)
+        denoiser.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        with tempfile.TemporaryDirectory(prefix="dig2dig-app-") as folder:
+            os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(folder) / "uploads"))
+            page = build(config, denoiser, Path(folder))
+            port = config.port or None
+            _, url, _ = page.launch(
+                server_name=HOST,
+                server_port=port,
+                share=False,
+                quiet=True,
+                prevent_thread_lock=True,
+                max_file_size=f"{config.megabytes}mb",
+                css=CSS,
+                enable_monitoring=False,
+            )
+            print(f"the page is at {url} until Ctrl-C", flush=True)
+            page.block_thread()
+    except REFUSALS as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -132,6 +132,7 @@ def page_url(tiny: Path) -> Iterator[str]:
         url = next((found[0] for line in server.stdout if (found := re.search(r"http://127\.0\.0\.1:\d+/", line))), "")
         yield url
         server.terminate()
+        assert server.wait(60) == 0
 
 
 def test_two_files_give_a_picture_and_a_broken_one_gives_a_line(

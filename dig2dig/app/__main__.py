@@ -24,13 +24,14 @@ def main(argv: list[str]) -> int:
     from dig2dig.adapters import open_prior
     from dig2dig.allocator import keep_freed_memory
     from dig2dig.app.page import CSS, build
+    from dig2dig.interrupts import Interrupted, heed_signals
     from dig2dig.run import REFUSALS, one_line
 
     keep_freed_memory()
     try:
         denoiser = open_prior(config.prior)
         denoiser.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        with tempfile.TemporaryDirectory(prefix="dig2dig-app-") as folder:
+        with heed_signals(), tempfile.TemporaryDirectory(prefix="dig2dig-app-") as folder:
             os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(folder) / "uploads"))
             page = build(config, denoiser, Path(folder))
             port = config.port or None
@@ -46,6 +47,8 @@ def main(argv: list[str]) -> int:
             )
             print(f"the page is at {url} until Ctrl-C", flush=True)
             page.block_thread()
+    except Interrupted:
+        return 0  # closing the page is how it ends
     except REFUSALS as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

@@ -165,7 +165,8 @@ class FusionModule(LightningModule):
     def _fuse_samples(self, samples: list[Sample]) -> list[Result]:
         started = time.perf_counter()
         seeds = [pair_seed(self.seed, sample.series or sample.name) for sample in samples]
-        sources = torch.stack([sample.sources for sample in samples]).to(self.device)
+        images = [sample.sources[None] for sample in samples]
+        sources = (torch.cat(images) if len(images) > 1 else images[0]).to(self.device)  # large ones without a copy
         tracing, trace = self.tracing or Tracing(()), list[Snapshot]()
         traced = [tracing.names is None or sample.name in tracing.names for sample in samples]
 

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 COMPARED := "report.baselines=mean, laplacian"
 
-.PHONY: demo app test check clean help
+.PHONY: demo app test check docs figures clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -28,10 +28,16 @@ app: .venv/installed-app  ## set up, and open a page to try fusion in the browse
 test: .venv/installed-dev  ## set up, and run the tests
 	$(BIN)/python -m pytest
 
-check: .venv/installed-dev  ## lint, formatting and types
+check: .venv/installed-dev docs  ## lint, formatting, types, and the documentation with all its links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: .venv/installed-dev  ## build the documentation into out/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir out/site
+
+figures: .venv/installed  ## make the figures of README.md and docs/tracking.md again
+	$(BIN)/python -m docs.figures
 
 clean:  ## remove the environment and what runs have left
 	rm -rf .venv out .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

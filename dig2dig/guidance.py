@@ -69,6 +69,8 @@ def proximal(x0_hat: Image, target: Image, signal: Tensor, sigma_n: float, stren
     References:
         Zhu et al., "Denoising diffusion models for plug-and-play image restoration" (DiffPIR), 2023.
     """
+    if sigma_n == 0:  # large images have no room for another copy
+        return target
     rho = sigma_n**2 * signal / (1 - signal)
     return x0_hat.lerp(target, strength / (rho + strength))
 
@@ -131,27 +133,26 @@ def bands(
     Args:
         x0_hat: The prior's estimate.
         step: Sources and weights.
-        state: What the step before returned.
+        state: What the step before returned; it is used up.
         sigma_n: See :func:`proximal`.
         strength: See :func:`proximal`.
         scale: Pixels of blur r per unit of noise level, for images in [-1, 1].
         energy: Exponent of a: 0 leaves the plain weighted sum, 1 gives all energy back.
     """
-    parts = step.sources.split(
-        1, 1
-    )  # one source at a time: bands of all of them are what large images have no room for
+    parts = step.sources.split(1, 1)  # one source at a time, in place: large images have no room for all bands at once
     seen = [blurred(source, step.level, scale) for source in parts] if state is None else state.seen
-    target = torch.stack(seen).mean((0, 2)) if state is None else state.target
+    target = sum(seen, torch.zeros_like(seen[0]))[:, 0] / len(parts) if state is None else state.target
     fused, promised = torch.zeros_like(target), torch.zeros_like(target[:, :1])
     for k, source in enumerate(parts):
         sharper = blurred(source, step.level_next, scale)
         band, weight = (sharper - seen[k])[:, 0], step.weight[:, k]
-        fused, promised = fused.addcmul(weight, band), promised.addcmul(weight, band.square().mean(1, keepdim=True))
-        seen = [*seen[:k], sharper, *seen[k + 1 :]]
+        fused.addcmul_(weight, band)
+        promised.addcmul_(weight, band.square_().mean(1, keepdim=True))
+        seen[k] = sharper
     if energy > 0:
         kept = fused.square().mean(1, keepdim=True)
-        fused = fused * _restored(promised, kept, step.level_next, scale, len(parts), energy)
-    target = target + fused
+        fused *= _restored(promised, kept, step.level_next, scale, len(parts), energy)
+    target = fused.add_(target)
     low = step.sources.amin((1, 2, 3, 4)).view(-1, 1, 1, 1)
     high = step.sources.amax((1, 2, 3, 4)).view(-1, 1, 1, 1)
     guided = proximal(x0_hat, target.clamp(low, high), step.signal, sigma_n, strength)

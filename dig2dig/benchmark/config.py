@@ -110,7 +110,8 @@ class SpeedConfig:
     """Measures time and memory as ratios within one run: python -m dig2dig.benchmark speed out=DIR [key=value …]."""
 
     sections: str = option(
-        "cost, profile, batches, sizes, windows, spread", "what to measure, separated by commas; there is adm as well"
+        "cost, profile, operators, batches, sizes, windows, spread",
+        "what to measure, separated by commas; there is adm as well",
     )
     repeats: int = option(5, "paired rounds of each measurement, after one that does not count")
     task: Literal["ivf", "mif", "mef", "mff"] = option("ivf", "whose preset")

@@ -46,6 +46,7 @@ def run(config: SpeedConfig) -> int:
     measures: dict[str, Callable[[SpeedConfig, Fuser], Section]] = {
         "cost": cost,
         "profile": profiled,
+        "operators": operators,
         "batches": batches,
         "sizes": lambda config, fuser: Section(*sizes(config, fuser)),
         "windows": lambda config, fuser: Section(*windows(config, fuser)),
@@ -203,6 +204,31 @@ def network_share(fuser: Fuser, sources: Tensor, setting: SamplerConfig, repeats
         handle.remove()
     inside, whole = np.median(np.array(found[1:]), axis=0)
     return float(inside), float(whole)
+
+
+def operators(config: SpeedConfig, fuser: Fuser) -> Section:
+    """What torch.profiler finds: the operators that take most of the time themselves."""
+    from torch.profiler import ProfilerActivity, profile
+
+    cuda = fuser.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    ours, sources = preset(config.task), example_pair(SIDE, SIDE)
+    shares: list[dict[str, float]] = []
+    for setting in (ours, with_prior(ours, config.pull)):
+        fuser(sources, setting)
+        with profile(activities=activities) as found:
+            for _ in range(config.repeats):
+                fuser(sources, setting)
+        events = found.key_averages()
+        taken = {e.key: e.self_device_time_total if cuda else e.self_cpu_time_total for e in events}
+        shares.append({name: 100 * one / sum(taken.values()) for name, one in taken.items()})
+    first, second = shares
+    order = sorted(set(first) | set(second), key=lambda name: -second.get(name, 0.0))[:12]
+    rows: list[dict[str, str | float]] = [
+        {"operator": name, "preset, %": first.get(name, 0.0), "prior in the loop, %": second.get(name, 0.0)}
+        for name in order
+    ]
+    return Section("Where the time goes", f"Own time of operators by torch.profiler, a pair of {SIDE} px.", rows)
 
 
 def batches(config: SpeedConfig, fuser: Fuser) -> Section:

@@ -141,7 +141,7 @@ def fuse(
 
     # a guidance that trusts its target alone needs neither estimate nor state; an observer may want them nevertheless
     differentiate, heard = needs_graph(guide), (observe is not None and estimates) or listens(guide)
-    guided, state = clean.mean(1), None
+    guided, state = clean.mean(1) if heard else clean[:, 0], None  # where nobody looks, no room is taken
     x_t = to_channels(guided, denoiser.channels)
     x_t = add_noise(x_t, draw(), course.t[0], denoiser.alpha_bar) if heard else x_t
     for i in range(config.steps):

@@ -1,4 +1,7 @@
+import os
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +55,23 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     save_prior(build_prior([32], 1, 2), folder)
     return folder
+
+
+@pytest.fixture
+def mortal() -> Iterator[Path]:
+    """A folder whose permissions count: who runs the tests as root is somebody else for a while."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("permissions of another kind")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        yield Path(folder)
+        if root:
+            os.seteuid(0)
+        else:
+            subprocess.run(["chmod", "-R", "u+rwx", folder], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -206,14 +206,15 @@ def test_speed_end_to_end(data: Path, tiny: Path, tmp_path: Path, monkeypatch: p
     small = ["repeats=1", "megapixels=0.01", "seeds=2", f"data={data}", f"out={tmp_path}", f"prior.path={tiny}"]
     assert main(["speed", *small]) == 0
     sections = json.loads((tmp_path / "speed.json").read_text())["sections"]
-    assert len(sections) == 6 and all(sections.values())
+    assert len(sections) == 7 and all(sections.values())
     cost = {row["setting"]: row for row in sections["What a fusion costs"]}
     assert cost["prior in the loop"]["evaluations"] > cost["prior in the loop, static weights"]["evaluations"] == 8
     assert cost["preset, static weights"]["evaluations"] == 0 < cost["preset"]["evaluations"] < 4
     assert all(row["peak GiB"] >= row["GiB before"] > 0.1 for row in sections["Sizes"])
-    windows = {row["setting"]: row for row in sections["Windows"]}
+    windows = {row["setting"]: row for row in sections["Windows"] if row["pixels"] == "768 × 768"}
     assert windows["preset"]["mean"] < windows["gains at full size"]["largest"]
-    assert (tmp_path / "windows_preset.png").is_file()
+    assert (tmp_path / "windows_preset_768.png").is_file()
+    assert 30 < sum(row["preset, %"] for row in sections["Where the time goes"]) <= 100.1
     assert "## Cheap gains beside naive ones" in (tmp_path / "table.md").read_text()
 
 

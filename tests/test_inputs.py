@@ -75,12 +75,11 @@ def test_dry_run_tells_all_of_it_beforehand(fused, capsys: pytest.CaptureFixture
     assert "GiB of memory" in printed and f"{len(BAD) + len(ODD) + 2} to fuse" in printed
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads everything")
-def test_a_file_without_permission_fails_its_pair(tmp_path: Path) -> None:
-    make(tmp_path)
-    (tmp_path / "visible" / "-dash.png").chmod(0)
-    assert run(tmp_path) == 1
-    assert "Permission denied" in rows(tmp_path / "out")["-dash"]["reason"]
+def test_a_file_without_permission_fails_its_pair(mortal: Path) -> None:
+    make(mortal)
+    (mortal / "visible" / "-dash.png").chmod(0)
+    assert run(mortal) == 1
+    assert "Permission denied" in rows(mortal / "out")["-dash"]["reason"]
 
 
 def save(path: Path, pixels: np.ndarray) -> None:

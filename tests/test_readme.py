@@ -2,11 +2,16 @@
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
+import cv2
 import pytest
 
-from dig2dig.benchmark.config import DegradedConfig, QualityConfig, SpeedConfig, TheoryConfig
+import infer
+import train
+from dig2dig.benchmark.__main__ import main as benchmark
+from dig2dig.benchmark.config import DegradedConfig, FlickerConfig, QualityConfig, SpeedConfig, TheoryConfig
 from dig2dig.cli import load
 from dig2dig.config import InferConfig
 from dig2dig.config_train import TrainConfig
@@ -21,7 +26,26 @@ LINES = [line.split("  #")[0].strip() for block in SHELL for line in block.repla
 COMMANDS = [line[line.index("python ") :] for line in LINES if line.startswith(("python ", "srun python "))]
 
 
-BENCHMARKS = {"quality": QualityConfig, "theory": TheoryConfig, "degraded": DegradedConfig, "speed": SpeedConfig}
+BENCHMARKS = {
+    "quality": QualityConfig,
+    "theory": TheoryConfig,
+    "degraded": DegradedConfig,
+    "flicker": FlickerConfig,
+    "speed": SpeedConfig,
+}
+TYPED = [
+    line.split("  #")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line
+]
+"""What README.md has people type."""
+
+SMALL = {
+    "infer.py": "sampler.steps=2",
+    "train.py": "optim.steps=2 data.crop=16 data.val_crop=32 data.batch_size=2 data.workers=0 "
+    "logger.wandb.mode=disabled",
+    "quality": "methods=dig2dig,static,mean,laplacian",
+    "speed": "sections=profile repeats=1",
+}
+"""What keeps each command short."""
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if " -m dig2dig.benchmark " in command])
@@ -43,6 +67,41 @@ def test_command_is_understood(command: str, capsys: pytest.CaptureFixture) -> N
         assert isinstance(load(schema, arguments), schema)
 
 
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of small pictures under the names that README.md uses, as the current one."""
+    for side, task in (("visible", "vi"), ("infrared", "ir")):
+        pixels = cv2.imread(str(EXAMPLES / "infrared_visible" / side / "00537D.png"))[200:264, 250:314]
+        for place in (f"{side}/one.png", f"{side}/two.png", f"tasks/infrared_visible/Tiny/{task}/one.png"):
+            (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / place), pixels)
+    for name, kind in (("a", "dark"), ("b", "middle"), ("c", "bright")):
+        pixels = cv2.imread(str(EXAMPLES / "multi_exposure_stack" / kind / "Tower.png"))[200:264, 100:164]
+        cv2.imwrite(str(tmp_path / f"{name}.jpg"), pixels)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*smaller than the logging interval")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+@pytest.mark.parametrize("command", [line for line in TYPED if line.startswith("python ")])
+def test_command_runs(home: Path, command: str) -> None:
+    places = {"data.root=DIR": "data.root=visible", "data=DIR": "data=tasks", "out=DIR": "out=out"}
+    places |= {f"sources.{side}=DIR": f"sources.{side}={side}" for side in ("visible", "infrared")}
+    _, script, *arguments = [places.get(word, word) for word in shlex.split(command)]
+    if arguments == ["--help"]:
+        with pytest.raises(SystemExit, match="0"):
+            infer.main(arguments)
+        return
+    mains = {"infer.py": infer.main, "train.py": train.main, "-m": benchmark}
+    arguments = arguments[1:] if script == "-m" else arguments
+    short = SMALL[arguments[0] if script == "-m" else script]
+    assert mains[script]([*arguments, *short.split()]) == 0
+    out = next(word for word in arguments if word.startswith("out=")).removeprefix("out=")
+    assert any(path.is_file() for path in (home / out).rglob("*"))
+
+
 def test_python_example_runs() -> None:
     (code,) = [block for kind, block in BLOCKS if kind == "python"]
     scope: dict = {}
@@ -50,11 +109,14 @@ def test_python_example_runs() -> None:
     assert scope["fused"].shape == (1, 1, 64, 64)
 
 
-def test_make_targets_and_linked_files_exist() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    for command in LINES:
-        if command.startswith("make "):
-            assert re.search(rf"^{command.split()[1]}:", makefile, re.M)
+@pytest.mark.parametrize("command", sorted({line for line in LINES if re.fullmatch(r"make \w+", line)}))
+def test_make_knows_what_to_do(command: str) -> None:
+    """Dry: .ci/run has make demo and make test run, other tests the page."""
+    subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_readme_is_short_and_its_links_lead_somewhere() -> None:
+    assert len(README.splitlines()) <= 150
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
 

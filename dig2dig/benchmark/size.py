@@ -109,8 +109,8 @@ def windows(config: SpeedConfig, fuser: Fuser) -> tuple[str, str, Rows]:
     text = (
         "Absolute difference in grey levels of 255, a pair seen whole and in windows of 384 px that overlap by 64. *At "
         "seams*: where windows of the full size are blended; *elsewhere*: the rest. The presets measure gains on "
-        "images of a quarter of the size, which at 768 px fit one window. The pictures `windows_*.png` show the difference, "
-        "from 0 to 8."
+        "images of a quarter of the size, which at 768 px fit one window. The pictures `windows_*.png` show the "
+        "difference, from 0 to 8."
     )
     return "Windows", text, rows
 

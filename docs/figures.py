@@ -1,0 +1,85 @@
+"""Makes the figures of README.md and docs/tracking.md from the bundled examples: make figures."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from datamodules.pairing import find_pairs
+from datamodules.pairs import Sample, read_pair
+from dig2dig.atomic import write_atomically
+from dig2dig.backbone import load_prior
+from dig2dig.cli import load
+from dig2dig.config import InferConfig
+from dig2dig.encode import encode
+from dig2dig.modules import FusionModule, Result, Tracing
+from dig2dig.panels import curves, fusion_panel, maps_panel, row, to_colours, to_pixels, to_png
+from dig2dig.report.pictures import read_picture
+from dig2dig.run import reading
+from dig2dig.statistics import dig_statistics
+
+ROOT = Path(__file__).parents[1]
+FIGURES = Path(__file__).parent / "figures"
+SHOWN = (  # config, folder of examples, sources, name
+    ("ivf", "infrared_visible", ("visible", "infrared"), "00537D"),
+    ("mef", "multi_exposure", ("under", "over"), "station"),
+    ("mff", "multi_focus", ("near", "far"), "mountain"),
+)
+TILE = (320, 240)
+"""Width and height of a picture in the overview."""
+
+
+def fuse_example(config: str, folder: str, sides: tuple[str, ...], name: str) -> tuple[list[Path], Sample, Result]:
+    """Files, sources and traced result of a bundled example with its preset."""
+    files = {side: next((ROOT / "examples" / folder / side).glob(f"{name}.*")) for side in sides}
+    options = [f"sources.{side}={file}" for side, file in files.items()]
+    setting = load(InferConfig, [str(ROOT / "configs" / f"{config}.yaml"), *options])
+    (pair,) = find_pairs(setting.sources)
+    sample = read_pair(pair, reading(setting))
+    assert isinstance(sample, Sample)
+    module = FusionModule(load_prior(), setting.sampler, setting.seed, Tracing(estimates=True))
+    (result,) = module.predict_step([sample])
+    return list(files.values()), sample, result
+
+
+def tile(pixels: np.ndarray) -> np.ndarray:
+    """The middle of a picture, in the overview's shape."""
+    picture = Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+    width, height = TILE
+    scale = max(width / picture.width, height / picture.height)
+    grown = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+    left, top = (grown.width - width) // 2, (grown.height - height) // 2
+    return np.asarray(grown.crop((left, top, left + width, top + height)))
+
+
+def overview_row(files: list[Path], sample: Sample, result: Result) -> np.ndarray:
+    """Two sources, the weight of the first in the middle of the sampling, and the result."""
+    assert result.image is not None
+    sources = [read_picture(file) for file in files]
+    weight = result.trace[len(result.trace) // 2].weight[0, 0, 0]
+    pictures = [to_pixels(image) for image in (*sources, result.image) if image is not None]
+    pictures.insert(2, to_colours(weight, 0.0, 1.0))
+    titles = [*sample.modalities, f"weight of {sample.modalities[0]}, 0 to 1", "fused"]
+    return row([tile(one) for one in pictures], titles)
+
+
+def main() -> None:
+    """Writes all figures."""
+    made = [fuse_example(*one) for one in SHOWN]
+    overview = torch.from_numpy(np.vstack([overview_row(*one) for one in made])).permute(2, 0, 1) / 255
+    write_atomically(FIGURES / "overview.jpg", encode(overview, ".jpg", quality=88))
+    _, sample, result = made[0]
+    assert result.image is not None
+    panels = {
+        "panel": fusion_panel(sample.sources, result.image, sample.modalities),
+        "maps": maps_panel(result.trace, sample.modalities),
+        "curves": curves(dig_statistics(result.trace, sample.sources[None]), sample.modalities),
+    }
+    for kind, pixels in panels.items():
+        write_atomically(FIGURES / f"tracking_{kind}.png", to_png(pixels))
+    print(f"figures: {FIGURES}")
+
+
+if __name__ == "__main__":
+    main()

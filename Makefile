@@ -22,7 +22,7 @@ demo: .venv/installed  ## set up, and fuse the bundled examples into out/
 	@echo; echo "Fused pictures:"; ls out/*/*.png
 	@echo; echo "Pages to look at them:"; ls out/*/report.html
 
-app: .venv/installed-app  ## set up, and open a page to try fusion in the browser, on 127.0.0.1
+app: .venv/installed-app  ## set up, and serve a page to try fusion in the browser, on 127.0.0.1
 	$(BIN)/python -m dig2dig.app
 
 test: .venv/installed-dev  ## set up, and run the tests

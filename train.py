@@ -16,14 +16,18 @@ def main(argv: list[str]) -> int:
     from lightning import seed_everything
 
     from dig2dig.allocator import keep_freed_memory
-    from dig2dig.run import REFUSALS, one_line, quiet
+    from dig2dig.run import REFUSALS, hold, one_line, quiet
     from dig2dig.training import train, validate
 
     quiet()
     keep_freed_memory()
     seed_everything(config.seed, verbose=False)
     try:
-        validate(config) if config.validate else train(config)
+        if config.validate or config.fast_dev_run:
+            validate(config) if config.validate else train(config)
+        else:
+            with hold(config.out):
+                train(config)
     except REFUSALS as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

@@ -1,5 +1,6 @@
 """Frames of video files, read and written."""
 
+import os
 import threading
 from collections.abc import Iterable
 from functools import lru_cache
@@ -69,13 +70,13 @@ class Video:
 
 def _video(path: Path) -> Video:
     try:
-        return _open(path, path.stat().st_mtime_ns)
+        return _open(path, path.stat().st_mtime_ns, os.getpid())
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 @lru_cache(maxsize=8)
-def _open(path: Path, changed: int) -> Video:
+def _open(path: Path, changed: int, process: int) -> Video:  # an open file is not shared with workers
     return Video(path)
 
 

@@ -25,7 +25,7 @@ class Reading:
     Attributes:
         task: Decides how colour is treated, see :mod:`dig2dig.color`.
         allow_missing: Fuse a stack that stops before the others; at least two sources must be there.
-        range: Per modality which stored values are black and white, see :func:`datamodules.files.to_unit`.
+        range: Per modality which stored values are black and white, see :func:`datamodules.ranges.to_unit`.
         reference: Modality whose size, depth and format the result keeps; empty for the first.
         align: What to do with sources of another size or place than the reference.
         align_score: Registrations below this score are refused; None for the calibrated one.
@@ -104,14 +104,15 @@ def read_pair(pair: Pair, reading: Reading) -> Sample | Failure:
         pictures[reference].depth,
         pair.files[reference].suffix.lower(),
         pair.series,
-        join_digests({modality: picture.digest for modality, picture in pictures.items()}),
+        join_digests(pair, {modality: picture.digest for modality, picture in pictures.items()}, reading),
         "; ".join(notes + told),
     )
 
 
-def join_digests(digests: Mapping[str, str]) -> str:
-    """What identifies all files of a pair, in their order."""
-    return "/".join(f"{modality}:{digest}" for modality, digest in digests.items())
+def join_digests(pair: Pair, digests: Mapping[str, str], reading: Reading) -> str:
+    """What identifies all files of a pair, in their order; of frames also the range that their series shares."""
+    ranges = {modality: f" {wanted_range(pair, modality, reading)}" if pair.series else "" for modality in digests}
+    return "/".join(f"{modality}:{digest}{ranges[modality]}" for modality, digest in digests.items())
 
 
 def reference_of(pair: Pair, reference: str) -> str:
@@ -192,6 +193,6 @@ def batch_key(pair: Pair, reference: str = "") -> tuple[int, ...]:
         return ()
 
 
-def pair_digest(pair: Pair) -> str:
+def pair_digest(pair: Pair, reading: Reading) -> str:
     """The digest that a sample of these files would have."""
-    return join_digests({modality: source_digest(file) for modality, file in pair.files.items()})
+    return join_digests(pair, {modality: source_digest(file) for modality, file in pair.files.items()}, reading)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
+from dig2dig.atomic import write_atomically
 from dig2dig.backbone import load_prior, save_prior, weights_file
 from dig2dig.config import PriorConfig
 from dig2dig.denoiser import Denoiser
@@ -52,7 +53,7 @@ def save_adapter(denoiser: Denoiser, folder: Path, prior: str, rank: int, alpha:
     """Writes the adapters alone, in peft's file format, with the hash of the prior that they belong to."""
     folder.mkdir(parents=True, exist_ok=True)
     state = _peft().get_peft_model_state_dict(denoiser.network.unet)
-    save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, folder / WEIGHTS)
+    write_atomically(folder / WEIGHTS, save({name: tensor.contiguous().cpu() for name, tensor in state.items()}))
     config = {
         "peft_type": "LORA",
         "r": rank,
@@ -61,7 +62,7 @@ def save_adapter(denoiser: Denoiser, folder: Path, prior: str, rank: int, alpha:
         "base_model_name_or_path": prior,
         "base_sha256": file_sha256(weights_file(prior)),
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    write_atomically(folder / CONFIG, f"{json.dumps(config, indent=2)}\n".encode())
 
 
 def adapter_file(folder: Path) -> Path:

@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import cv2
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
@@ -76,8 +75,9 @@ class FusionWriter(BasePredictionWriter):
     ) -> None:
         """Has what ``predict_step`` gave written, once all before it is."""
         table = "summary.csv" if trainer.world_size == 1 else f"summary.{trainer.global_rank}.csv"
-        self.finish()
-        self.writing = self.thread.submit(self.write, list(prediction), self.out / table)
+        before, self.writing = self.writing, self.thread.submit(self.write, list(prediction), self.out / table)
+        if before:
+            before.result()
 
     def write(self, results: list[Result], table: Path) -> None:
         """Pictures first, then the table that says they are there."""
@@ -96,7 +96,7 @@ class FusionWriter(BasePredictionWriter):
         suffix = suffix_of(self.save.format, result.suffix)
         try:
             content = encode(result.image, suffix, result.depth, self.save.quality)
-        except (ValueError, cv2.error) as error:  # WebP and JPEG have largest sizes
+        except ValueError as error:
             reason = f"{result.name}: {str(error).splitlines()[0]}; take save.format=png"
             return row | {"status": "failed", "reason": reason}
         if self.save.weights:
@@ -113,9 +113,9 @@ class FusionWriter(BasePredictionWriter):
         Raises:
             OSError: Something could not be.
         """
-        writing, self.writing = self.writing, None
-        if writing:
-            writing.result()
+        if self.writing:
+            self.writing.result()
+        self.writing = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """What was fused before a run broke off is kept."""

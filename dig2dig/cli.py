@@ -27,7 +27,7 @@ def load(schema: type[T], argv: list[str]) -> T:
     try:
         config = OmegaConf.structured(schema)
         for argument in argv:
-            is_file = "=" not in argument or Path(argument).is_file()
+            is_file = "=" not in argument or _names_a_file(argument)
             layer = _file(argument) if is_file else _override(argument, texts)
             config = OmegaConf.merge(config, layer)
         result = OmegaConf.to_object(config)
@@ -54,6 +54,13 @@ def from_yaml(schema: type[T], path: Path) -> T | None:
         return None
     assert isinstance(result, schema)
     return result
+
+
+def _names_a_file(argument: str) -> bool:
+    try:
+        return Path(argument).is_file()
+    except OSError:  # too long for a path
+        return False
 
 
 def _override(argument: str, texts: set[str]) -> Any:

@@ -261,7 +261,7 @@ class InferConfig:
     logger: LoggerConfig = option(_unlogged, "dashboards that show the fusion of a few pairs")
     dry_run: bool = option(False, "only list what would be fused")
     overwrite: bool = option(False, "fuse again what an earlier run with the same configuration has done")
-    versions: dict[str, str] = option({}, "recorded in run.yaml, never read")
+    versions: dict[str, str] = option({}, "recorded in run.yaml; give none")
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"batch_size must be at least 1, not {self.batch_size}")

@@ -100,6 +100,7 @@ class Denoiser(nn.Module):
             the memory allows.
         memory: GiB that one call of the network may take for its activations; None = 1 on a CPU, 40 % of a GPU.
         native: Side of the images that a network with attention was trained on, None without.
+        scarce: Memory ran out: one smallest window at a time.
 
     References:
         Salimans and Ho, "Progressive distillation for fast sampling of diffusion models", 2022 (v).
@@ -124,6 +125,7 @@ class Denoiser(nn.Module):
         self.tile: int | None = None
         self.memory: float | None = None
         self.native: int | None = None
+        self.scarce = False
         self._pixels: dict[tuple[str, str], int] = {}
         self.alpha_bar = alpha_bar.double().cpu()  # no buffer: not every device has float64
 
@@ -168,6 +170,8 @@ class Denoiser(nn.Module):
             device: Where the network runs.
             wanted: How many there are; up to ``ALWAYS_FITS`` nothing is measured.
         """
+        if self.scarce:
+            return SMALLEST_WINDOW**2
         if self.memory is None and wanted <= ALWAYS_FITS:
             return ALWAYS_FITS
         key = (device.type, self.precision)
@@ -178,6 +182,8 @@ class Denoiser(nn.Module):
 
     def window(self, device: torch.device, height: int, width: int) -> int:
         """The largest side of an image that one call sees whole: a multiple of ``multiple``, or the whole side."""
+        if self.scarce:
+            return max(SMALLEST_WINDOW // self.multiple, 1) * self.multiple
         if self.tile == 0 or (self.tile is None and self.memory is None and height * width <= ALWAYS_FITS):
             return max(height, width)
         side = self.tile or math.isqrt(self.pixels(device, height * width))

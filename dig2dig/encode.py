@@ -26,6 +26,9 @@ def encode(image: Tensor, suffix: str, depth: int = 8, quality: int = 95) -> byt
         suffix: The format, one of ``PICTURES``.
         depth: Bits of a channel; formats that hold 8 get 8.
         quality: Of JPEG, without subsampled colour, and WebP, 1 to 100.
+
+    Raises:
+        ValueError: The format has no room for a picture of this size.
     """
     top, kind = (65535, np.uint16) if depth > 8 and suffix in DEEP else (255, np.uint8)
     pixels = (image.detach().clamp(0, 1) * top).round().permute(1, 2, 0).cpu().numpy().astype(kind)
@@ -39,7 +42,10 @@ def encode(image: Tensor, suffix: str, depth: int = 8, quality: int = 95) -> byt
         ".webp": [cv2.IMWRITE_WEBP_QUALITY, quality],
     }
     name = ".jpg" if suffix == ".jpeg" else suffix
-    done, content = cv2.imencode(name, pixels[..., ::-1], settings.get(name, []))
+    try:
+        done, content = cv2.imencode(name, pixels[..., ::-1], settings.get(name, []))
+    except cv2.error:  # WebP and JPEG have largest sizes
+        done, content = False, np.empty(0)
     if not done:
         raise ValueError(f"a picture of {pixels.shape[1]}x{pixels.shape[0]} cannot be stored as {suffix}")
     return content.tobytes()

@@ -32,7 +32,7 @@ def list_pairs(run: Run) -> None:
     """Prints what would be fused, what is wrong with the rest, and how much time and memory it would take."""
     areas: list[tuple[int, int]] = []
     for pair in run.todo:
-        told, area = describe(pair, run.record.reference)
+        told, area = describe(pair, run.record.reference, run.record.allow_missing)
         areas += [(area, len(pair.files))] if area else []
         print(one_line(told))
     if extra := extra_files(run.record.sources):
@@ -44,11 +44,13 @@ def list_pairs(run: Run) -> None:
         print(f"about {clock(seconds)} on this machine, at most about {memory:.1f} GiB of memory")
 
 
-def describe(pair: Pair, reference: str) -> tuple[str, int]:
+def describe(pair: Pair, reference: str, allow_missing: bool) -> tuple[str, int]:
     """One line on a pair, and its pixels; 0 where it cannot be fused."""
     files = ", ".join(map(str, pair.files.values()))
     if pair.problem:
         return f"{pair.name}  cannot be fused: {pair.problem}", 0
+    if pair.missing and not (allow_missing and len(pair.files) > 1):
+        return f"{pair.name}  cannot be fused, missing: {', '.join(pair.missing)}", 0
     missing = f"  missing: {', '.join(pair.missing)}" if pair.missing else ""
     try:
         height, width = source_size(pair.files[reference_of(pair, reference)], pair.frame)

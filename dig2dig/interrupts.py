@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM as one exception, so that a run ends in order: what is fused is written, then it stops."""
 
+import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ class Interrupted(BaseException):
 
 
 def _raise(number: int, _: FrameType | None) -> None:
+    if multiprocessing.parent_process():  # a worker of the data loader: torch ends it in order
+        raise KeyboardInterrupt
     for one in (signal.SIGINT, signal.SIGTERM):  # impatience must not break the orderly end
         signal.signal(one, signal.SIG_IGN)
     raise Interrupted(number)

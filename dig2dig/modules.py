@@ -21,7 +21,7 @@ from dig2dig.backbone import offload
 from dig2dig.color import merge
 from dig2dig.config import SamplerConfig
 from dig2dig.config_train import OptimConfig
-from dig2dig.denoiser import SMALLEST_WINDOW, Denoiser
+from dig2dig.denoiser import Denoiser
 from dig2dig.losses import diffusion_loss, draw_times, loss_weight, psnr_by_noise
 from dig2dig.noise import noise_levels
 from dig2dig.sampler import Snapshot, fuse
@@ -146,10 +146,10 @@ class FusionModule(LightningModule):
         return [self._in_small_windows(samples[0])]
 
     def _in_small_windows(self, sample: Sample) -> Result:
-        """One sample again, with windows of the smallest size, or why that fails too."""
+        """One sample again, a smallest window at a time, or why that fails too."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        tile, self.denoiser.tile = self.denoiser.tile, SMALLEST_WINDOW
+        self.denoiser.scarce = True
         try:
             (result,) = self._fuse_samples([sample])
         except (MemoryError, RuntimeError) as error:
@@ -158,7 +158,7 @@ class FusionModule(LightningModule):
             height, width = sample.sources.shape[-2:]
             return _failed(sample, f"{width}x{height} pixels do not fit into memory; make them smaller")
         finally:
-            self.denoiser.tile = tile
+            self.denoiser.scarce = False
         note = "memory ran out: fused in small windows"
         return replace(result, note="; ".join(filter(None, [result.note, note])))
 
@@ -193,6 +193,8 @@ class FusionModule(LightningModule):
                 digest=one.digest,
                 note=one.note,
             )
+            if fused[i].isfinite().all()
+            else _failed(one, "the prior gives numbers that are not finite")
             for i, one in enumerate(samples)
         ]
 

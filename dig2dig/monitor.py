@@ -49,11 +49,10 @@ def fuse_and_describe(
     with torch.no_grad():
         for sample in samples:
             result = fusion.fuse_samples([sample])[0]
-            if result.fused is not None and result.fused.isfinite().all():
+            if result.fused is not None:
                 shown.append(describe(sample, result))
             else:
-                reason = result.reason or f"{sample.name}: the prior gives numbers that are not finite"
-                print(f"not fused: {reason}", file=sys.stderr)
+                print(f"not fused: {result.reason}", file=sys.stderr)
     return shown
 
 

@@ -61,7 +61,8 @@ def _map(step: Snapshot, kind: str, k: int, side: int) -> np.ndarray:
     maps = (step.weight if kind == "weight" else step.gain)[0, :, 0]
     low, high = (0.0, 1.0) if kind == "weight" else (float(maps.amin()), float(maps.amax()))
     scale = side / max(maps.shape[-2:])
-    small = interpolate(maps[None, k : k + 1], scale_factor=scale, mode="area")[0, 0]
+    size = [max(1, round(length * scale)) for length in maps.shape[-2:]]
+    small = interpolate(maps[None, k : k + 1], size, mode="area")[0, 0]
     return to_colours(small, low, high)
 
 

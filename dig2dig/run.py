@@ -62,8 +62,9 @@ class Run:
     def start(self) -> None:
         """Writes ``OUT/run.yaml``, and ``OUT/summary.csv`` with the rows that stay valid, no other."""
         write_summary(self.out / "summary.csv", self.done)
-        for part in (*self.out.glob("summary.*.csv"), *self.out.rglob(".*.part*")):  # of runs that were killed
-            part.unlink()
+        ours = ("summary.*.csv", *(f"{folder}.*.part*" for folder in ("", "*_maps/", "report/", "panels/")))
+        for part in (part for pattern in ours for part in self.out.glob(pattern)):  # of runs that were killed
+            part.unlink(missing_ok=True)
         prune(self.out, list(self.done))
         write_atomically(self.out / "run.yaml", to_yaml(self.record).encode())
 
@@ -115,10 +116,11 @@ def open_run(config: InferConfig, pairs: Sequence[Pair]) -> Run:
         PairingError: A result would replace one of the sources.
     """
     out = Path(config.out)
+    sources = {real(file) for pair in pairs for file in pair.files.values()}
     for pair in pairs:
         suffixes = {suffix_of(config.save.format, file.suffix.lower()) for file in pair.files.values()}
         written = {real(out / f"{pair.name}{suffix}") for suffix in suffixes}
-        if hit := written & {real(file) for file in pair.files.values()}:
+        if hit := sources & (written | {real(out / f"{pair.series}.mp4")}):
             raise PairingError(
                 f"out={out} holds sources: {Path(hit.pop()).name} would be replaced; give another folder"
             )
@@ -128,8 +130,9 @@ def open_run(config: InferConfig, pairs: Sequence[Pair]) -> Run:
     if earlier and shaping(earlier) == shaping(record):
         for table in (out / "summary.csv", *sorted(out.glob("summary.*.csv"))):  # parts of an interrupted run
             rows |= read_summary(table)
+    how = reading(config)
     done = {name: row for name, row in rows.items() if row["status"] == "done" and (out / row["file"]).is_file()}
-    todo = [pair for pair in pairs if pair.name not in done or done[pair.name]["inputs"] != pair_digest(pair)]
+    todo = [pair for pair in pairs if pair.name not in done or done[pair.name]["inputs"] != pair_digest(pair, how)]
     for pair in todo:
         done.pop(pair.name, None)
     return Run(out, record, todo, done)
@@ -168,7 +171,7 @@ def absolute(path: str) -> str:
 
 
 def shaping(config: InferConfig) -> tuple[object, ...]:
-    """What a result depends on: two runs that agree on it give the same pictures."""
+    """The options that a result depends on: on one machine, two runs that agree on them give the same pictures."""
     p = config.prior
     prior = (p.sha256, p.adapter_sha256, p.precision, p.tile, p.memory, p.compile)
     ours = config.versions.get("dig2dig")
@@ -239,7 +242,7 @@ def quiet() -> None:
         "dataloader is not resumable",
         "flops_per_batch",
     )
-    for advice in advices:  # the last: our sampler starts where the run stands
+    for advice in advices:  # not resumable: our sampler starts where the run stands
         warnings.filterwarnings("ignore", f".*{advice}.*")
 
 

@@ -24,9 +24,11 @@ def join_videos(out: Path, pairs: Sequence[Pair], rows: Mapping[str, Mapping[str
     """
     for series, group in groupby(pairs, key=lambda pair: pair.series):
         frames = list(group)
-        source = frames[0].files[reference_of(frames[0], reference)]
         done = [rows[frame.name] for frame in frames if rows[frame.name]["status"] == "done"]
-        if not is_video(source) or len(done) < len(frames):
+        if not series or len(done) < len(frames):
+            continue
+        source = frames[0].files[reference_of(frames[0], reference)]
+        if not is_video(source):
             continue
         pictures = (read_image(out / row["file"]) for row in done)
         write_video(out / f"{series}.mp4", pictures, frames_per_second(source))

@@ -35,10 +35,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise PriorError(f"{path}: damaged or cut short ({str(error).splitlines()[0]})") from error
+        raise PriorError(f"{path}: damaged or cut short ({str(error).partition(chr(10))[0]})") from error
     except Exception as error:  # UnpicklingError and what else a foreign pickle can raise
         reason = "holds more than tensors, so it was not loaded" if "weights_only" in str(error).lower() else str(error)
-        raise PriorError(f"{path}: {reason.splitlines()[0]}") from error
+        raise PriorError(f"{path}: {reason.partition(chr(10))[0]}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise PriorError(f"{path}: expected a state dict of tensors, found {type(state).__name__}")
     pattern = rf"(?<=\.)({'|'.join(OLD_ATTENTION)})(?=\.(weight|bias)$)"  # names of early diffusers releases

@@ -15,6 +15,7 @@ from PIL import Image
 
 import infer
 from dig2dig.atomic import write_atomically
+from dig2dig.denoiser import SMALLEST_WINDOW, Denoiser
 from dig2dig.interrupts import Interrupted, heed_signals
 from dig2dig.sampler import fuse
 
@@ -94,7 +95,7 @@ def test_memory_that_runs_out_costs_windows_then_the_pair(
     """Pairs of 32 rows fit in small windows only, those of 24 not at all."""
 
     def short(sources, denoiser, *arguments, **options):
-        rows_, whole = sources.shape[-2], denoiser.tile is None
+        rows_, whole = sources.shape[-2], not denoiser.scarce
         if rows_ == 24 or whole:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
         return fuse(sources, denoiser, *arguments, **options)
@@ -107,6 +108,26 @@ def test_memory_that_runs_out_costs_windows_then_the_pair(
     }
     assert "fused in small windows" in table["1"]["note"] and "do not fit into memory" in table["0"]["reason"]
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_scarce_memory_means_one_small_window_at_a_time(bundled: Denoiser) -> None:
+    sizes: list[tuple[int, ...]] = []
+    handle = bundled.network.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
+    bundled.scarce = True
+    try:
+        assert bundled(torch.zeros(2, 3, 320, 400), torch.tensor([5, 5])).shape == (2, 3, 320, 400)
+    finally:
+        bundled.scarce = False
+        handle.remove()
+    assert max(count * 4 * height * width for count, _, height, width in sizes) <= SMALLEST_WINDOW**2
+
+
+def test_numbers_that_are_not_finite_fail_the_pair(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dig2dig.modules.fuse", lambda *a, **k: fuse(*a, **k) * float("nan"))
+    assert run(pairs) == 1
+    table = rows(pairs / "out")
+    assert all("not finite" in row["reason"] and not row["file"] for row in table.values()) and len(table) == 6
+    assert not list((pairs / "out").glob("*.png"))
 
 
 def test_other_faults_are_not_taken_for_memory(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,8 +169,11 @@ def test_a_full_disk_is_one_line_and_the_next_run_completes(
 def test_leftovers_of_killed_runs_are_swept(pairs: Path) -> None:
     (pairs / "out").mkdir()
     (pairs / "out" / ".0123456789abcdef.part").write_bytes(b"half a picture")
+    other = pairs / "out" / "another run" / ".fedcba9876543210.part"
+    other.parent.mkdir()
+    other.write_bytes(b"at work")
     assert run(pairs) == 0
-    assert not list((pairs / "out").glob(".*"))
+    assert not list((pairs / "out").glob(".*")) and other.is_file()
 
 
 def test_a_malicious_checkpoint_does_not_run(pairs: Path, capsys: pytest.CaptureFixture) -> None:

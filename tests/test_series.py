@@ -12,7 +12,8 @@ import pytest
 from datamodules import frames, medical
 from datamodules.files import ImageError
 from datamodules.pairing import expand, find_pairs
-from datamodules.pairs import Failure, Reading, read_pair
+from datamodules.pairs import Failure, Reading, pair_digest, read_pair
+from datamodules.sources import series_range
 
 from .conftest import ROOT
 from .corpus import picture
@@ -60,6 +61,19 @@ def test_a_pair_of_videos_becomes_frames_and_a_video(tmp_path: Path, capsys: pyt
     still = cv2.imread(str(tmp_path / "out" / "walk_000003.png"), cv2.IMREAD_GRAYSCALE).astype(int)
     moving = frames.read_frame(tmp_path / "out" / "walk.mp4", 3)[..., 0].astype(int)
     assert np.abs(still - moving).mean() < 8
+    workers = tmp_path / "workers"
+    assert run(tmp_path, "workers=2", "batch_size=2", f"out={workers}") == 1
+    assert all((workers / f"{name}.png").read_bytes() == (tmp_path / "out" / f"{name}.png").read_bytes()
+               for name in (f"walk_00000{i}" for i in range(5)))  # fmt: skip
+
+
+def test_a_source_video_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    film(tmp_path / "visible" / "walk.mp4", 1)
+    film(tmp_path / "infrared" / "walk.mp4", 2)
+    before = (tmp_path / "visible" / "walk.mp4").read_bytes()
+    assert run(tmp_path, f"out={tmp_path / 'visible'}") == 2
+    assert "would be replaced" in capsys.readouterr().err
+    assert (tmp_path / "visible" / "walk.mp4").read_bytes() == before
 
 
 def test_frames_of_a_series_share_their_range(tmp_path: Path) -> None:
@@ -75,6 +89,10 @@ def test_frames_of_a_series_share_their_range(tmp_path: Path) -> None:
         assert not isinstance(sample, Failure) and sample.series == "sequence"
         means.append(float(sample.sources.mean()))
     assert means == sorted(means) and means[-1] - means[0] > 0.4
+    before = [pair_digest(pair, Reading()) for pair in pairs]
+    save(tmp_path / "visible" / "3.png", picture(3, height=32, width=32).astype(np.uint16) + 9000)
+    series_range.cache_clear()
+    assert all(was != pair_digest(pair, Reading()) for was, pair in zip(before, pairs, strict=True))
     alone = read_pair(expand(find_pairs({s: str(tmp_path / s) for s in ("visible", "infrared")}))[3], Reading())
     assert not isinstance(alone, Failure) and abs(float(alone.sources.mean()) - 0.5) < 0.2
 

@@ -125,7 +125,7 @@ def fuse_files(order: Order, denoiser: Denoiser, limits: AppConfig, folder: Path
     """
     options = overrides(order, limits.prior)
     pair = admit(order, limits, folder)
-    sources = [f"sources.{modality}={file}" for modality, file in pair.files.items()]
+    sources = [f"sources.{modality}={modality}" for modality in pair.files]
     config = load(InferConfig, [str(CONFIGS / f"{order.task}.yaml"), *sources, *options])
     sample = read_pair(pair, reading(config))
     if isinstance(sample, Failure):

@@ -12,7 +12,7 @@ from skimage.restoration import denoise_nl_means
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.pairs import Sample, pair_digest
+from datamodules.pairs import Reading, Sample, pair_digest
 from dig2dig import baselines
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import DegradedConfig
@@ -69,7 +69,9 @@ def add_gaussian(sample: Sample, sigma: float, which: str, seed: int) -> tuple[T
 def score(case: Case, sample: Sample, method: str, sigma: str, config: DegradedConfig, fuser: Fuser, rows: Rows) -> Row:
     """The row of one method, kept from an earlier run if nothing has changed."""
     task_method = make(method, case.task, config, fuser)
-    key = hashed(task_method.told, config.noisy, config.crop, config.seed, fuser.identity, pair_digest(case.pair))
+    key = hashed(
+        task_method.told, config.noisy, config.crop, config.seed, fuser.identity, pair_digest(case.pair, Reading())
+    )
     identity = (case.dataset, case.pair.name, method, sigma)
     known = rows.find(*identity)
     if known and known["key"] == key:

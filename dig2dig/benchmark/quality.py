@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from datamodules.pairs import Sample, pair_digest
+from datamodules.pairs import Reading, Sample, pair_digest
 from dig2dig import baselines
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import QualityConfig
@@ -116,7 +116,7 @@ class Judge:
         setting = sampler_of(method, case.task, self.config.variants)
         told = method if setting is None else asdict(setting)
         shaped_by = (told, self.fuser.identity if setting else None, self.config.seed, self.config.crop)
-        key = hashed(*shaped_by, method in STRETCHED, pair_digest(case.pair))
+        key = hashed(*shaped_by, method in STRETCHED, pair_digest(case.pair, Reading()))
         path = Path(self.config.out) / "pictures" / case.dataset / method / f"{case.pair.name}.png"
         earlier = self.rows.find(case.dataset, case.pair.name, method)
         if path.is_file() and earlier and earlier["key"] == key:

@@ -29,7 +29,7 @@ def source_panels(sample: Sample, files: Mapping[str, Path], folder: Path) -> li
     found: list[Shown] = []
     for modality, channels in zip(sample.modalities, sample.sources, strict=True):
         file = files.get(modality)
-        picture = read_picture(file) if file else None
+        picture = read_picture(file) if file and not sample.series else None
         if picture is None or not same(picture, channels):
             picture = channels
         found.append((Panel(modality, "source", file=relative(file, folder) if file else ""), small(picture)))

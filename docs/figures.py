@@ -64,15 +64,19 @@ def overview_row(files: list[Path], sample: Sample, result: Result) -> np.ndarra
     return row([tile(one) for one in pictures], titles)
 
 
+def write_jpeg(path: Path, pixels: np.ndarray) -> None:
+    """Writes RGB pixels (h, w, 3)."""
+    write_atomically(path, encode(torch.from_numpy(pixels).permute(2, 0, 1) / 255, ".jpg", quality=88))
+
+
 def main() -> None:
     """Writes all figures."""
     made = [fuse_example(*one) for one in SHOWN]
-    overview = torch.from_numpy(np.vstack([overview_row(*one) for one in made])).permute(2, 0, 1) / 255
-    write_atomically(FIGURES / "overview.jpg", encode(overview, ".jpg", quality=88))
+    write_jpeg(FIGURES / "overview.jpg", np.vstack([overview_row(*one) for one in made]))
     _, sample, result = made[0]
     assert result.image is not None
+    write_jpeg(FIGURES / "tracking_panel.jpg", fusion_panel(sample.sources, result.image, sample.modalities))
     panels = {
-        "panel": fusion_panel(sample.sources, result.image, sample.modalities),
         "maps": maps_panel(result.trace, sample.modalities),
         "curves": curves(dig_statistics(result.trace, sample.sources[None]), sample.modalities),
     }

@@ -39,8 +39,10 @@ def main(argv: list[str]) -> int:
             report = ReportWriter(run.out, run.todo, run.done, run.key, config.report)
             writer = FusionWriter(run.out, run.done, config.save, report.write)
             trainer = make_trainer(config, run, report, writer)
-            whole = Tracing(estimates=bool(trainer.loggers)) if config.save.weights or trainer.loggers else None
-            tracing = whole or report.tracing
+            tracing = report.tracing
+            if config.save.weights or trainer.loggers:
+                logged = {pair.name for pair in run.todo[: config.logger.pairs]} | set(report.files)
+                tracing = Tracing(None if config.save.weights else logged, estimates=bool(trainer.loggers))
             module = FusionModule(
                 denoiser, config.sampler, config.seed, tracing, config.noise, config.prior.offload, config.exact
             )

@@ -92,9 +92,17 @@ def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) as ``read_picture`` gives it, from the file's header."""
     try:
-        with path.open("rb") as file, _open(file, path) as image:
-            lying = _orientation(image) >= 5
-            return (image.width, image.height) if lying else (image.height, image.width)
+        with path.open("rb") as file:
+            try:
+                image = _open(file, path)
+            except ImageError:
+                file.seek(0)
+                if file.read(4) not in TIFF_STARTS:
+                    raise
+                return read_picture(path).pixels.shape[:2]  # of a rare kind, see below
+            with image:
+                lying = _orientation(image) >= 5
+                return (image.width, image.height) if lying else (image.height, image.width)
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from error
 

@@ -5,12 +5,12 @@ import threading
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from uuid import uuid4
 
 import cv2
 import numpy as np
 
 from datamodules.files import ImageError
+from dig2dig.atomic import replacing
 
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
 
@@ -86,15 +86,17 @@ def write_video(path: Path, frames: Iterable[np.ndarray], rate: float) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    part = path.with_name(f".{uuid4().hex[:16]}.part.mp4")
     writer = None
-    for frame in frames:
-        colour = cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR if frame.ndim == 2 else cv2.COLOR_RGB2BGR)
-        if writer is None:
-            size = (colour.shape[1], colour.shape[0])
-            writer = cv2.VideoWriter(str(part), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
-        writer.write(colour)
-    if writer is None or not writer.isOpened():
-        raise OSError(f"{path}: the video cannot be written")
-    writer.release()
-    part.replace(path)
+    with replacing(path) as part:
+        try:
+            for frame in frames:
+                colour = cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR if frame.ndim == 2 else cv2.COLOR_RGB2BGR)
+                if writer is None:
+                    size = (colour.shape[1], colour.shape[0])
+                    writer = cv2.VideoWriter(str(part), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+                writer.write(colour)
+            if writer is None or not writer.isOpened():
+                raise OSError(f"{path}: the video cannot be written")
+        finally:
+            if writer:
+                writer.release()

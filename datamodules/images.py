@@ -144,6 +144,9 @@ class ImageDataModule(LightningDataModule):
         paths = [path for path in paths if path.resolve() not in held_out]
         if not val:
             paths, val = hold_out(paths, config.val_share, seed)
+            if config.val_share and not val:
+                told = f"no image falls into data.val_share={config.val_share:g}: nothing is validated; give data.val"
+                print(f"{config.root}: {told}", file=sys.stderr)
         if config.root and not paths:
             raise FileNotFoundError(f"{config.root}: no image is left to train on, all are held out")
         self.train = ImageCrops(paths, crops, seed, config.cache, config.range16)

@@ -241,6 +241,7 @@ def quiet() -> None:
         "batch sampler `SizeBatches`",
         "dataloader is not resumable",
         "flops_per_batch",
+        "across ranks is zero",
     )
     for advice in advices:  # not resumable: our sampler starts where the run stands
         warnings.filterwarnings("ignore", f".*{advice}.*")

@@ -64,7 +64,7 @@ def test_sigterm_ends_a_run_in_order(tmp_path: Path) -> None:
     made = {path.stem for path in (tmp_path / "out").glob("*.png")}
     table = rows(tmp_path / "out")
     assert 0 < len(made) < 30 and made == {name for name, row in table.items() if row["status"] == "done"}
-    assert not list((tmp_path / "out").glob(".*.part"))
+    assert not list((tmp_path / "out").glob(".*.part*"))
 
 
 def test_bytes_do_not_depend_on_batches_workers_or_the_rest_of_a_run(pairs: Path) -> None:

@@ -24,13 +24,15 @@ def main(argv: list[str]) -> int:
     from dig2dig.adapters import open_prior
     from dig2dig.allocator import keep_freed_memory
     from dig2dig.app.page import CSS, build
+    from dig2dig.backbone import offload
     from dig2dig.interrupts import Interrupted, heed_signals
     from dig2dig.run import REFUSALS, one_line
 
     keep_freed_memory()
     try:
         denoiser = open_prior(config.prior)
-        denoiser.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        offload(denoiser, device) if config.prior.offload else denoiser.to(device)
         with heed_signals(), tempfile.TemporaryDirectory(prefix="dig2dig-app-") as folder:
             os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(folder) / "uploads"))
             page = build(config, denoiser, Path(folder))

@@ -52,6 +52,7 @@ class Page:
         cards: Pairs with pictures.
         others: Pairs without.
         left_out: Number of pairs that are not even listed.
+        unlisted: Those of them that failed.
     """
 
     title: str
@@ -64,6 +65,7 @@ class Page:
     cards: Sequence[Card] = ()
     others: Sequence[Row] = ()
     left_out: int = 0
+    unlisted: int = 0
     notes: Sequence[str] = field(default=())
 
 

@@ -77,6 +77,7 @@ def run_page(out: Path, record: InferConfig, key: str, rows: Rows, command: str)
         cards=cards,
         others=others[:LISTED],
         left_out=hidden,
+        unlisted=max(len(failed) - LISTED, 0),
     )
 
 
@@ -192,4 +193,5 @@ def comparison(runs: Sequence[Finished], folder: Path, pairs: int, command: str)
         failed=failed[:LISTED],
         cards=cards,
         left_out=max(len(names) - pairs, 0) + max(len(failed) - LISTED, 0),
+        unlisted=max(len(failed) - LISTED, 0),
     )

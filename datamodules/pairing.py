@@ -38,6 +38,10 @@ class Pair:
     series: str = ""
     probes: dict[str, Probes] = field(default_factory=dict)
 
+    def incomplete(self, allow_missing: bool) -> bool:
+        """Whether sources are missing without which it cannot be fused."""
+        return bool(self.missing) and not (allow_missing and len(self.files) > 1)
+
 
 def scenes(config: InferConfig) -> list[Pair]:
     """All that the configuration asks to fuse, a pair for each frame of videos and volumes.

@@ -78,7 +78,7 @@ class Failure:
 
 def read_pair(pair: Pair, reading: Reading) -> Sample | Failure:
     """Reads the sources of a pair, or says in one line why that cannot be."""
-    if pair.missing and not (reading.allow_missing and len(pair.files) > 1):
+    if pair.incomplete(reading.allow_missing):
         return Failure(pair.name, f"{pair.name}: no file of this name for {', '.join(pair.missing)}")
     if pair.problem:
         return Failure(pair.name, pair.problem)

@@ -13,7 +13,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from dig2dig.weights import PriorError
+from dig2dig.weights import PriorError, first_line
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -45,8 +45,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a damaged pickle or archive raises
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PriorError(f"{path}: damaged checkpoint ({reason}); delete it to start anew") from error
+        raise PriorError(f"{path}: damaged checkpoint ({first_line(error)}); delete it to start anew") from error
 
 
 class WeightAverage(Callback):

@@ -49,7 +49,7 @@ def describe(pair: Pair, reference: str, allow_missing: bool) -> tuple[str, int]
     files = ", ".join(map(str, pair.files.values()))
     if pair.problem:
         return f"{pair.name}  cannot be fused: {pair.problem}", 0
-    if pair.missing and not (allow_missing and len(pair.files) > 1):
+    if pair.incomplete(allow_missing):
         return f"{pair.name}  cannot be fused, missing: {', '.join(pair.missing)}", 0
     missing = f"  missing: {', '.join(pair.missing)}" if pair.missing else ""
     try:

@@ -120,7 +120,8 @@ def open_run(config: InferConfig, pairs: Sequence[Pair]) -> Run:
     for pair in pairs:
         suffixes = {suffix_of(config.save.format, file.suffix.lower()) for file in pair.files.values()}
         written = {real(out / f"{pair.name}{suffix}") for suffix in suffixes}
-        if hit := sources & (written | {real(out / f"{pair.series}.mp4")}):
+        written |= {real(out / f"{pair.series}.mp4")} if pair.series else set()
+        if hit := sources & written:
             raise PairingError(
                 f"out={out} holds sources: {Path(hit.pop()).name} would be replaced; give another folder"
             )

@@ -27,6 +27,11 @@ def file_sha256(path: Path) -> str:
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, of several lines the first; its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A state dict from safetensors or a pickle of tensors alone, whose code, if it holds any, is never run."""
     try:
@@ -35,10 +40,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise PriorError(f"{path}: damaged or cut short ({str(error).partition(chr(10))[0]})") from error
+        raise PriorError(f"{path}: damaged or cut short ({first_line(error)})") from error
     except Exception as error:  # UnpicklingError and what else a foreign pickle can raise
-        reason = "holds more than tensors, so it was not loaded" if "weights_only" in str(error).lower() else str(error)
-        raise PriorError(f"{path}: {reason.partition(chr(10))[0]}") from error
+        reason = (
+            "holds more than tensors, so it was not loaded"
+            if "weights_only" in str(error).lower()
+            else first_line(error)
+        )
+        raise PriorError(f"{path}: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise PriorError(f"{path}: expected a state dict of tensors, found {type(state).__name__}")
     pattern = rf"(?<=\.)({'|'.join(OLD_ATTENTION)})(?=\.(weight|bias)$)"  # names of early diffusers releases

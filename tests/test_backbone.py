@@ -230,6 +230,8 @@ def test_short_and_foreign_files_are_refused(folder: Path, tmp_path: Path) -> No
     state = dict(list(load_file_from(whole, tmp_path).items())[1:])
     save_file(state, weights)
     assert "1 missing" in error_of(folder)
+    (tmp_path / "empty.pt").touch()
+    assert "damaged or cut short (" in error_of(tmp_path / "empty.pt")
     torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "other.pt")
     assert "expected keys like input_blocks.0.0.weight, found layer.weight" in error_of(tmp_path / "other.pt")
     (tmp_path / "text.pt").write_text("not a checkpoint")

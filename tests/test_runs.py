@@ -1,6 +1,7 @@
 """Runs that are killed, interrupted, doubled or short of memory: nothing is lost, the next one completes."""
 
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -44,6 +45,22 @@ def test_signals_are_one_exception(number: signal.Signals) -> None:
         os.kill(os.getpid(), number)
         time.sleep(5)
     assert caught.value.exit_code == 128 + number and signal.getsignal(number) is before
+
+
+def heed_in_a_worker() -> None:
+    try:
+        with heed_signals():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+    except KeyboardInterrupt:  # what torch's workers end on in order
+        os._exit(7)
+
+
+def test_a_worker_ends_as_torch_wants_it() -> None:
+    worker = multiprocessing.get_context("spawn").Process(target=heed_in_a_worker)
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == 7
 
 
 def test_sigterm_ends_a_run_in_order(tmp_path: Path) -> None:

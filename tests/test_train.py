@@ -23,6 +23,7 @@ from dig2dig.config_train import AdaptConfig, OptimConfig
 from dig2dig.denoiser import GaussianDenoiser
 from dig2dig.losses import denoising_psnr
 from dig2dig.modules import PriorModule
+from dig2dig.run import hold
 from dig2dig.training import choose_weights
 
 from .conftest import EXAMPLES, ROOT
@@ -268,6 +269,13 @@ def test_training_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
         assert train.main([*base, f"out={tmp_path / 'out'}", *more]) == 2
         printed = capsys.readouterr().err.strip()
         assert printed.startswith("error: ") and line in printed and "\n" not in printed
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with hold(str(tmp_path / "run")):
+        assert train.main(arguments(tmp_path / "run", "optim.steps=1")) == 2
+    assert "another run is at work there" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "prior").exists()
 
 
 def test_noise_of_a_sample_depends_on_its_index_and_the_seed_alone() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from datamodules.files import is_image
 from datamodules.pairs import Sample
 from dig2dig import baselines
 from dig2dig.atomic import write_atomically
@@ -29,7 +30,7 @@ def source_panels(sample: Sample, files: Mapping[str, Path], folder: Path) -> li
     found: list[Shown] = []
     for modality, channels in zip(sample.modalities, sample.sources, strict=True):
         file = files.get(modality)
-        picture = read_picture(file) if file and not sample.series else None
+        picture = read_picture(file) if file and is_image(file) else None  # no other frame
         if picture is None or not same(picture, channels):
             picture = channels
         found.append((Panel(modality, "source", file=relative(file, folder) if file else ""), small(picture)))

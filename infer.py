@@ -13,18 +13,18 @@ def main(argv: list[str]) -> int:
     """Fuses every pair that the config names, and gives the exit code: 1 if any pair failed."""
     config = load(InferConfig, argv)
     # heavy imports come after the config, so that --help and errors answer at once
-    from datamodules.fusion import FusionDataModule
+    from datamodules.pair_data import FusionDataModule
     from datamodules.pairing import scenes
-    from dig2dig.adapters import open_prior
-    from dig2dig.allocator import keep_freed_memory
-    from dig2dig.callbacks import FusionWriter
-    from dig2dig.forecast import list_pairs
-    from dig2dig.interrupts import Interrupted, heed_signals
-    from dig2dig.logs import close
+    from dig2dig.inference.forecast import list_pairs
+    from dig2dig.inference.interrupts import Interrupted, heed_signals
+    from dig2dig.inference.run import REFUSALS, conclude, hold, make_trainer, one_line, open_run, quiet, reading
+    from dig2dig.inference.videos import join_videos
+    from dig2dig.inference.writer import FusionWriter
     from dig2dig.modules import FusionModule, Tracing
+    from dig2dig.priors.allocator import keep_freed_memory
+    from dig2dig.priors.lora import open_prior
     from dig2dig.report.callback import ReportWriter
-    from dig2dig.run import REFUSALS, conclude, hold, make_trainer, one_line, open_run, quiet, reading
-    from dig2dig.videos import join_videos
+    from dig2dig.tracking.loggers import close
 
     quiet()
     keep_freed_memory()

@@ -15,9 +15,9 @@ def main(argv: list[str]) -> int:
     # heavy imports come after the config, so that --help and errors answer at once
     from lightning import seed_everything
 
-    from dig2dig.allocator import keep_freed_memory
-    from dig2dig.run import REFUSALS, hold, one_line, quiet
-    from dig2dig.training import train, validate
+    from dig2dig.inference.run import REFUSALS, hold, one_line, quiet
+    from dig2dig.priors.allocator import keep_freed_memory
+    from dig2dig.training.run import train, validate
 
     quiet()
     keep_freed_memory()

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from datamodules.files import IMAGE_SUFFIXES, ImageError, list_images
-from datamodules.sources import Probes, frame_count, is_source, real, stem
+from datamodules.readers.pixels import IMAGE_SUFFIXES, ImageError, list_images
+from datamodules.readers.source import Probes, frame_count, is_source, real, stem
 from dig2dig.config import InferConfig
 
 

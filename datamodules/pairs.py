@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from datamodules.align import AlignmentError, misregistration, register, resize
-from datamodules.files import ImageError, Picture
 from datamodules.pairing import Pair
 from datamodules.ranges import to_unit
-from datamodules.sources import read_source, real, series_range, source_digest, source_size
+from datamodules.readers.pixels import ImageError, Picture
+from datamodules.readers.source import read_source, real, series_range, source_digest, source_size
 from datamodules.transforms import PairTransform
 from dig2dig.color import split
 

@@ -8,20 +8,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dig2dig.backbone import PriorError, load_prior, save_prior
     from dig2dig.config import DigConfig, GuidanceConfig, SamplerConfig
-    from dig2dig.denoiser import Denoiser
-    from dig2dig.dig import fusion_weight, information_gain
-    from dig2dig.guidance import Guidance, Step
-    from dig2dig.sampler import Snapshot, fuse
+    from dig2dig.fusion.guidance import Guidance, Step
+    from dig2dig.fusion.sampler import Snapshot, fuse
+    from dig2dig.fusion.weight import fusion_weight, information_gain
+    from dig2dig.priors.denoiser import Denoiser
+    from dig2dig.priors.load import PriorError, load_prior, save_prior
 
 _HOMES = {
-    "backbone": ("PriorError", "load_prior", "save_prior"),
+    "priors.load": ("load_prior", "save_prior"),
+    "priors.files": ("PriorError",),
     "config": ("DigConfig", "GuidanceConfig", "SamplerConfig"),
-    "denoiser": ("Denoiser",),
-    "dig": ("fusion_weight", "information_gain"),
-    "guidance": ("Guidance", "Step"),
-    "sampler": ("Snapshot", "fuse"),
+    "priors.denoiser": ("Denoiser",),
+    "fusion.gain": (),
+    "fusion.weight": ("fusion_weight", "information_gain"),
+    "fusion.guidance": ("Guidance", "Step"),
+    "fusion.sampler": ("Snapshot", "fuse"),
 }
 __all__ = [
     "Denoiser",

@@ -138,6 +138,6 @@ class TrainConfig:
         adapts = self.adapt.mode != "full" or self.adapter
         require(bool(self.prior) or not adapts, "adapters and last blocks belong to a prior: give prior=")
         both = self.adapter and self.adapt.mode == "lora"
-        require(not both, "adapter= with adapt.mode=lora: merge it first, with python -m dig2dig.adapters merge")
+        require(not both, "adapter= with adapt.mode=lora: merge it first, with python -m dig2dig.priors.lora merge")
         sharded = "fsdp" in self.trainer.strategy and bool(self.optim.ema or self.optim.clip)
         require(not sharded, "fsdp knows neither averaged weights nor clipping by norm: optim.ema=0 optim.clip=0")

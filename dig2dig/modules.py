@@ -17,16 +17,16 @@ from torch.nn import ModuleList
 from torchmetrics.aggregation import RunningMean
 
 from datamodules.pairs import Failure, Sample
-from dig2dig.backbone import offload
 from dig2dig.color import merge
 from dig2dig.config import SamplerConfig
 from dig2dig.config_train import OptimConfig
-from dig2dig.denoiser import Denoiser
-from dig2dig.losses import diffusion_loss, draw_times, loss_weight, psnr_by_noise
-from dig2dig.noise import noise_levels
-from dig2dig.sampler import Snapshot, fuse
-from dig2dig.schedule import draw_noise, generators, noise_level
-from dig2dig.weights import PriorError
+from dig2dig.fusion.noise import noise_levels
+from dig2dig.fusion.sampler import Snapshot, fuse
+from dig2dig.priors.denoiser import Denoiser
+from dig2dig.priors.files import PriorError
+from dig2dig.priors.load import offload
+from dig2dig.priors.loss import diffusion_loss, draw_times, loss_weight, psnr_by_noise
+from dig2dig.priors.schedule import draw_noise, generators, noise_level
 
 _EDGES = (0.0, 0.1, 0.3, 1.0, 3.0, math.inf)
 NOISE_BANDS = {f"{low:g}-{high:g}": (low, high) for low, high in pairwise(_EDGES)}

@@ -9,15 +9,15 @@ from PIL import Image
 from datamodules.pairing import find_pairs
 from datamodules.pairs import Sample, read_pair
 from dig2dig.atomic import write_atomically
-from dig2dig.backbone import load_prior
 from dig2dig.cli import load
 from dig2dig.config import InferConfig
-from dig2dig.encode import encode
+from dig2dig.fusion.statistics import dig_statistics
+from dig2dig.inference.encode import encode
+from dig2dig.inference.run import reading
 from dig2dig.modules import FusionModule, Result, Tracing
-from dig2dig.panels import curves, fusion_panel, maps_panel, row, to_colours, to_pixels, to_png
+from dig2dig.priors.load import load_prior
 from dig2dig.report.pictures import read_picture
-from dig2dig.run import reading
-from dig2dig.statistics import dig_statistics
+from dig2dig.tracking.panels import curves, fusion_panel, maps_panel, row, to_colours, to_pixels, to_png
 
 ROOT = Path(__file__).parents[1]
 FIGURES = Path(__file__).parent / "figures"

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from dig2dig.denoiser import Denoiser, GaussianDenoiser
-from dig2dig.schedule import alpha_bar
+from dig2dig.priors.denoiser import Denoiser, GaussianDenoiser
+from dig2dig.priors.schedule import alpha_bar
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -41,7 +41,7 @@ def gaussian(signal: torch.Tensor) -> GaussianDenoiser:
 @pytest.fixture(scope="session")
 def bundled() -> Denoiser:
     """The prior in the package, in fp32."""
-    from dig2dig.backbone import load_prior
+    from dig2dig.priors.load import load_prior
 
     return load_prior(precision="fp32")
 
@@ -49,7 +49,7 @@ def bundled() -> Denoiser:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prior with random weights: for wiring, where the picture does not matter."""
-    from dig2dig.backbone import build_prior, save_prior
+    from dig2dig.priors.load import build_prior, save_prior
 
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
@@ -91,8 +91,7 @@ def browser() -> Iterator[Any]:
 def reported(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> tuple[list[str], Path]:
     """A run over odd names, one of which is no picture, with baselines and one pair's estimates."""
     import infer
-
-    from . import reports
+    from tests import reports
 
     folder = tmp_path_factory.mktemp("run")
     pairs = reports.write_pairs(folder, [*reports.ODD, "broken"], ("visi<b>le", "infrared"))

@@ -8,10 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-from datamodules.files import read_image
+from datamodules.readers.pixels import read_image
 from dig2dig.report.cards import Card
-
-from .conftest import EXAMPLES, ROOT
+from tests.conftest import EXAMPLES, ROOT
 
 ODD = ["a", "<img src=x onerror=alert(1)>", "new\nline", "\udcff ünï ☃ 🦊", "q?uo\"te' #1 %20&amp;", "<!--<script>"]
 FAST = [str(ROOT / "configs" / "ivf.yaml"), "sampler.steps=3", "trainer.accelerator=cpu"]

@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from .conftest import ROOT
-from .corpus import picture, png
+from tests.conftest import ROOT
+from tests.corpus import picture, png
 
 PAIRS = 30
 

@@ -60,7 +60,7 @@ def test_files_are_short_and_import_downwards(path: Path) -> None:
 
 
 def test_heavy_imports_wait_for_the_config() -> None:
-    heavy = ("torch", "lightning", "diffusers", "dig2dig.backbone", "dig2dig.modules", "datamodules")
+    heavy = ("torch", "lightning", "diffusers", "dig2dig.priors.load", "dig2dig.modules", "datamodules")
     for path in (ROOT / "infer.py", ROOT / "train.py", ROOT / "dig2dig" / "cli.py"):
         assert not any(name.startswith(heavy) for name in imports(path, top_level_only=True))
     top = imports(ROOT / "dig2dig" / "backbone.py", top_level_only=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dig2dig.dig import fusion_weight, information_gain
+from dig2dig.fusion.weight import fusion_weight, information_gain
 from docs.hooks import on_page_content, to_markdown
 
 

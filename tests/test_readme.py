@@ -15,12 +15,11 @@ from dig2dig.benchmark.config import DegradedConfig, FlickerConfig, QualityConfi
 from dig2dig.cli import load
 from dig2dig.config import InferConfig
 from dig2dig.config_train import TrainConfig
-
-from .conftest import EXAMPLES, ROOT
+from tests.conftest import EXAMPLES, ROOT
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "dig2dig" / "prior" / "README.md"]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "dig2dig" / "priors" / "bundled" / "README.md"]
 SHELL = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.S)]
 LINES = [line.split("  #")[0].strip() for block in SHELL for line in block.replace("\\\n", " ").splitlines()]
 COMMANDS = [line[line.index("python ") :] for line in LINES if line.startswith(("python ", "srun python "))]

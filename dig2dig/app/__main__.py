@@ -21,12 +21,12 @@ def main(argv: list[str]) -> int:
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}  # read when it is imported
     import torch
 
-    from dig2dig.adapters import open_prior
-    from dig2dig.allocator import keep_freed_memory
     from dig2dig.app.page import CSS, build
-    from dig2dig.backbone import offload
-    from dig2dig.interrupts import Interrupted, heed_signals
-    from dig2dig.run import REFUSALS, one_line
+    from dig2dig.inference.interrupts import Interrupted, heed_signals
+    from dig2dig.inference.run import REFUSALS, one_line
+    from dig2dig.priors.allocator import keep_freed_memory
+    from dig2dig.priors.load import offload
+    from dig2dig.priors.lora import open_prior
 
     keep_freed_memory()
     try:

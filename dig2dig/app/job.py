@@ -12,22 +12,22 @@ from queue import SimpleQueue
 import numpy as np
 import torch
 
-from datamodules.files import IMAGE_SUFFIXES, ImageError, image_size
 from datamodules.pairing import Pair, PairingError, find_pairs
 from datamodules.pairs import Align, Failure, Sample, read_pair
+from datamodules.readers.pixels import IMAGE_SUFFIXES, ImageError, image_size
 from dig2dig.app.config import AppConfig
 from dig2dig.atomic import write_atomically
 from dig2dig.cli import load
 from dig2dig.config import InferConfig, PriorConfig
-from dig2dig.denoiser import Denoiser
-from dig2dig.encode import encode, suffix_of
-from dig2dig.filters import fit
+from dig2dig.fusion.resample import fit
+from dig2dig.fusion.sampler import Snapshot
+from dig2dig.inference.encode import encode, suffix_of
+from dig2dig.inference.run import reading
 from dig2dig.modules import FusionModule, Result, Tracing
-from dig2dig.panels import to_colours, to_pixels
+from dig2dig.priors.denoiser import Denoiser
+from dig2dig.priors.schedule import noise_level
 from dig2dig.report.thumbs import data_uri
-from dig2dig.run import reading
-from dig2dig.sampler import Snapshot
-from dig2dig.schedule import noise_level
+from dig2dig.tracking.panels import to_colours, to_pixels
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TASKS = {

@@ -9,11 +9,11 @@ from typing import Any
 
 import gradio as gr
 
-from datamodules.files import IMAGE_SUFFIXES
 from datamodules.pairs import Align
+from datamodules.readers.pixels import IMAGE_SUFFIXES
 from dig2dig.app.config import AppConfig
 from dig2dig.app.job import TASKS, Done, JobError, Moment, Order, fuse_files, preset
-from dig2dig.denoiser import Denoiser
+from dig2dig.priors.denoiser import Denoiser
 
 INTRO = """# dig2dig
 Fuses images of one scene into one. Drop two or more that lie on each other; nothing leaves this machine."""

@@ -32,9 +32,9 @@ def main(argv: list[str]) -> int:
     config = load(schemas[argv[0]], argv[1:])
     from importlib import import_module
 
-    from dig2dig.allocator import keep_freed_memory
     from dig2dig.benchmark.methods import MethodError
-    from dig2dig.run import REFUSALS, one_line, quiet
+    from dig2dig.inference.run import REFUSALS, one_line, quiet
+    from dig2dig.priors.allocator import keep_freed_memory
 
     quiet()
     keep_freed_memory()

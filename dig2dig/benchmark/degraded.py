@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.pairs import Reading, Sample, pair_digest
-from dig2dig import baselines
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import DegradedConfig
 from dig2dig.benchmark.datasets import Case, Failures, find_cases, names, read_case
@@ -22,13 +21,14 @@ from dig2dig.benchmark.rows import Row, Rows
 from dig2dig.benchmark.tables import collect, markdown, means_table
 from dig2dig.color import luminance
 from dig2dig.config import SamplerConfig
+from dig2dig.fusion import comparators as baselines
+from dig2dig.fusion.noise import NoiseLevels, denoise, estimate_noise
+from dig2dig.fusion.sampler import fuse
 from dig2dig.metrics import MAIN, fusion_metrics
-from dig2dig.noise import NoiseLevels, denoise, estimate_noise
-from dig2dig.panels import fusion_panel, to_png
-from dig2dig.sampler import fuse
-from dig2dig.schedule import draw_noise, generators
+from dig2dig.priors.schedule import draw_noise, generators
+from dig2dig.priors.windows import crop, pad
 from dig2dig.shapes import Image, Sources
-from dig2dig.tiling import crop, pad
+from dig2dig.tracking.panels import fusion_panel, to_png
 
 IDENTITY = ("dataset", "name", "method", "sigma")
 ENDINGS = ("-noise", "-auto")

@@ -15,8 +15,8 @@ from dig2dig.benchmark.config import FlickerConfig
 from dig2dig.benchmark.datasets import names
 from dig2dig.benchmark.methods import open_fuser, preset
 from dig2dig.benchmark.size import example_pair
-from dig2dig.panels import to_colours, to_png
-from dig2dig.sampler import fuse
+from dig2dig.fusion.sampler import fuse
+from dig2dig.tracking.panels import to_colours, to_png
 
 SQUARE = 24
 """Side of what moves, pixels."""

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from dig2dig import baselines
-from dig2dig.backbone import weights_file
 from dig2dig.cli import load
 from dig2dig.config import InferConfig, PriorConfig, SamplerConfig
-from dig2dig.denoiser import Denoiser
-from dig2dig.sampler import fuse
+from dig2dig.fusion import comparators as baselines
+from dig2dig.fusion.sampler import fuse
+from dig2dig.priors.denoiser import Denoiser
+from dig2dig.priors.files import file_sha256
+from dig2dig.priors.load import weights_file
 from dig2dig.shapes import Image, Sources
-from dig2dig.weights import file_sha256
 
 
 class MethodError(ValueError):
@@ -122,7 +122,7 @@ class Fuser:
 
 def open_fuser(prior: PriorConfig, seed: int, device: str) -> Fuser:
     """The prior on its device, warmed up."""
-    from dig2dig.adapters import adapter_file, open_prior
+    from dig2dig.priors.lora import adapter_file, open_prior
 
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     denoiser = open_prior(prior)

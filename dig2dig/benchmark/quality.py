@@ -8,7 +8,6 @@ from typing import Any
 from tqdm import tqdm
 
 from datamodules.pairs import Reading, Sample, pair_digest
-from dig2dig import baselines
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import QualityConfig
 from dig2dig.benchmark.datasets import Case, Failures, centre, find_cases, names, read_case, read_luminance
@@ -18,8 +17,9 @@ from dig2dig.benchmark.rows import Row, Rows
 from dig2dig.benchmark.tables import write_tables
 from dig2dig.color import luminance, merge
 from dig2dig.config import SamplerConfig
+from dig2dig.fusion import comparators as baselines
 from dig2dig.metrics import ALL, MAIN, fusion_metrics
-from dig2dig.panels import to_pixels, to_png
+from dig2dig.tracking.panels import to_pixels, to_png
 
 
 def run(config: QualityConfig) -> int:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from datamodules.files import read_image
+from datamodules.readers.pixels import read_image
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import SpeedConfig
 from dig2dig.benchmark.datasets import names
 from dig2dig.benchmark.methods import Fuser, open_fuser, preset
-from dig2dig.panels import to_colours, to_png
+from dig2dig.tracking.panels import to_colours, to_png
 
 Rows = list[dict[str, str | float]]
 EXAMPLES = Path(__file__).parents[2] / "examples" / "infrared_visible"
@@ -63,7 +63,7 @@ def sizes(config: SpeedConfig, fuser: Fuser) -> tuple[str, str, Rows]:
 
 def measure_size(config: SpeedConfig, area: float, channels: int) -> tuple[float, float, float]:
     """Seconds of a fusion, median of three after one that warms up, and GiB before and at its peak."""
-    from dig2dig.allocator import keep_freed_memory
+    from dig2dig.priors.allocator import keep_freed_memory
 
     keep_freed_memory()
     fuser, setting = open_fuser(config.prior, 0, config.device), preset(config.task)
@@ -117,8 +117,8 @@ def windows(config: SpeedConfig, fuser: Fuser) -> tuple[str, str, Rows]:
 
 def seam(difference: Tensor) -> dict[str, Any]:
     """Mean and largest difference, and the mean where windows of 384 px meet and elsewhere."""
-    from dig2dig.denoiser import OVERLAP
-    from dig2dig.tiling import window_starts
+    from dig2dig.priors.denoiser import OVERLAP
+    from dig2dig.priors.windows import window_starts
 
     side = difference.shape[-1]
     starts, length = window_starts(side, 384, OVERLAP, 8)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dig2dig import baselines
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import SpeedConfig
 from dig2dig.benchmark.datasets import names
@@ -21,6 +20,7 @@ from dig2dig.benchmark.size import example_pair, sizes, windows
 from dig2dig.benchmark.spread import spread
 from dig2dig.benchmark.tables import markdown
 from dig2dig.config import SamplerConfig
+from dig2dig.fusion import comparators as baselines
 
 SIDE = 256
 """Pixels of the pair that all but the sizes are measured on."""
@@ -256,7 +256,7 @@ def batches(config: SpeedConfig, fuser: Fuser) -> Section:
 
 def big_prior(config: SpeedConfig, fuser: Fuser) -> Section:
     """ADM's network of 552 million parameters with random weights: a pair end to end."""
-    from dig2dig.backbone import build_adm
+    from dig2dig.priors.load import build_adm
 
     denoiser = build_adm().to(fuser.device)
     denoiser.precision = config.prior.precision

@@ -14,8 +14,8 @@ from dig2dig.benchmark.methods import Fuser, preset
 from dig2dig.benchmark.size import Rows, example_pair
 from dig2dig.color import luminance
 from dig2dig.config import SamplerConfig
+from dig2dig.fusion.sampler import fuse
 from dig2dig.metrics import MAIN, fusion_metrics
-from dig2dig.sampler import fuse
 
 CROP = 256
 

@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.files import list_images, read_image
+from datamodules.readers.pixels import list_images, read_image
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import TheoryConfig
 from dig2dig.benchmark.datasets import centre
@@ -22,10 +22,10 @@ from dig2dig.benchmark.methods import SCOPES, hashed, open_fuser, preset
 from dig2dig.benchmark.rows import Row, Rows
 from dig2dig.benchmark.tables import markdown
 from dig2dig.config import SamplerConfig
-from dig2dig.denoiser import Denoiser
-from dig2dig.filters import smooth
-from dig2dig.sampler import Snapshot, fuse
-from dig2dig.statistics import dig_statistics
+from dig2dig.fusion.resample import smooth
+from dig2dig.fusion.sampler import Snapshot, fuse
+from dig2dig.fusion.statistics import dig_statistics
+from dig2dig.priors.denoiser import Denoiser
 
 IDENTITY = ("scene", "photo", "method")
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dig2dig.metrics.filters import sobel
 from dig2dig.metrics.levels import Scores, both, eight_bit, grey_levels
+from dig2dig.metrics.windows import sobel
 from dig2dig.shapes import Image, Sources
 
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-from dig2dig.metrics.filters import gaussian, moments, slide, sobel
 from dig2dig.metrics.levels import Grey, Levels, PerSource, Scores, both, stretched
+from dig2dig.metrics.windows import gaussian, moments, slide, sobel
 from dig2dig.shapes import Image, Sources
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-from dig2dig.metrics.filters import box, gaussian, moments, slide
 from dig2dig.metrics.levels import Grey, Levels, PerSource, Scores, both, grey_levels
+from dig2dig.metrics.windows import box, gaussian, moments, slide
 from dig2dig.shapes import Image, Sources
 
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from dig2dig.metrics import features, gradient, information, perception, structure
+from dig2dig.metrics import features, gradient, histogram, perception, structure
 from dig2dig.metrics.levels import Score, Scores, by_channel, eight_bit
 from dig2dig.shapes import Image, Sources
 
@@ -45,8 +45,8 @@ def _vifb(score: Score) -> dict[str, Score]:
 
 _TABLE = (
     Metric(
-        "EN", _alone(information.entropy), "entropy of the 256-bin histogram", "[0, 8] bits", "Roberts 2008",
-        variants=_vifb(_alone(information.entropy)),
+        "EN", _alone(histogram.entropy), "entropy of the 256-bin histogram", "[0, 8] bits", "Roberts 2008",
+        variants=_vifb(_alone(histogram.entropy)),
     ),
     Metric(
         "SD", _alone(gradient.standard_deviation), "population standard deviation", "[0, 127.5] levels", "Rao 1997",
@@ -92,14 +92,14 @@ _TABLE = (
         variants=_vifb(_alone(gradient.edge_intensity)),
     ),
     Metric(
-        "MI", information.mutual_information, "mutual information of grey levels", "[0, 8 K] bits", "Qu 2002",
+        "MI", histogram.mutual_information, "mutual information of grey levels", "[0, 8 K] bits", "Qu 2002",
         many="sum", variants={
-            "cddfuse": information.mutual_information_nats, "tang": information.mutual_information_saturated,
-            **_vifb(information.mutual_information_nats),
+            "cddfuse": histogram.mutual_information_nats, "tang": histogram.mutual_information_saturated,
+            **_vifb(histogram.mutual_information_nats),
         },
     ),
     Metric(
-        "NMI", information.normalised_information, "2 MI over the sum of both entropies", "[0, K]", "Hossny 2008",
+        "NMI", histogram.normalised_information, "2 MI over the sum of both entropies", "[0, K]", "Hossny 2008",
         many="sum",
     ),
     Metric(

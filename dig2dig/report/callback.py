@@ -12,11 +12,11 @@ from lightning.pytorch.callbacks import Callback
 from datamodules.pairing import Pair
 from datamodules.pairs import Sample
 from dig2dig.config import InferConfig, ReportConfig
+from dig2dig.fusion.sampler import Snapshot
 from dig2dig.modules import FusionModule, Result, Tracing
+from dig2dig.priors.schedule import noise_level
 from dig2dig.report.fragments import fusion_card, read_fragment, write_fragment
 from dig2dig.report.runs import write_run_page
-from dig2dig.sampler import Snapshot
-from dig2dig.schedule import noise_level
 
 SIDE = 512
 """Longest side of the steps that are kept, pixels."""

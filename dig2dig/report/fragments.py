@@ -7,16 +7,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from datamodules.files import is_image
 from datamodules.pairs import Sample
-from dig2dig import baselines
+from datamodules.readers.pixels import is_image
 from dig2dig.atomic import write_atomically
 from dig2dig.color import luminance, merge
+from dig2dig.fusion import comparators as baselines
+from dig2dig.fusion.sampler import Snapshot
 from dig2dig.modules import Result
 from dig2dig.report.cards import Card, Moment, Panel
 from dig2dig.report.pictures import MEASURED, Shown, encoded, read_picture, relative, scores, size_facts
 from dig2dig.report.thumbs import Detail, data_uri, evenly, grey_map, small, within_budget
-from dig2dig.sampler import Snapshot
 
 FOLDER = "report"
 """Folder of the fragments, inside the run's."""

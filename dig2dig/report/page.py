@@ -15,8 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dig2dig.metrics import ALL, METRICS
-from dig2dig.panels import COLOURS
 from dig2dig.report.cards import Card, ranks
+from dig2dig.tracking.panels import COLOURS
 
 PARTS = Path(__file__).parent / "page"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datamodules.files import ImageError
 from datamodules.ranges import to_unit
-from datamodules.sources import read_source
+from datamodules.readers.pixels import ImageError
+from datamodules.readers.source import read_source
 from dig2dig.color import luminance
 from dig2dig.metrics import fusion_metrics
 from dig2dig.report.cards import Card, Panel, finite

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from datamodules.pairing import PairingError, scenes
 from dig2dig.atomic import write_atomically
-from dig2dig.callbacks import read_summary
 from dig2dig.cli import from_yaml, to_yaml
 from dig2dig.config import InferConfig
+from dig2dig.inference.writer import read_summary
 from dig2dig.report.cards import Card, Panel
 from dig2dig.report.fragments import read_fragment
 from dig2dig.report.page import Page, Row, render

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dig2dig.filters import fit
-from dig2dig.panels import to_pixels
+from dig2dig.fusion.resample import fit
 from dig2dig.report.cards import Card
+from dig2dig.tracking.panels import to_pixels
 
 BUDGET = 700_000
 """Characters of all pictures of one pair: twenty pairs stay below 15 MB."""

@@ -1,0 +1,179 @@
+"""Single images to train or adapt a prior: every sample is a function of its index, so that runs resume exactly."""
+
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import albumentations as A
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from datamodules.ranges import to_unit
+from datamodules.readers.pixels import ImageError, convert, list_images, read_picture
+from datamodules.transforms import training_crops, validation_crop
+from dig2dig.config_train import ImageDataConfig
+
+Range16 = Literal["percentile", "full"]
+
+
+def read_deep(path: Path, mode: Literal["L", "RGB"] = "RGB", scale: Range16 = "percentile") -> np.ndarray:
+    """Pixels of a file of any depth: uint8 as stored, or float32 in [0, 1].
+
+    Args:
+        path: The file.
+        mode: Grey or RGB.
+        scale: For more than 8 bits, see :func:`datamodules.ranges.to_unit`.
+
+    Raises:
+        ImageError: As for :func:`datamodules.readers.pixels.read_picture`.
+    """
+    picture = read_picture(path)
+    pixels = picture.pixels if picture.depth == 8 else to_unit(picture.pixels, scale)[0]
+    return convert(pixels, mode)
+
+
+def hold_out(paths: list[Path], share: float, seed: int) -> tuple[list[Path], list[Path]]:
+    """Splits images into those that train and those that validate, by their stems alone.
+
+    The sources of one scene, which share a stem, fall on one side; a file that is added moves no other.
+    """
+    limit = share * 2**32
+    held = {path.stem: zlib.crc32(f"{seed}/{path.stem}".encode(errors="surrogateescape")) < limit for path in paths}
+    return [path for path in paths if not held[path.stem]], [path for path in paths if held[path.stem]]
+
+
+class ImageCrops(Dataset):
+    """Augmented crops of single images, ``{"image": (3, h, w) in [0, 1], "index": int}``.
+
+    Sample ``i`` draws its file, crop and colours from ``(seed, i)`` alone: the order does not depend on
+    workers, devices or where a run was interrupted.
+    """
+
+    def __init__(
+        self,
+        paths: list[Path],
+        transform: A.Compose,
+        seed: int | None,
+        cache: bool = False,
+        range16: Range16 = "percentile",
+    ) -> None:
+        self.paths, self.transform, self.seed = paths, transform, seed
+        self.range16: Range16 = range16
+        self.cache: dict[Path, np.ndarray] | None = {} if cache else None
+        self.unreadable: set[Path] = set()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if self.seed is None:
+            path = self.paths[index]
+        else:
+            random = np.random.default_rng([self.seed, index])
+            path = self.paths[random.integers(len(self.paths))]
+            self.transform.set_random_seed(int(random.integers(2**31)))
+        try:
+            pixels = self._read(path)
+        except ImageError as error:
+            return self._instead_of(path, index, error)
+        image = self.transform(image=pixels)["image"]
+        scale = 255 if image.dtype == np.uint8 else 1
+        return {"image": torch.from_numpy(np.array(image)).permute(2, 0, 1) / scale, "index": index}
+
+    def _instead_of(self, path: Path, index: int, error: ImageError) -> dict[str, Any]:
+        """Reports a file that cannot be read, once, and takes the one after it from now on."""
+        readable = [other for other in self.paths if other not in self.unreadable | {path}]
+        if not readable:
+            raise error
+        if path not in self.unreadable:
+            print(f"skipped: {error}", file=sys.stderr)
+            self.unreadable.add(path)
+        place = self.paths.index(path)
+        following = next((other for other in self.paths[place:] if other in readable), readable[0])
+        self.paths = [following if other == path else other for other in self.paths]
+        return self[index]
+
+    def _read(self, path: Path) -> np.ndarray:
+        if self.cache is None:
+            return read_deep(path, "RGB", self.range16)
+        if path not in self.cache:
+            self.cache[path] = read_deep(path, "RGB", self.range16)
+        return self.cache[path]
+
+
+class StepSampler(Sampler[int]):
+    """Sample indices from ``start`` to ``stop``: each process takes its share of every global batch.
+
+    With ``period`` the indices begin again after so many: an overfitting test sees its first batch only.
+    """
+
+    def __init__(
+        self, start: int, stop: int, batch_size: int, rank: int = 0, world_size: int = 1, period: int | None = None
+    ) -> None:
+        self.start, self.stop, self.batch_size = start, stop, batch_size
+        self.rank, self.world_size, self.period = rank, world_size, period or stop
+
+    def __iter__(self) -> Iterator[int]:
+        for batch in range(self.start, self.stop, self.batch_size * self.world_size):
+            first = batch + self.rank * self.batch_size
+            yield from (index % self.period for index in range(first, first + self.batch_size))
+
+    def __len__(self) -> int:
+        """The whole run's samples: Lightning counts those before ``start`` as done."""
+        return self.stop // self.world_size
+
+
+class ImageDataModule(LightningDataModule):
+    """Training crops from a folder tree and 256-pixel centre crops for validation.
+
+    Raises:
+        FileNotFoundError: A folder does not exist or holds no image.
+    """
+
+    def __init__(self, config: ImageDataConfig, seed: int, steps: int, overfit: bool = False) -> None:
+        super().__init__()
+        self.config, self.steps, self.overfit = config, steps, overfit
+        crops = training_crops(config.crop, config.scales, config.grey)
+        val = list_images(config.val) if config.val else []
+        held_out = {path.resolve() for path in val}
+        paths = list_images(config.root, config.exclude) if config.root else []
+        paths = [path for path in paths if path.resolve() not in held_out]
+        if not val:
+            paths, val = hold_out(paths, config.val_share, seed)
+            if config.val_share and not val:
+                told = f"no image falls into data.val_share={config.val_share:g}: nothing is validated; give data.val"
+                print(f"{config.root}: {told}", file=sys.stderr)
+        if config.root and not paths:
+            raise FileNotFoundError(f"{config.root}: no image is left to train on, all are held out")
+        self.train = ImageCrops(paths, crops, seed, config.cache, config.range16)
+        self.val = ImageCrops(val, validation_crop(config.val_crop), None, False, config.range16) if val else None
+
+    def train_dataloader(self) -> DataLoader:
+        """Crops from where the run stands to its last step."""
+        trainer, config = self.trainer, self.config
+        assert trainer is not None
+        per_step = config.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        sampler = StepSampler(
+            trainer.global_step * per_step,
+            self.steps * per_step,
+            config.batch_size,
+            trainer.global_rank,
+            trainer.world_size,
+            per_step if self.overfit else None,
+        )
+        return DataLoader(
+            self.train,
+            config.batch_size,
+            sampler=sampler,
+            num_workers=config.workers,
+            drop_last=True,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Centre crops, four at a time; every process measures them all, so that their number does not matter."""
+        return DataLoader(self.val, 4) if self.val else []

@@ -1,0 +1,1 @@
+"""Readers of source files: each turns one file into a Picture."""

@@ -1,0 +1,102 @@
+"""Frames of video files, read and written."""
+
+import os
+import threading
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from datamodules.readers.pixels import ImageError
+from dig2dig.atomic import replacing
+
+VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
+
+
+def is_video(path: Path) -> bool:
+    """Whether a name is that of a video file."""
+    return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
+
+
+def frame_count(path: Path) -> int:
+    """Frames that a video's header tells.
+
+    Raises:
+        ImageError: It cannot be read, or has none.
+    """
+    return _video(path).count
+
+
+def frames_per_second(path: Path) -> float:
+    """Of a video, as its header tells; 25 where it does not."""
+    return _video(path).rate
+
+
+def read_frame(path: Path, index: int) -> np.ndarray:
+    """One frame, 8-bit RGB, (h, w, 3).
+
+    Raises:
+        ImageError: It cannot be read.
+    """
+    return _video(path).read(index)
+
+
+class Video:
+    """An open video that is read forwards; seeking is exact in few formats, so going back starts again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lock = path, threading.Lock()
+        self.capture, self.next = cv2.VideoCapture(str(path)), 0
+        self.count = int(self.capture.get(cv2.CAP_PROP_FRAME_COUNT)) if self.capture.isOpened() else 0
+        if self.count < 1:
+            raise ImageError(f"{path}: not a video that OpenCV reads; convert it to MP4 or to a folder of frames")
+        self.rate = float(self.capture.get(cv2.CAP_PROP_FPS)) or 25.0
+
+    def read(self, index: int) -> np.ndarray:
+        """Frame ``index``, 8-bit RGB."""
+        with self.lock:
+            if index < self.next:
+                self.capture, self.next = cv2.VideoCapture(str(self.path)), 0
+            while self.next < index and self.capture.grab():
+                self.next += 1
+            done, frame = self.capture.read()
+            self.next += 1
+        if not done:
+            raise ImageError(f"{self.path}: frame {index} of {self.count} cannot be read; the video is cut or damaged")
+        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+
+def _video(path: Path) -> Video:
+    try:
+        return _open(path, path.stat().st_mtime_ns, os.getpid())
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+@lru_cache(maxsize=8)
+def _open(path: Path, changed: int, process: int) -> Video:  # an open file is not shared with workers
+    return Video(path)
+
+
+def write_video(path: Path, frames: Iterable[np.ndarray], rate: float) -> None:
+    """Writes 8-bit frames (h, w) or (h, w, 3) in RGB as MP4, whole or not at all.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    writer = None
+    with replacing(path) as part:
+        try:
+            for frame in frames:
+                colour = cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR if frame.ndim == 2 else cv2.COLOR_RGB2BGR)
+                if writer is None:
+                    size = (colour.shape[1], colour.shape[0])
+                    writer = cv2.VideoWriter(str(part), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+                writer.write(colour)
+            if writer is None or not writer.isOpened():
+                raise OSError(f"{path}: the video cannot be written")
+        finally:
+            if writer:
+                writer.release()

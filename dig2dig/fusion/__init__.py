@@ -1,0 +1,1 @@
+"""The method in pure torch: information gains, weights, guidance and the sampling loop."""

@@ -1,0 +1,141 @@
+"""What the method is measured against: classical fusions and DDFM on the same prior.
+
+Every classical fusion is a pure function on ``sources`` (b, k, c, h, w) in [0, 1] and gives (b, c, h, w), not clipped
+unless it says so.
+"""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pywt
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, interpolate, pad
+
+from dig2dig.color import luminance
+from dig2dig.config import DigConfig, GuidanceConfig, SamplerConfig
+from dig2dig.fusion.resample import box, guided_filter, smooth
+from dig2dig.shapes import Image, Sources
+
+_BINOMIAL = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+
+
+def mean(sources: Sources) -> Image:
+    """The plain average."""
+    return sources.mean(1)
+
+
+def _blur(images: Tensor) -> Tensor:
+    kernel = _BINOMIAL.to(images)
+    flat = pad(images.flatten(0, -3)[:, None], (2, 2, 2, 2), mode="replicate")
+    return conv2d(conv2d(flat, kernel.view(1, 1, 1, 5)), kernel.view(1, 1, 5, 1))[:, 0].view(images.shape)
+
+
+def _grow(images: Tensor, size: torch.Size) -> Tensor:
+    flat = interpolate(images.flatten(0, -3)[:, None], size=size[-2:], mode="bilinear", align_corners=False)[:, 0]
+    return flat.view(*images.shape[:-2], *size[-2:])
+
+
+def _choose_largest(bands: Tensor) -> Tensor:
+    """The coefficient of largest absolute value among the sources, at axis 1."""
+    return bands.gather(1, bands.abs().argmax(1, keepdim=True)).squeeze(1)
+
+
+def laplacian(sources: Sources, levels: int = 5) -> Image:
+    """Laplacian pyramid: in each band the coefficient of largest absolute value, the mean of what is left.
+
+    References:
+        Burt and Kolczynski, "Enhanced image capture through fusion", 1993.
+    """
+    bands, level = [], sources
+    for _ in range(levels):
+        if min(level.shape[-2:]) < 4:
+            break
+        smaller = _blur(level)[..., ::2, ::2]
+        bands.append(level - _grow(smaller, level.shape))
+        level = smaller
+    fused = level.mean(1)
+    for band in reversed(bands):
+        fused = _grow(fused, band.shape) + _choose_largest(band)
+    return fused.clamp(0, 1)
+
+
+def wavelet(sources: Sources, name: str = "db2", levels: int = 4) -> Image:
+    """Discrete wavelet transform: the detail coefficient of largest absolute value, the mean of the approximation.
+
+    References:
+        Li, Manjunath and Mitra, "Multisensor image fusion using the wavelet transform", 1995.
+    """
+    height, width = sources.shape[-2:]
+    levels = min(levels, pywt.dwt_max_level(min(height, width), name))
+    approximation, *details = pywt.wavedec2(sources.cpu().numpy(), name, mode="symmetric", level=levels)
+    chosen = [tuple(_choose_largest(torch.from_numpy(band)).numpy() for band in bands) for bands in details]
+    fused = pywt.waverec2([approximation.mean(1), *chosen], name, mode="symmetric")
+    return torch.from_numpy(fused)[..., :height, :width].to(sources).clamp(0, 1)
+
+
+def guided(sources: Sources) -> Image:
+    """Two scales, each with winner-takes-all saliency weights that a guided filter fits to the source's edges.
+
+    References:
+        Li, Kang and Hu, "Image fusion with guided filtering", 2013; its published radii and epsilons.
+    """
+    b, k, c, h, w = sources.shape
+    base = box(sources.reshape(-1, 1, h, w), 15).view(b, k, c, h, w)
+    grey = luminance(sources)
+    flat = pad(grey.flatten(0, 1), (1, 1, 1, 1), mode="replicate")
+    edge = conv2d(flat, flat.new_tensor([[[[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]]])).abs()
+    saliency = smooth(edge.unflatten(0, (b, k)), 5.0)
+    winner = torch.zeros_like(saliency).scatter_(1, saliency.argmax(1, keepdim=True), 1.0).flatten(0, 1)
+
+    def weights(radius: int, epsilon: float) -> Tensor:
+        refined = guided_filter(winner, grey.flatten(0, 1), radius, epsilon).clamp(min=0).unflatten(0, (b, k))
+        return refined / refined.sum(1, keepdim=True).clamp(min=1e-6)
+
+    fused = (weights(45, 0.3) * base).sum(1) + (weights(7, 1e-6) * (sources - base)).sum(1)
+    return fused.clamp(0, 1)
+
+
+def mertens(sources: Sources) -> Image:
+    """Exposure fusion by contrast, saturation and well-exposedness, as OpenCV has it.
+
+    References:
+        Mertens, Kautz and Van Reeth, "Exposure fusion", 2007.
+    """
+    fused = []
+    for stack in (sources * 255).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy():
+        exposures = [np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3))) for image in stack]
+        fused.append(torch.from_numpy(cv2.createMergeMertens().process(exposures)).permute(2, 0, 1))
+    return torch.stack(fused)[:, : sources.shape[2]].to(sources).clamp(0, 1)
+
+
+CLASSICAL: dict[str, Callable[[Sources], Image]] = {
+    "mean": mean,
+    "laplacian": laplacian,
+    "wavelet": wavelet,
+    "guided": guided,
+    "mertens": mertens,
+}
+"""Fusions without a prior, by name."""
+
+
+def ddfm(form: str = "code", steps: int = 100) -> SamplerConfig:
+    """DDFM as a setting of our sampler: static weights, its EM, steps uniform from pure noise, noise recomputed.
+
+    Args:
+        form: ``code`` as published (i - x), or ``paper`` (x + v).
+        steps: DDFM takes 100.
+
+    References:
+        Zhao et al., "DDFM: Denoising diffusion model for multi-modality image fusion", ICCV 2023.
+    """
+    guidance = GuidanceConfig(kind="em", em_form="code" if form == "code" else "paper")
+    dig = DigConfig(kind="static")
+    return SamplerConfig(steps, "uniform", None, None, noise="recomputed", dig=dig, guidance=guidance)
+
+
+def stretch(images: Tensor) -> Tensor:
+    """Each image (…, c, h, w) stretched to the whole range [0, 1] by its darkest and brightest value, as DDFM ends."""
+    low, high = images.amin((-3, -2, -1), keepdim=True), images.amax((-3, -2, -1), keepdim=True)
+    return (images - low) / (high - low).clamp(min=1e-6)

@@ -1,0 +1,178 @@
+"""What a denoiser learns about each source at each time, measured before any sampling, on maps as coarse as may be."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dig2dig.color import to_channels
+from dig2dig.config import DigConfig
+from dig2dig.fusion.resample import coarseness, grow, shrink, smooth
+from dig2dig.fusion.weight import fusion_weight, information_gain, normalise, scoped
+from dig2dig.priors.denoiser import Denoiser
+from dig2dig.priors.schedule import AlphaBar, Times, add_noise, noise_level, time_of_noise_level
+from dig2dig.priors.windows import crop, pad
+from dig2dig.shapes import Maps, Sources, State, Timestep
+
+
+@dataclass(frozen=True)
+class Information:
+    """What the denoiser knows and learns about each source at each time that was measured.
+
+    Maps are kept at the resolution that they were measured or smoothed to; :func:`look_up` grows them.
+
+    Attributes:
+        times: Decreasing time indices, shape (n,).
+        gains: Normalised gain of each source from each time to the next, n maps (b, k, 1, h / f, w / f).
+        weights: Fusion weights, maps of the same or a smaller size.
+        estimates: Reconstructions of the noised sources, (b, k, c, h / f, w / f) in [-1, 1]; None if not asked for.
+        cost: Mean absolute ``gain`` of each step, whatever the kind of the weights, (n, b), or None.
+    """
+
+    times: Times
+    gains: list[Maps]
+    weights: list[Maps]
+    estimates: list[Maps] | None = None
+    cost: Float[Tensor, "n b"] | None = None
+
+
+def reconstruct(sources: Sources, noise: State, times: Times, denoiser: Denoiser, reduce: float = 0.0) -> list[Maps]:
+    r"""The denoiser's estimates of all sources, noised to each time with one noise for all of them.
+
+    .. math:: \hat c_k(t) = \hat x_0\big(\sqrt{\bar\alpha_t}\, c_k + \sqrt{1-\bar\alpha_t}\,\varepsilon,\; t\big)
+
+    Sources and times share network calls. A grey source passes a colour prior as three equal channels with
+    independent noise. Where the noise is strong, the estimate is smooth and can be had from smaller images: the mean
+    over f × f pixels has noise of level :math:`\sigma / f`, and that is what the network sees.
+
+    Args:
+        sources: Clean sources in [-1, 1], padded.
+        noise: Noise of each image, with the denoiser's channels.
+        times: Decreasing time indices, shape (n,).
+        denoiser: The prior.
+        reduce: Images are halved, at most twice, as long as the noise level stays above this; 0 = never.
+
+    Returns:
+        Estimates at each time, (b, k, c, h / f, w / f).
+    """
+    b, k, c, h, w = sources.shape
+    images = to_channels(sources, denoiser.channels).flatten(0, 1)
+    estimates: list[Maps] = [sources] * len(times)
+    levels = noise_level(denoiser.alpha_bar)[times.cpu()]
+    factors = torch.tensor([_factor(float(level), reduce, min(h, w)) for level in levels])
+    for factor in factors.unique().tolist():
+        chosen = (factors == factor).nonzero()[:, 0]
+        small, small_noise = shrink(images, factor), shrink(noise, factor) * factor
+        t = time_of_noise_level(denoiser.alpha_bar, levels[chosen] / factor) if factor > 1 else times[chosen]
+        made = to_channels(_estimates(small, small_noise, t.to(sources.device), denoiser), c)
+        for i, estimate in zip(chosen.tolist(), made.unflatten(0, (-1, b, k)), strict=True):
+            estimates[i] = estimate
+    return estimates
+
+
+def _factor(level: float, reduce: float, side: int) -> int:
+    """How many times smaller images may be at a noise level, 1, 2 or 4, and still have some 16 pixels a side."""
+    return max((f for f in (1, 2, 4) if reduce > 0 and level / f >= reduce and side // f >= 16), default=1)
+
+
+def _estimates(images: Tensor, noise: Tensor, times: Tensor, denoiser: Denoiser) -> Tensor:
+    """Estimates of (b·k) images at n times in calls of bounded size, shape (n·b·k, c, h, w)."""
+    count, (h, w) = len(images), images.shape[-2:]
+    k = count // len(noise)
+    padded, padded_noise = pad(images, denoiser.multiple), pad(noise, denoiser.multiple)
+    per_call = max(1, denoiser.pixels(images.device, len(times) * count * h * w) // (h * w))
+    parts = []
+    # (time, source) pairs in one list, cut into calls of bounded size
+    for part in torch.arange(len(times) * count, device=images.device).split(per_call):
+        source, t = part % count, times[part // count]
+        noised = add_noise(padded[source], padded_noise[source // k], t, denoiser.alpha_bar)
+        parts.append(crop(denoiser(noised, t), h, w))
+    return torch.cat(parts)
+
+
+def measure(
+    sources: Sources,
+    noises: list[State],
+    times: Times,
+    denoiser: Denoiser,
+    config: DigConfig,
+    estimates: bool = True,
+    cost: bool = False,
+) -> Information:
+    """Gains and weights of all sources at all times, before any sampling.
+
+    Args:
+        sources: Clean sources in [-1, 1], padded.
+        noises: One noise (b, c, h, w) for each draw that gains and estimates are averaged over.
+        times: Decreasing time indices, shape (n,).
+        denoiser: The prior.
+        config: Kind, loss, normalisation, smoothing and temperature.
+        estimates: Whether the reconstructions themselves are needed; if not, static weights need no network.
+        cost: Whether the summed gain of each step is needed, to place steps by it.
+    """
+    b, k, _, h, w = sources.shape
+    radii = [
+        config.smoothing + config.smoothing_noise * s for s in noise_level(denoiser.alpha_bar)[times.cpu()].tolist()
+    ]
+    gains = [sources.new_zeros(b, k, 1, *(-(-side // coarseness(r)) for side in (h, w))) for r in radii]
+    costs, means = sources.new_zeros(len(times), b), None
+    for noise in noises if estimates or config.kind != "static" else []:
+        draw = reconstruct(sources, noise, times, denoiser, config.reduce)
+        for i in range(len(times)) if config.kind != "static" else []:
+            for j in range(k):  # one source at a time: whole maps of all sources are what large images have no room for
+                one = slice(j, j + 1)
+                here = grow(draw[i][:, one], h, w)
+                following = grow(draw[i + 1][:, one], h, w) if i + 1 < len(times) else sources[:, one]
+                gain = information_gain(here, following, sources[:, one], config.kind, config.loss)
+                gains[i][:, one] += shrink(gain, coarseness(radii[i])) / len(noises)
+                if cost:
+                    change = information_gain(here, following, sources[:, one])
+                    costs[i] += change.abs().mean((1, 2, 3, 4)) / (k * len(noises))
+        if estimates:
+            means = draw if means is None else [a + b for a, b in zip(means, draw, strict=True)]
+    if means is not None:
+        means = [total / len(noises) for total in means]
+    gains = [smooth(gain, r / coarseness(r)) for gain, r in zip(gains, radii, strict=True)]
+    gains = [normalise(gain, config.normalise) for gain in gains]
+    weights = scoped([fusion_weight(gain, config.temperature) for gain in gains], config.scope)
+    return Information(times.cpu(), gains, weights, means, costs if cost else None)
+
+
+class Lookup:
+    """Maps of the size of the sources at any time, interpolated linearly in the log of the noise level.
+
+    Args:
+        information: What was measured.
+        t: Time index of each image, shape (b,); beyond what was measured, the nearest counts.
+        alpha_bar: The schedule.
+        size: Height and width of the maps that are given.
+    """
+
+    def __init__(self, information: Information, t: Timestep, alpha_bar: AlphaBar, size: Sequence[int]) -> None:
+        level = -noise_level(alpha_bar).log()
+        known, wanted = level[information.times], level[t.cpu()]
+        last = len(known) - 1
+        self.right = torch.searchsorted(known, wanted).clamp(min(1, last), last)
+        left = (self.right - 1).clamp(min=0)
+        span = (known[self.right] - known[left]).clamp(min=1e-12)
+        self.share = ((wanted - known[left]) / span).clamp(0, 1)
+        self.size = tuple(size)
+
+    def __call__(self, maps: list[Maps]) -> Maps:
+        """The maps at this time."""
+        if (self.right == self.right[0]).all() and (self.share == self.share[0]).all():  # one grid for all images
+            return grow(_between(maps, int(self.right[0]), float(self.share[0])), *self.size)
+        parts = zip(self.right.tolist(), self.share.tolist(), strict=True)
+        each = (_between([one[i : i + 1] for one in maps], *part) for i, part in enumerate(parts))
+        return torch.cat([grow(one, *self.size) for one in each])
+
+
+def _between(maps: list[Maps], right: int, share: float) -> Tensor:
+    """Between one map and the next, at the finer of their resolutions."""
+    left, high = maps[max(right - 1, 0)], maps[right]
+    if share in (0, 1):
+        return high if share else left
+    height, width = max(left.shape[-2:], high.shape[-2:])
+    return grow(left, height, width).lerp(grow(high, height, width), share)

@@ -1,0 +1,296 @@
+"""Pulling the estimate to the weighted sources: closed forms, with any state passed in and out.
+
+Every guidance has one signature, so that users can pass their own: ``(x0_hat, step, state) -> (x0_hat', state)``.
+The state is None before the first step and whatever the guidance returned after it. A function that differentiates
+with respect to ``step.x_t`` has the attribute ``needs_graph = True``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dig2dig.config import GuidanceConfig
+from dig2dig.fusion.resample import coarseness, grow, shrink, smooth
+from dig2dig.shapes import Image, Maps, Sources, State, Timestep, Weights
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a guidance may look at in one step; all images in [-1, 1].
+
+    Attributes:
+        t: Time index of each image, shape (b,).
+        signal: alpha_bar at t, shape (b, 1, 1, 1).
+        signal_next: alpha_bar at the next time; 1 after the last.
+        level: Noise level of each image at t.
+        level_next: The same at the next time; 0 after the last.
+        x_t: The noisy state, with the prior's channels; it carries the graph of x0_hat where gradients are asked for.
+        sources: The clean sources.
+        weight: Fusion weights of this step.
+        estimate: The denoiser's estimates of the sources at this time, or None.
+        estimate_next: The same at the next time.
+    """
+
+    t: Timestep
+    signal: Tensor
+    signal_next: Tensor
+    level: tuple[float, ...]
+    level_next: tuple[float, ...]
+    x_t: State
+    sources: Sources
+    weight: Weights
+    estimate: Sources | None
+    estimate_next: Sources | None
+
+
+Guidance = Callable[[Tensor, Step, Any], tuple[Tensor, Any]]
+"""``(x0_hat, step, state) -> (x0_hat', state)``."""
+
+
+def proximal(x0_hat: Image, target: Image, signal: Tensor, sigma_n: float, strength: float = 1.0) -> Image:
+    r"""The point between the prior's estimate and a target that balances both.
+
+    .. math:: \hat x_0' = \frac{\rho_t \hat x_0 + \lambda m}{\rho_t + \lambda}, \qquad
+              \rho_t = \sigma_n^2 \frac{\bar\alpha_t}{1-\bar\alpha_t}
+
+    Early in sampling the target decides, late the prior; sigma_n = 0 is the target alone.
+
+    Args:
+        x0_hat: The prior's estimate.
+        target: The target m.
+        signal: alpha_bar at each image's time, shape (b, 1, 1, 1).
+        sigma_n: Noise assumed in the target, for images in [-1, 1].
+        strength: The strength lambda.
+
+    References:
+        Zhu et al., "Denoising diffusion models for plug-and-play image restoration" (DiffPIR), 2023.
+    """
+    if sigma_n == 0:  # large images have no room for another copy
+        return target
+    rho = sigma_n**2 * signal / (1 - signal)
+    return x0_hat.lerp(target, strength / (rho + strength))
+
+
+def blend(x0_hat: Image, step: Step, state: None, *, sigma_n: float, strength: float) -> tuple[Image, None]:
+    r"""Proximal to the weighted mean of the sources, :math:`m_t = \sum_k w_k c_k`."""
+    target = (step.weight * step.sources).sum(1)
+    return proximal(x0_hat, target, step.signal, sigma_n, strength), state
+
+
+def increments(
+    x0_hat: Image, step: Step, state: Tensor | None, *, sigma_n: float, strength: float
+) -> tuple[Image, Tensor]:
+    r"""Proximal to the sum of what each source gained so far, weighted by its gain in that step.
+
+    .. math:: m_s = m_t + \sum_k w_k(t)\,\big(\hat c_k(s) - \hat c_k(t)\big), \qquad
+              m_T = \tfrac1K \sum_k \hat c_k(T)
+
+    A fusion pyramid whose bands are the denoiser's own scale space: static weights telescope to the plain
+    mean. Our own form. The target stays in the range that the sources span in each image.
+
+    Raises:
+        ValueError: The step carries no estimates of the sources.
+    """
+    if step.estimate is None or step.estimate_next is None:
+        raise ValueError("increments guidance needs the estimates of the sources")
+    target = step.estimate.mean(1) if state is None else state
+    target = target + (step.weight * (step.estimate_next - step.estimate)).sum(1)
+    low = step.sources.amin((1, 2, 3, 4)).view(-1, 1, 1, 1)
+    high = step.sources.amax((1, 2, 3, 4)).view(-1, 1, 1, 1)
+    return proximal(x0_hat, target.clamp(low, high), step.signal, sigma_n, strength), target
+
+
+@dataclass(frozen=True)
+class BandState:
+    """The sum of the bands so far, and each source as far as it was seen."""
+
+    target: Image
+    seen: list[Sources]
+
+
+def bands(
+    x0_hat: Image, step: Step, state: BandState | None, *, sigma_n: float, strength: float, scale: float, energy: float
+) -> tuple[Image, BandState]:
+    r"""``increments`` in a linear scale space: each step adds the bands of the sources that its noise level reveals.
+
+    .. math:: m_s = m_t + a \sum_k w_k(t)\,\big(G_{\rho(s)} c_k - G_{\rho(t)} c_k\big), \qquad
+              \rho(t) = r \sqrt{(1-\bar\alpha_t)/\bar\alpha_t}
+
+    with Gaussian filters G of standard deviation :math:`\rho`, none after the last step, and the mean of the sources to
+    begin with. The denoiser decides the weights, and what it makes up at high noise cannot enter the picture.
+
+    Bands that do not agree cancel in an average: K independent ones of equal weight lose :math:`\sqrt K` of their
+    amplitude. The factor a gives the local energy back that the weights promise,
+
+    .. math:: a^2 = \frac{G \sum_k w_k |\Delta_k|^2}{G |\sum_k w_k \Delta_k|^2} \in [1, K]
+
+    so that equal sources stay as they are. Our own form. The target stays in the range that the sources span.
+
+    Args:
+        x0_hat: The prior's estimate.
+        step: Sources and weights.
+        state: What the step before returned; it is used up.
+        sigma_n: See :func:`proximal`.
+        strength: See :func:`proximal`.
+        scale: Pixels of blur r per unit of noise level, for images in [-1, 1].
+        energy: Exponent of a: 0 leaves the plain weighted sum, 1 gives all energy back.
+    """
+    parts = step.sources.split(1, 1)  # one source at a time, in place: large images have no room for all bands at once
+    seen = [blurred(source, step.level, scale) for source in parts] if state is None else state.seen
+    target = sum(seen, torch.zeros_like(seen[0]))[:, 0] / len(parts) if state is None else state.target
+    fused, promised = torch.zeros_like(target), torch.zeros_like(target[:, :1])
+    for k, source in enumerate(parts):
+        sharper = blurred(source, step.level_next, scale)
+        band, weight = (sharper - seen[k])[:, 0], step.weight[:, k]
+        fused.addcmul_(weight, band)
+        promised.addcmul_(weight, band.square_().mean(1, keepdim=True))
+        seen[k] = sharper
+    if energy > 0:
+        kept = fused.square().mean(1, keepdim=True)
+        fused *= _restored(promised, kept, step.level_next, scale, len(parts), energy)
+    target = fused.add_(target)
+    low = step.sources.amin((1, 2, 3, 4)).view(-1, 1, 1, 1)
+    high = step.sources.amax((1, 2, 3, 4)).view(-1, 1, 1, 1)
+    guided = proximal(x0_hat, target.clamp(low, high), step.signal, sigma_n, strength)
+    return guided, BandState(target, seen)
+
+
+def _restored(promised: Tensor, kept: Tensor, levels: tuple[float, ...], scale: float, k: int, energy: float) -> Tensor:
+    """The factor a of :func:`bands` from the energies per pixel, both (b, 1, h, w)."""
+    coarse, size = coarseness(2 + scale * min(levels)), kept.shape[-2:]
+    both = shrink(torch.cat([promised, kept], 1), coarse)[:, :, None]
+    promised, kept = (blurred(both, levels, scale / coarse, 2 / coarse)[:, :, 0] + 1e-8).split(1, 1)
+    return grow((promised / kept).sqrt().clamp(1, k**0.5) ** energy, *size)
+
+
+def blurred(images: Maps, levels: tuple[float, ...], scale: float, least: float = 0.0) -> Maps:
+    """Gaussian filter whose standard deviation follows each image's noise level, ``least + scale · level`` pixels."""
+    if len(set(levels)) == 1:
+        return smooth(images, least + scale * levels[0])
+    return torch.cat([smooth(one[None], least + scale * level) for one, level in zip(images, levels, strict=True)])
+
+
+@dataclass(frozen=True)
+class EMState:
+    """Scales of the Laplace residuals, shape (b, k), and the split gradient of the total variation."""
+
+    scale: Tensor
+    gradient_x: Tensor
+    gradient_y: Tensor
+
+
+def em(
+    x0_hat: Image, step: Step, state: EMState | None, *, form: str, penalty: float = 0.01, tv: float = 0.5
+) -> tuple[Image, EMState]:
+    r"""One step of DDFM's hierarchical expectation-maximisation with the weights in its likelihood.
+
+    Residuals :math:`f - c_k` are Laplace, a Gaussian scale mixture. The E-step gives each pixel's precision,
+    the M-step a weighted mean with a total-variation term that is split off:
+
+    .. math:: a_k = \sqrt{2 / \tau_k} \,/\, |\hat x_0 - c_k|, \qquad
+              f = \frac{\sum_k 2 K w_k a_k c_k + \eta h}{\sum_k 2 K w_k a_k + \eta}
+
+    with :math:`h = (1 + \nabla^\top\nabla)^{-1}(\hat x_0 + \nabla^\top u)` in the Fourier domain. DDFM
+    bounds the second precision by twice the first, and so does ``code``; ``paper`` bounds each by twice the smallest,
+    which does not depend on the order. DDFM writes two sources; K is our generalisation, and so is the
+    total variation of f itself, which at its weight of 0.01 changes little.
+
+    Args:
+        x0_hat: The prior's estimate.
+        step: Sources and weights.
+        state: Scales and split gradients of the step before.
+        form: ``paper`` returns f (its :math:`f = x + v`); ``code`` returns :math:`i - x = i + v - f` as DDFM's
+            published code does, which reflects the estimate about the middle of the two sources i (the first,
+            infrared in DDFM) and v.
+        penalty: Weight eta of the split.
+        tv: Weight of the total variation.
+
+    Raises:
+        ValueError: ``code`` with other than two sources.
+
+    References:
+        Zhao et al., "DDFM: Denoising diffusion model for multi-modality image fusion", ICCV 2023.
+    """
+    k = step.sources.shape[1]
+    if form == "code" and k != 2:
+        raise ValueError(f"em_form=code is defined for two sources, not {k}: use em_form=paper")
+    if state is None:
+        zeros = torch.zeros_like(x0_hat)
+        state = EMState(x0_hat.new_ones(len(x0_hat), k), zeros, zeros)
+    residual = (x0_hat[:, None] - step.sources).square()
+    precision = (2 / state.scale.view(-1, k, 1, 1, 1) / (residual + 1e-6)).sqrt()
+    bound = precision[:, :1] if form == "code" else precision.amin(1, keepdim=True)
+    precision = precision.minimum(2 * bound)
+    scale = (1 / (precision + 1e-10)).mean((2, 3, 4)) + state.scale / 2
+    smooth = _split_smooth(x0_hat, state)
+    shrink = penalty / (2 * tv + penalty)
+    new_state = EMState(
+        scale,
+        shrink * (smooth - smooth.roll(-1, -1)),
+        shrink * (smooth - smooth.roll(-1, -2)),
+    )
+    share = 2 * k * step.weight * precision
+    fused = ((share * step.sources).sum(1) + penalty * smooth) / (share.sum(1) + penalty)
+    return (step.sources.sum(1) - fused if form == "code" else fused), new_state
+
+
+def _split_smooth(image: Tensor, state: EMState) -> Tensor:
+    """Solves (1 + D'D) h = image + D'u with periodic forward differences D."""
+    h, w = image.shape[-2:]
+    back_x = state.gradient_x - state.gradient_x.roll(1, -1)
+    back_y = state.gradient_y - state.gradient_y.roll(1, -2)
+    eigen_y = 2 - 2 * torch.cos(2 * torch.pi * torch.fft.fftfreq(h, device=image.device))
+    eigen_x = 2 - 2 * torch.cos(2 * torch.pi * torch.fft.rfftfreq(w, device=image.device))
+    spectrum = torch.fft.rfft2(image + back_x + back_y) / (1 + eigen_y[:, None] + eigen_x)
+    return torch.fft.irfft2(spectrum, s=(h, w)).to(image)
+
+
+def posterior(x0_hat: Image, step: Step, state: None, *, sigma_n: float, strength: float) -> tuple[Image, None]:
+    r"""Posterior mean of the image given the sources, by a gradient through the network.
+
+    .. math:: \hat x_0' = \hat x_0 - \lambda \frac{1-\bar\alpha_t}{\sqrt{\bar\alpha_t}}\,
+              \nabla_{x_t} \frac{\sum_k w_k \lVert c_k - \hat x_0(x_t) \rVert^2}{2\,(1-\bar\alpha_t + \sigma_n^2)}
+
+    Tweedie's formula for the likelihood of DPS, with the estimate's own variance added as in ΠGDM: ``blend`` with the
+    denoiser's Jacobian in place of a constant. The result is kept between the estimate and the sources.
+
+    References:
+        Chung et al., "Diffusion posterior sampling", 2023; Song et al., "Pseudoinverse-guided diffusion models", 2023.
+    """
+    difference = (step.weight * (x0_hat[:, None] - step.sources).square()).sum() / 2
+    (gradient,) = torch.autograd.grad(difference, step.x_t)
+    channels = step.x_t.shape[1] // x0_hat.shape[1]  # a grey estimate is the mean of three, its variance a third
+    gradient = gradient.unflatten(1, (-1, channels)).mean(2)
+    x0_hat = x0_hat.detach()
+    variance = (1 - step.signal) / channels
+    scale = strength * (1 - step.signal) / step.signal.sqrt() / (variance + sigma_n**2)
+    low = step.sources.amin(1).minimum(x0_hat)
+    high = step.sources.amax(1).maximum(x0_hat)
+    return (x0_hat - scale * gradient).clamp(low, high), state
+
+
+posterior.needs_graph = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def needs_graph(guidance: Guidance) -> bool:
+    """Whether a guidance differentiates through the network: its function has ``needs_graph = True``."""
+    return getattr(getattr(guidance, "func", guidance), "needs_graph", False)
+
+
+def listens(guidance: Guidance) -> bool:
+    """Whether a guidance looks at the prior's estimate: those that pull to a target do not where sigma_n is 0."""
+    target_alone = getattr(guidance, "func", None) in (bands, blend, increments)
+    return not (target_alone and getattr(guidance, "keywords", {})["sigma_n"] == 0)
+
+
+def make_guidance(config: GuidanceConfig) -> Guidance:
+    """The guidance that a config names."""
+    if config.kind == "em":
+        return partial(em, form=config.em_form)
+    pulls = {"blend": blend, "increments": increments, "posterior": posterior}
+    pull = pulls.get(config.kind) or partial(bands, scale=config.scale, energy=config.energy)
+    return partial(pull, sigma_n=config.sigma_n, strength=config.strength)

@@ -1,0 +1,1 @@
+"""Pretrained denoisers behind one contract: opening, running, adapting and storing them."""

@@ -1,0 +1,151 @@
+"""Low-rank adapters: a few weights beside a frozen prior, their own small file, merged when the prior is used.
+
+``python -m dig2dig.priors.lora merge PRIOR ADAPTER FOLDER`` writes the merged prior as a diffusers folder.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from dig2dig.atomic import write_atomically
+from dig2dig.config import PriorConfig
+from dig2dig.priors.denoiser import Denoiser
+from dig2dig.priors.files import PriorError, check_sha256, file_sha256, read_json, read_weights
+from dig2dig.priors.load import load_prior, save_prior, weights_file
+
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"]
+"""Layers that get adapters: attention, and both convolutions of each residual block."""
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's own names
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise PriorError("adapters need peft: pip install 'dig2dig[finetune]'") from error
+    return peft
+
+
+def add_adapter(denoiser: Denoiser, rank: int, alpha: float) -> None:
+    r"""Freezes a prior and puts trainable adapters beside its convolutions and attention.
+
+    .. math:: W' = W + \frac{\alpha}{r} B A, \qquad B = 0 \text{ at the start}
+
+    So the prior is unchanged until its first training step.
+
+    References:
+        Hu et al., "LoRA: low-rank adaptation of large language models", 2021.
+    """
+    peft = _peft()
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS)
+    peft.inject_adapter_in_model(config, denoiser.network.unet)
+    for name, parameter in denoiser.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+
+
+def save_adapter(denoiser: Denoiser, folder: Path, prior: str, rank: int, alpha: float) -> None:
+    """Writes the adapters alone, in peft's file format, with the hash of the prior that they belong to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = _peft().get_peft_model_state_dict(denoiser.network.unet)
+    write_atomically(folder / WEIGHTS, save({name: tensor.contiguous().cpu() for name, tensor in state.items()}))
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": TARGETS,
+        "base_model_name_or_path": prior,
+        "base_sha256": file_sha256(weights_file(prior)),
+    }
+    write_atomically(folder / CONFIG, f"{json.dumps(config, indent=2)}\n".encode())
+
+
+def adapter_file(folder: Path) -> Path:
+    """The file that holds an adapter's weights.
+
+    Raises:
+        PriorError: The folder holds no adapter.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise PriorError(f"{folder / name}: no such file; an adapter is a folder with {CONFIG} and {WEIGHTS}")
+    return folder / WEIGHTS
+
+
+def merge_adapter(denoiser: Denoiser, folder: Path, prior: str, sha256: str | None = None) -> None:
+    """Adds the adapters in ``folder`` to the weights of the prior they were trained for; nothing is left beside them.
+
+    Raises:
+        PriorError: Files are missing or damaged, or belong to another prior.
+    """
+    weights = adapter_file(folder)
+    check_sha256(weights, sha256)
+    config, state = read_json(folder / CONFIG), read_weights(weights)
+    expected, found = config.get("base_sha256"), file_sha256(weights_file(prior))
+    if expected not in (None, found):
+        raise PriorError(
+            f"{folder}: the adapter belongs to {config.get('base_model_name_or_path')} with SHA-256 {expected}, "
+            f"not to {prior} with {found}"
+        )
+    add_adapter(denoiser, int(config["r"]), float(config["lora_alpha"]))
+    try:
+        left = _peft().set_peft_model_state_dict(denoiser.network.unet, state)
+    except RuntimeError as error:
+        raise PriorError(f"{folder}: adapters do not fit the prior ({str(error).splitlines()[-1].strip()})") from error
+    if left.unexpected_keys or any("lora_" in name for name in left.missing_keys):
+        raise PriorError(f"{folder}: adapters do not fit the prior: other layers than this prior has")
+    merge(denoiser)
+
+
+def open_prior(config: PriorConfig) -> Denoiser:
+    """The prior that a configuration names, with its adapter merged, as it is to be run."""
+    denoiser = load_prior(config.path, config.sha256, config.precision)
+    if config.adapter:
+        merge_adapter(denoiser, Path(config.adapter), config.path, config.adapter_sha256)
+    denoiser.tile = None if config.tile == "auto" else int(config.tile)
+    denoiser.memory = config.memory
+    if config.precision == "bf16":
+        denoiser.network.to(torch.bfloat16)
+    if config.compile:
+        denoiser.network.compile()
+    return denoiser
+
+
+def merge(denoiser: Denoiser) -> None:
+    """Turns every adapted layer back into a plain one whose weights hold the sum."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    unet = denoiser.network.unet
+    assert isinstance(unet, nn.Module)
+    with torch.no_grad():
+        for name, layer in list(unet.named_modules()):
+            if isinstance(layer, BaseTunerLayer):
+                layer.merge(safe_merge=True)
+                parent, _, child = name.rpartition(".")
+                setattr(unet.get_submodule(parent), child, layer.get_base_layer())
+    denoiser.requires_grad_(False)
+
+
+def main(argv: list[str]) -> int:
+    """``merge PRIOR ADAPTER FOLDER``."""
+    if len(argv) != 4 or argv[0] != "merge":
+        print("usage: python -m dig2dig.priors.lora merge PRIOR ADAPTER FOLDER", file=sys.stderr)
+        return 2
+    try:
+        denoiser = load_prior(argv[1], precision="fp32")
+        merge_adapter(denoiser, Path(argv[2]), argv[1])
+        save_prior(denoiser, Path(argv[3]))
+    except PriorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{argv[3]}: merged prior written")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

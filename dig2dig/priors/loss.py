@@ -1,0 +1,143 @@
+"""What a prior is trained on: which noise levels, the distance to the network's target, and how levels are weighted."""
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dig2dig.priors.denoiser import Denoiser
+from dig2dig.priors.schedule import AlphaBar, add_noise, at, draw_noise, generators, time_of_noise_level
+from dig2dig.shapes import Image, Timestep
+
+VALIDATION_SIGMAS = (15, 25, 50, 100)
+"""Noise levels at which denoising is measured, in grey levels of 255."""
+
+
+def draw_times(
+    uniform: Tensor, alpha_bar: AlphaBar, sigma_min: float, sigma_max: float, uniform_share: float
+) -> Timestep:
+    """Time indices whose noise levels are uniform in log sigma, a share of them uniform in time instead.
+
+    Args:
+        uniform: Two random numbers in [0, 1) for each sample, shape (b, 2).
+        alpha_bar: Schedule, shape (n,).
+        sigma_min: Smallest noise level, for images in [-1, 1].
+        sigma_max: Largest noise level.
+        uniform_share: Share of samples drawn uniformly over all indices.
+    """
+    position, choice = uniform.double().unbind(1)
+    levels = sigma_min * (sigma_max / sigma_min) ** position
+    by_level = time_of_noise_level(alpha_bar, levels)
+    by_index = (position * len(alpha_bar)).long()
+    return torch.where(choice < uniform_share, by_index, by_level)
+
+
+def diffusion_loss(denoiser: Denoiser, x0: Image, noise: Image, t: Timestep, variance_weight: float = 0.0) -> Tensor:
+    r"""Squared distance of the network's prediction to its target, for each sample, shape (b,).
+
+    .. math:: \varepsilon, \qquad v = \sqrt{\bar\alpha_t}\,\varepsilon - \sqrt{1-\bar\alpha_t}\,x_0
+              \qquad\text{or}\qquad x_0
+
+    A network that learns its variances also gets the variational term, times ``variance_weight``.
+
+    References:
+        Nichol and Dhariwal, "Improved denoising diffusion probabilistic models", 2021 (the hybrid objective).
+    """
+    x_t = add_noise(x0, noise, t, denoiser.alpha_bar)
+    prediction, variance = denoiser.outputs(x_t, t)
+    signal = at(denoiser.alpha_bar, t, x0)
+    if denoiser.prediction == "epsilon":
+        target = noise
+    elif denoiser.prediction == "v_prediction":
+        target = signal.sqrt() * noise - (1 - signal).sqrt() * x0
+    else:
+        target = x0
+    loss = (prediction - target).square().flatten(1).mean(1)
+    if variance is None or variance_weight == 0:
+        return loss
+    x0_hat = denoiser.estimate(x_t, prediction.detach(), t)  # the variational term teaches variances only
+    return loss + variance_weight * variational_loss(x0, x0_hat, x_t, variance, t, denoiser.alpha_bar)
+
+
+def variational_loss(
+    x0: Image, x0_hat: Image, x_t: Image, variance: Tensor, t: Timestep, alpha_bar: AlphaBar
+) -> Tensor:
+    r"""The variational bound's term at each sample's time, in bits per dimension, times the number of times.
+
+    .. math:: \mathrm{KL}\big(q(x_{t-1} \mid x_t, x_0) \,\|\, p_\theta(x_{t-1} \mid x_t)\big), \qquad
+              \log \sigma_\theta^2 = \nu \log \beta_t + (1 - \nu) \log \tilde\beta_t
+
+    where the network gives :math:`2\nu - 1`; at t = 0 the likelihood of the 8-bit pixels takes its place. Images
+    are in [-1, 1].
+
+    References:
+        Nichol and Dhariwal, "Improved denoising diffusion probabilistic models", 2021, eq. 4 to 7 and 15.
+    """
+    before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    betas = 1 - alpha_bar / before
+    posterior = betas * (1 - before) / (1 - alpha_bar)
+    posterior = torch.cat([posterior[1:2], posterior[1:]])  # zero at t = 0: the next one stands in
+    mean_x0 = before.sqrt() * betas / (1 - alpha_bar)
+    mean_x_t = (1 - betas).sqrt() * (1 - before) / (1 - alpha_bar)
+    beta, low, on_x0, on_x_t = (at(values, t, x0) for values in (betas, posterior, mean_x0, mean_x_t))
+    share = (variance + 1) / 2
+    log_variance = share * beta.log() + (1 - share) * low.log()
+    distance = (on_x0 * (x0 - x0_hat)).square()
+    divergence = 0.5 * (log_variance - low.log() + (low + distance) * (-log_variance).exp() - 1)
+    likelihood = _pixel_likelihood(x0, on_x0 * x0_hat + on_x_t * x_t, (0.5 * log_variance).exp())
+    nats = torch.where(t.view(-1, 1, 1, 1) == 0, -likelihood, divergence)
+    return nats.flatten(1).mean(1) / math.log(2) * len(alpha_bar)
+
+
+def _pixel_likelihood(x: Image, mean: Image, std: Tensor) -> Tensor:
+    """Log-probability of 8-bit pixels under a Gaussian: the mass of each pixel's bin, open at both ends."""
+    normal = torch.distributions.Normal(mean, std)
+    upper = torch.where(x > 0.999, 1.0, normal.cdf(x + 1 / 255))
+    lower = torch.where(x < -0.999, 0.0, normal.cdf(x - 1 / 255))
+    return (upper - lower).clamp(min=1e-12).log()
+
+
+def loss_weight(kind: Literal["none", "min_snr"], gamma: float, denoiser: Denoiser, t: Timestep) -> Tensor:
+    r"""Weight of each sample's loss by its signal-to-noise ratio, shape (b,).
+
+    .. math:: w = \min(\mathrm{SNR}, \gamma) \cdot \{1,\ 1/\mathrm{SNR},\ 1/(\mathrm{SNR} + 1)\}, \qquad
+              \mathrm{SNR} = \bar\alpha_t / (1 - \bar\alpha_t)
+
+    for networks that predict the image, the noise or v. Small noise levels, whose predictions err most, no longer
+    outweigh the others.
+
+    References:
+        Hang et al., "Efficient diffusion training via min-SNR weighting strategy", 2023.
+    """
+    signal = denoiser.alpha_bar.to(t.device)[t]
+    if kind == "none":
+        return torch.ones_like(signal).float()
+    snr = signal / (1 - signal)
+    unit = {"sample": torch.ones_like(snr), "epsilon": snr, "v_prediction": snr + 1}[denoiser.prediction]
+    return (snr.clamp(max=gamma) / unit).float()
+
+
+def denoising_psnr(denoiser: Denoiser, images: Image, noise: Image, sigma: float) -> Tensor:
+    """PSNR in dB of the one-step estimate of images in [0, 1] with Gaussian noise of ``sigma`` / 255, shape (b,)."""
+    level = torch.tensor([2 * sigma / 255])
+    t = time_of_noise_level(denoiser.alpha_bar, level).expand(len(images)).to(images.device)
+    x_t = add_noise(2 * images - 1, noise, t, denoiser.alpha_bar)
+    estimate = ((denoiser(x_t, t) + 1) / 2).clamp(0, 1)
+    return -10 * torch.log10((estimate - images).square().flatten(1).mean(1))
+
+
+def psnr_by_noise(denoiser: Denoiser, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``psnr_SIGMA`` of each image at the usual noise levels, one noise draw for each image."""
+    images = batch["image"]
+    noise = draw_noise(images.shape[1:], generators(batch["index"].tolist(), len(images)), images)
+    return {f"psnr_{sigma}": denoising_psnr(denoiser, images, noise, float(sigma)) for sigma in VALIDATION_SIGMAS}
+
+
+def validation_psnr(denoiser: Denoiser, batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
+    """Mean over all images of ``psnr_by_noise``, outside of any training."""
+    with torch.no_grad():
+        rows = [psnr_by_noise(denoiser, batch) for batch in batches]
+    names = rows[0] if rows else {}
+    return {name: float(torch.cat([row[name] for row in rows]).mean()) for name in names}

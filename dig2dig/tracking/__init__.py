@@ -1,0 +1,1 @@
+"""Loggers, and pictures of fusions for them."""

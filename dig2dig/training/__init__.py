@@ -1,0 +1,1 @@
+"""One run of train.py: what learns, checkpoints, and the prior or adapter it leaves."""

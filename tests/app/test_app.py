@@ -1,0 +1,172 @@
+"""The page to try fusion: what it makes, what it refuses, and what people see in a browser."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import infer
+from dig2dig.app.__main__ import main
+from dig2dig.app.config import AppConfig
+from dig2dig.app.job import TASKS, Done, JobError, Moment, Order, fuse_files, preset
+from dig2dig.config import PriorConfig
+from dig2dig.priors.lora import open_prior
+from tests import corpus
+from tests.conftest import EXAMPLES, ROOT
+
+PAIR = [EXAMPLES / "infrared_visible" / kind / "00537D.png" for kind in ("visible", "infrared")]
+STACK = [EXAMPLES / "multi_exposure_stack" / kind / "Tower.png" for kind in ("dark", "middle", "bright")]
+
+
+def fused(order: Order, prior: Path, folder: Path, **limits: Any) -> list[Moment | Done]:
+    config = AppConfig(prior=PriorConfig(path=str(prior)), **limits)
+    folder.mkdir()
+    return list(fuse_files(order, open_prior(config.prior), config, folder))
+
+
+def crops(folder: Path, files: list[Path], names: list[str]) -> list[tuple[Path, str]]:
+    """Small parts of pictures, uploaded under other names than their owner's."""
+    folder.mkdir()
+    for k, file in enumerate(files):
+        Image.open(file).crop((200, 180, 264, 228)).save(folder / f"upload{k}.png")
+    return [(folder / f"upload{k}.png", name) for k, name in enumerate(names)]
+
+
+@pytest.mark.parametrize(
+    ("task", "files", "names"),
+    [
+        ("ivf", PAIR, ["my scene (1).png", "warm $HOME.png"]),
+        ("mef", STACK, ["Tower.png"] * 3),
+        ("universal", PAIR, ["visible.png", "warm.png"]),
+    ],
+)
+def test_the_command_makes_the_same_bytes(
+    task: str, files: list[Path], names: list[str], tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads = crops(tmp_path / "uploads", files, names)
+    *moments, done = fused(Order(uploads, task, 3, 0.7, 5), tiny, tmp_path / "work")
+    assert isinstance(done, Done) and len(moments) == 3 and done.file.name == names[0]
+    for moment in moments:
+        assert isinstance(moment, Moment) and len(moment.panels) == 2 * len(files)
+        means = [float(caption.removeprefix("weight ")) for _, caption in moment.panels[len(files) :]]
+        assert sum(means) == pytest.approx(1, abs=0.02)
+    for k, (upload, name) in enumerate(uploads, 1):
+        place = tmp_path / "own" / (f"FOLDER_{k}" if len(set(names)) == 1 else "") / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(upload, place)
+    shutil.copytree(ROOT / "configs", tmp_path / "own" / "configs")
+    monkeypatch.chdir(tmp_path / "own")
+    python, script, *arguments = shlex.split(done.command)
+    assert (python, script) == ("python", "infer.py") and f"prior.path={tiny}" in arguments
+    assert infer.main([*arguments, "trainer.accelerator=cpu", "report.pairs=0"]) == 0
+    assert (tmp_path / "own" / "out" / names[0]).read_bytes() == done.file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("one", "1 images: give 2 to 8 of one scene"),
+        ("text", "notes.txt: not an image; this page takes"),
+        ("truncated", "b.png: damaged image"),
+        ("black", "b.png: every pixel is 0"),
+        ("large", "a.png: 64x48 pixels; this page takes 0.001 million"),
+        ("size", "sources differ in size: a.png 64x48, b.png 64x40; align=resize"),
+        ("steps", "steps must lie in [1, 100], not 0"),
+        ("task", "no task 'x'"),
+    ],
+)
+def test_what_cannot_be_fused_is_told_in_one_line(change: str, line: str, tmp_path: Path, tiny: Path) -> None:
+    first, second = crops(tmp_path / "uploads", PAIR, ["a.png", "b.png"])
+    limits = {"megapixels": 0.001} if change == "large" else {}
+    if change == "truncated":
+        second[0].write_bytes(second[0].read_bytes()[:400])
+    if change in ("black", "size"):
+        pixels = np.zeros((48, 64), np.uint8) if change == "black" else corpus.picture(3, height=40, width=64)
+        Image.fromarray(pixels).save(second[0])
+    files = {"one": [first], "text": [first, (second[0], "notes.txt")]}.get(change, [first, second])
+    order = Order(files, "x" if change == "task" else "ivf", 0 if change == "steps" else 2)
+    with pytest.raises(JobError) as told:
+        fused(order, tiny, tmp_path / "work", **limits)
+    text = str(told.value)
+    assert line in text and "\n" not in text and str(tmp_path) not in text
+
+
+def test_sizes_are_brought_together_where_that_is_asked_for(tmp_path: Path, tiny: Path) -> None:
+    files = crops(tmp_path / "uploads", PAIR, ["a.png", "b.png"])
+    with Image.open(files[1][0]) as picture:
+        picture.resize((32, 24)).save(files[1][0])
+    *_, done = fused(Order(files, "ivf", 2, align="resize"), tiny, tmp_path / "work")
+    assert isinstance(done, Done) and done.preview.shape == (48, 64, 3) and "align=resize" in done.command
+
+
+def test_tasks_are_configs_and_their_presets_fit_the_sliders() -> None:
+    for task in TASKS.values():
+        sampler = preset(task).sampler
+        assert 1 <= sampler.steps <= 50 and 0.01 <= sampler.dig.temperature <= 4
+
+
+def test_mistakes_at_the_start_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    assert main([f"prior.path={tmp_path / 'none'}"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    monkeypatch.setattr("dig2dig.app.__main__.find_spec", lambda _: None)
+    assert main([]) == 2
+    assert "pip install 'dig2dig[app]'" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def page_url(tiny: Path) -> Iterator[str]:
+    """The page in a process of its own, as ``make app`` starts it."""
+    pytest.importorskip("gradio")
+    command = [sys.executable, "-m", "dig2dig.app", "port=0", f"prior.path={tiny}"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        assert server.stdout
+        url = next((found[0] for line in server.stdout if (found := re.search(r"http://127\.0\.0\.1:\d+/", line))), "")
+        yield url
+        server.terminate()
+        assert server.wait(60) == 0
+
+
+def test_two_files_give_a_picture_and_a_broken_one_gives_a_line(
+    page_url: str, browser: Any, tmp_path: Path, tiny: Path
+) -> None:
+    (good, _), (other, _) = crops(tmp_path / "uploads", PAIR, ["a", "b"])
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(good.read_bytes()[:300])
+    page = browser.new_page()
+    wrong: list[str] = []
+    asked: set[str] = set()
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: asked.add(request.url) if request.url.startswith("http") else None)
+    page.goto(page_url)
+    status = page.locator("#status")
+
+    def fuse(*files: Path) -> None:
+        if page.locator("#files [aria-label='Clear']").count():
+            page.locator("#files [aria-label='Clear']").click()
+        page.set_input_files("#files input[type=file]", [str(file) for file in files])
+        page.locator("#files").get_by_text(files[-1].stem).first.wait_for()
+        page.locator("#fuse").click()
+
+    fuse(good, broken)
+    status.get_by_text("broken.png: damaged image").wait_for()
+    assert not page.locator("#fused img").is_visible()
+    fuse(good, other)
+    page.locator("#fused img").wait_for()
+    assert "64×48 pixels" in status.inner_text() and page.locator("#maps img").count() == 4
+    assert "python infer.py configs/ivf.yaml sources.source_1=upload0.png" in page.locator("#command").inner_text()
+    with page.expect_download() as found:
+        page.locator("#download").click()
+    assert found.value.suggested_filename == "upload0.png"
+    with Image.open(found.value.path()) as picture:
+        assert picture.size == (64, 48)
+    assert wrong == [] and all(url.startswith(page_url) for url in asked)
+    page.close()

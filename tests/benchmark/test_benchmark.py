@@ -1,0 +1,228 @@
+"""The benchmarks on small crops of the bundled examples, laid out as data sets are."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from scipy.stats import wilcoxon
+
+from datamodules.pairing import PairingError
+from dig2dig.benchmark.__main__ import main
+from dig2dig.benchmark.datasets import find_cases, read_case
+from dig2dig.benchmark.rows import Rows
+from dig2dig.benchmark.tables import collect, holm, paired
+from dig2dig.fusion import comparators as baselines
+from dig2dig.metrics import MAIN
+from tests.conftest import EXAMPLES
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Two infrared-visible pairs with a peer that is the visible image, and two stacks of three exposures."""
+    root = tmp_path_factory.mktemp("data")
+
+    def write(source: Path, target: Path, top: int, side: int = 64) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pixels = cv2.imread(str(source), cv2.IMREAD_UNCHANGED)[top : top + side, 200 : 200 + side]
+        cv2.imwrite(str(target), pixels)
+
+    for name, top in (("a", 150), ("b", 250)):
+        folder = root / "infrared_visible" / "Tiny"
+        for side, kind in (("vi", "visible"), ("ir", "infrared"), ("peers/Visible", "visible")):
+            write(EXAMPLES / "infrared_visible" / kind / "00036N.png", folder / side / f"{name}.png", top)
+        for i, kind in enumerate(("dark", "middle", "bright")):
+            stack = root / "multi_exposure" / "Stacks" / f"e{i + 1}" / f"{name}.png"
+            write(EXAMPLES / "multi_exposure_stack" / kind / "Tower.png", stack, top)
+    (root / "infrared_visible" / "Tiny" / "published_metrics").mkdir()
+    return root
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+METHODS = "methods=dig2dig, static, ddfm, ddfm-unstretched, mean, laplacian, mertens, peers"
+
+
+def quality(data: Path, out: Path, *more: str) -> int:
+    short = "variants.short=sampler.steps=2 sampler.dig.draws=1"
+    return main(["quality", f"data={data}", f"out={out}", METHODS, short, "crop=48", *more])
+
+
+def test_quality_end_to_end_and_again(data: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(baselines.ddfm, "__defaults__", ("code", 3))
+    assert quality(data, tmp_path) == 0
+    rows = table(tmp_path / "results.csv")
+    methods = {(row["dataset"], row["method"]) for row in rows}
+    assert ("Tiny", "Visible") in methods and ("Stacks", "mertens") in methods
+    assert ("Stacks", "ddfm") not in methods and ("Tiny", "mertens") not in methods  # not made for these
+    by_method = {row["method"]: row for row in rows if (row["name"], row["stretch"]) == ("a", "none")}
+    assert all(float(row[name]) >= 0 for row in by_method.values() for name in ("EN", "SD", "VIF", "Nabf"))
+    assert float(by_method["short"]["evaluations"]) < float(by_method["dig2dig"]["evaluations"])
+    assert by_method["ddfm"]["seconds"] == by_method["ddfm-unstretched"]["seconds"]  # shared work
+    assert {row["method"] for row in rows if row["stretch"] == "minmax"} == {m for _, m in methods} - {
+        "ddfm-unstretched"
+    }
+    text = (tmp_path / "table.md").read_text()
+    assert "K = " not in text  # one K for each task here
+    assert "## ivf, all datasets (2 pairs or stacks)" in text and "# Stretch: minmax" in text
+    assert (tmp_path / "none_mef.png").is_file()
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('<article class="card"') == 4 and page.count('data-label="ddfm-unstretched"') == 2
+    assert f"{float(by_method['laplacian']['SD']):.4g}<sup" in page and 'data-label="Visible"' in page
+    assert 'data-file="pictures/Tiny/dig2dig/a.png"' in page and "crop=48" in page
+
+    pictures = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("pictures/**/*.png")}
+    monkeypatch.setattr("dig2dig.benchmark.quality.Judge.fuse", None)  # nothing may be fused again
+    assert quality(data, tmp_path, "metrics=all") == 0
+    assert {path: path.stat().st_mtime_ns for path in pictures} == pictures
+    more = table(tmp_path / "results.csv")
+    assert len(more) == len(rows) and all(row["Qcb"] for row in more)
+    assert [row["EN"] for row in more] == [row["EN"] for row in rows]
+
+
+def test_a_stretch_moves_the_mean_but_not_what_is_stretched_already(data: Path, tmp_path: Path) -> None:
+    assert main(["quality", f"data={data}", f"out={tmp_path}", "methods=mean", "datasets=Tiny", "limit=1"]) == 0
+    none, minmax = sorted(table(tmp_path / "results.csv"), key=lambda row: row["stretch"], reverse=True)
+    assert float(minmax["SD"]) > 1.1 * float(none["SD"])
+
+
+def test_degraded_end_to_end(data: Path, tmp_path: Path) -> None:
+    chosen = "methods=dig2dig-noise, mean, nlm+laplacian, prior+laplacian"
+    arguments = ["degraded", f"data={data}", f"out={tmp_path}", chosen, "datasets=ivf", "crop=48", "sigmas=25,50"]
+    assert main(arguments) == 0
+    rows = {(row["method"], row["name"], row["sigma"]): row for row in table(tmp_path / "results.csv")}
+    assert len(rows) == 4 * 2 * 2
+    for name in ("a", "b"):
+        clean, blind = (float(rows[method, name, "50"]["SSIM"]) for method in ("dig2dig-noise", "mean"))
+        assert clean > blind
+    assert "best of 8" in (tmp_path / "table.md").read_text()
+
+
+def test_theory_end_to_end(tmp_path: Path) -> None:
+    photos = EXAMPLES / "multi_focus" / "truth"
+    assert main(["theory", f"data={photos}", f"out={tmp_path}", "crop=48", "variants.two=sampler.steps=2"]) == 0
+    rows = {(row["scene"], row["method"]): row for row in table(tmp_path / "results.csv")}
+    assert float(rows["defocus", "static"]["covariance"]) == pytest.approx(0, abs=1e-5)
+    assert float(rows["defocus", "dig2dig"]["covariance"]) > 0.001
+    assert float(rows["defocus", "dig2dig"]["psnr"]) > float(rows["defocus", "static"]["psnr"]) + 1
+    assert "Rank correlation" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("argument", "line"),
+    [
+        ("methods=nothing", "no 'nothing'"),
+        ("datasets=Atlantis", "has no Atlantis"),
+        ("methods=peers:/nowhere", "no such folder"),
+        ("variants.x=sampler.dig.kind=guess", "sampler.dig.kind"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(data: Path, tmp_path: Path, argument: str, line: str, capsys) -> None:
+    try:
+        code = main(["quality", f"data={data}", f"out={tmp_path}", "methods=mean", argument])
+    except SystemExit as stopped:
+        code = stopped.code
+    assert code == 2
+    told = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error:")]
+    assert len(told) == 1 and line in told[0]
+
+
+def test_a_bad_picture_stops_nothing(data: Path, tmp_path: Path, capsys) -> None:
+    """A peer of another size and a pair that cannot be read are told; all else is in the table; the exit code is 1."""
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    tiny = copy / "infrared_visible" / "Tiny"
+    cv2.imwrite(str(tiny / "peers" / "Visible" / "a.png"), np.zeros((9, 9), np.uint8))
+    (tiny / "ir" / "b.png").write_bytes(b"no picture")
+    chosen = ["methods=mean, peers", "stretch=none"]
+    assert main(["quality", f"data={copy}", f"out={tmp_path / 'out'}", *chosen]) == 1
+    told = [line for line in capsys.readouterr().err.splitlines() if "failed:" in line]
+    assert len(told) == 2 and "a.png" in told[0] and "b.png" in told[1]
+    done = {(row["dataset"], row["name"], row["method"]) for row in table(tmp_path / "out" / "results.csv")}
+    assert done == {("Tiny", "a", "mean"), ("Stacks", "a", "mean"), ("Stacks", "b", "mean")}
+
+
+def test_anybodys_folder_is_compared(data: Path, tmp_path: Path) -> None:
+    theirs = data / "infrared_visible" / "Tiny" / "peers" / "Visible"
+    chosen = [f"methods=peers:{theirs}, peers", "datasets=Tiny", "stretch=none", f"out={tmp_path}"]
+    assert main(["quality", f"data={data}", *chosen]) == 0
+    assert [(row["name"], row["method"]) for row in table(tmp_path / "results.csv")] == [
+        ("a", "Visible"),
+        ("b", "Visible"),
+    ]
+
+
+def test_usage(capsys) -> None:
+    assert main(["--help"]) == 0 and "quality" in capsys.readouterr().out
+    assert main(["speedy"]) == 2
+
+
+def test_halves_share_no_pair(data: Path) -> None:
+    halves = [
+        [(case.dataset, case.pair.name) for case in find_cases(str(data), half=half)] for half in ("first", "second")
+    ]
+    assert halves == [[("Tiny", "a"), ("Stacks", "a")], [("Tiny", "b"), ("Stacks", "b")]]
+    case = find_cases(str(data), "mef")[0]
+    assert read_case(case, 32).sources.shape == (3, 3, 32, 32)
+    with pytest.raises(PairingError):
+        find_cases(str(data / "infrared_visible"))
+
+
+def test_holm_and_paired_tests() -> None:
+    np.testing.assert_allclose(holm(np.array([0.01, 0.04, 0.03])), [0.03, 0.06, 0.06])
+    generator = np.random.default_rng(0)
+    ours = generator.normal(size=(12, 2))
+    theirs = ours - [[1.0, -1.0]] * 12 + generator.normal(scale=0.01, size=(12, 2))
+    p, effect = paired(ours, theirs)
+    assert effect.tolist() == [1.0, -1.0]
+    assert p[0] == pytest.approx(2 * wilcoxon(ours[:, 0], theirs[:, 0])[1])
+    assert paired(ours, ours)[0].tolist() == [1.0, 1.0]
+
+
+def test_ranks_know_which_way_is_better(tmp_path: Path) -> None:
+    rows = Rows(tmp_path / "rows.csv")
+    for method, value in (("good", 2.0), ("bad", 1.0)):
+        scores = dict.fromkeys(MAIN, str(value)) | {"Nabf": str(3 - value), "seconds": "", "evaluations": ""}
+        rows.put("set", "one", method, "none", {"task": "ivf"} | scores)
+    rows.put("set", "two", "good", "none", {"task": "ivf"} | dict.fromkeys(MAIN, "1"))
+    rows.save()
+    read = list(Rows(tmp_path / "rows.csv").rows.values())
+    scores = collect([row for row in read if row["name"] == "one"])
+    assert dict(zip(scores.methods, scores.ranks.mean(1), strict=True)) == {"good": 1.0, "bad": 2.0}
+    assert collect(read).left_out == ["bad"]
+
+
+def test_speed_end_to_end(data: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every section on small images: figures are there and hang together; how large they are is no test's business."""
+    monkeypatch.setattr(baselines.ddfm, "__defaults__", ("code", 3))
+    monkeypatch.setattr("dig2dig.benchmark.speed.SIDE", 64)
+    small = ["repeats=1", "megapixels=0.01", "seeds=2", f"data={data}", f"out={tmp_path}", f"prior.path={tiny}"]
+    assert main(["speed", *small]) == 0
+    sections = json.loads((tmp_path / "speed.json").read_text())["sections"]
+    assert len(sections) == 7 and all(sections.values())
+    cost = {row["setting"]: row for row in sections["What a fusion costs"]}
+    assert cost["prior in the loop"]["evaluations"] > cost["prior in the loop, static weights"]["evaluations"] == 8
+    assert cost["preset, static weights"]["evaluations"] == 0 < cost["preset"]["evaluations"] < 4
+    assert all(row["peak GiB"] >= row["GiB before"] > 0.1 for row in sections["Sizes"])
+    windows = {row["setting"]: row for row in sections["Windows"] if row["pixels"] == "768 × 768"}
+    assert windows["preset"]["mean"] < windows["gains at full size"]["largest"]
+    assert (tmp_path / "windows_preset_768.png").is_file()
+    assert 30 < sum(row["preset, %"] for row in sections["Where the time goes"]) <= 100.1
+    assert "## Cheap gains beside naive ones" in (tmp_path / "table.md").read_text()
+
+
+def test_speed_refuses_what_it_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["speed", "sections=cost, nothing", f"out={tmp_path}"]) == 2
+    assert "no 'nothing'; there are cost" in capsys.readouterr().err
+
+
+def test_steps_are_drawn_as_curves(data: Path, tmp_path: Path) -> None:
+    variants = [f"variants.logsnr-{n}=sampler.steps={n}" for n in (1, 2, 3)]
+    assert main(["quality", f"data={data}", f"out={tmp_path}", "methods=dig2dig, mean", "crop=48", *variants]) == 0
+    assert (tmp_path / "none_ivf_steps.png").is_file()

@@ -1,0 +1,117 @@
+"""Registration and doubts about alignment, on the bundled pairs moved by known amounts."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from datamodules.align import AlignmentError, agreement, misregistration, register, resize, structure
+from datamodules.readers.pixels import read_image
+from tests.conftest import EXAMPLES
+from tests.inference.test_inputs import rows, run, save
+
+
+def load(*parts: str) -> np.ndarray:
+    return read_image(EXAMPLES.joinpath(*parts)).astype(np.float32) / 255
+
+
+def thermal() -> tuple[np.ndarray, np.ndarray]:
+    """A visible and an infrared image of one scene, grey."""
+    name = sorted((EXAMPLES / "infrared_visible" / "visible").glob("*.png"))[0].name
+    visible, infrared = (load("infrared_visible", kind, name) for kind in ("visible", "infrared"))
+    return (cv2.cvtColor(visible, cv2.COLOR_RGB2GRAY) if visible.ndim == 3 else visible), infrared
+
+
+def focal() -> tuple[np.ndarray, np.ndarray]:
+    return load("multi_focus", "near", "mountain.png"), load("multi_focus", "far", "mountain.png")
+
+
+def moved(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """An image whose content lies where ``matrix`` says, reference to moved."""
+    return cv2.warpPerspective(
+        image, matrix, image.shape[1::-1], flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+    )
+
+
+def shift(dx: float, dy: float) -> np.ndarray:
+    return np.array([[1, 0, dx], [0, 1, dy], [0, 0, 1]], float)
+
+
+def corner_error(found: np.ndarray, true: np.ndarray, shape: tuple[int, ...]) -> float:
+    corners = np.array([[0, 0, 1], [shape[1], 0, 1], [0, shape[0], 1], [shape[1], shape[0], 1]], float)
+    a, b = corners @ found.T, corners @ true.T
+    return float(np.linalg.norm(a[:, :2] / a[:, 2:] - b[:, :2] / b[:, 2:], axis=1).mean())
+
+
+def test_structure_does_not_see_contrast_or_its_sign() -> None:
+    image = focal()[0]
+    image = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    z = structure(image)
+    np.testing.assert_allclose(structure(1 - image), z, atol=1e-3)
+    assert np.abs(structure(0.5 * image) - z).mean() < 0.1 * np.abs(z).mean() and np.abs(z).max() < 1.51
+
+
+def test_phase_finds_a_shift_between_kinds_of_light() -> None:
+    visible, infrared = thermal()
+    own = register(visible, infrared, "phase", 0.0).matrix
+    found = register(visible, moved(infrared, shift(17, -9)), "phase")
+    assert found.score > 12 and np.abs(found.matrix[:2, 2] - own[:2, 2] - (17, -9)).max() < 1
+    assert "moved by -1" in str(found) and f"score {found.score:.1f}" in str(found)
+
+
+@pytest.mark.parametrize("how", ["phase", "ecc"])
+def test_focal_planes_register_to_a_fraction_of_a_pixel(how) -> None:
+    near, far = focal()
+    true = shift(12.5, 7)
+    if how == "ecc":  # turned, scaled and a little in perspective
+        true = np.array([[1.02, -0.03, 5], [0.03, 1.01, -8], [2e-5, -1e-5, 1]])
+    found = register(near, moved(far, true), how)
+    assert corner_error(found.matrix, true, near.shape) < 1
+    inner = np.s_[40:-40, 40:-40]
+    assert np.abs(found.image - far)[inner].mean() < 0.01 < np.abs(moved(far, true) - far)[inner].mean()
+
+
+def test_a_source_of_another_size_registers() -> None:
+    near, far = focal()
+    height, width = near.shape[:2]
+    found = register(near, resize(far, (height * 3 // 4, width * 3 // 4)), "ecc")
+    assert found.image.shape == far.shape and np.abs(found.image - far)[20:-20, 20:-20].mean() < 0.02
+    np.testing.assert_allclose(found.matrix[0, 0], 0.75, atol=0.01)
+
+
+def test_other_scenes_do_not_register() -> None:
+    near, visible = focal()[0], thermal()[0]
+    for how in ("phase", "ecc"):
+        with pytest.raises(AlignmentError, match="does not register"):
+            register(near, visible, how)
+    assert agreement(*focal()) > 30 and agreement(*thermal()) > 12
+
+
+def test_doubts_name_the_shift() -> None:
+    visible, infrared = thermal()
+    assert not misregistration(visible, infrared).suspicious and not misregistration(*focal()).suspicious
+    doubt = misregistration(visible, moved(infrared, shift(14, -10)))
+    assert doubt.suspicious and abs(doubt.dx - 14) < 2.5 and abs(doubt.dy + 10) < 2.5
+
+
+def test_runs_resize_register_refuse_and_warn(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    visible, infrared = (np.round(255 * image).astype(np.uint8) for image in thermal())
+    save(tmp_path / "visible" / "a.png", visible)
+    save(tmp_path / "infrared" / "a.png", moved(infrared, shift(14, -10)))
+    assert run(tmp_path) == 0
+    assert "warning: a: infrared: seems shifted by 1" in capsys.readouterr().err
+    assert "align=ecc registers" in rows(tmp_path / "out")["a"]["note"]
+    assert run(tmp_path, "align=phase", f"out={tmp_path / 'phase'}") == 0
+    assert "infrared: moved by -1" in rows(tmp_path / "phase")["a"][
+        "note"
+    ] and not capsys.readouterr().err.strip().startswith("warning")
+    assert run(tmp_path, "align=ecc", "align_score=1000", f"out={tmp_path / 'refused'}") == 1
+    assert "at least 1000 is needed" in capsys.readouterr().err
+    small = cv2.resize(infrared, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    save(tmp_path / "infrared" / "a.png", small)
+    assert run(tmp_path, f"out={tmp_path / 'none'}") == 1
+    height, width = visible.shape[:2]
+    assert f"{width}x{height}" in (line := capsys.readouterr().err) and f"{width // 2}x{height // 2}" in line
+    assert run(tmp_path, "align=resize", f"out={tmp_path / 'resize'}") == 0
+    assert f"infrared: resized from {width // 2}x{height // 2}" in rows(tmp_path / "resize")["a"]["note"]

@@ -1,0 +1,147 @@
+import pytest
+import torch
+
+from dig2dig.config import DigConfig
+from dig2dig.fusion.gain import Information, Lookup, measure, reconstruct
+from dig2dig.fusion.resample import coarseness, grow, shrink, smooth
+from dig2dig.fusion.weight import information_gain, pixel_loss
+from dig2dig.priors.denoiser import Denoiser, GaussianDenoiser
+from dig2dig.priors.schedule import add_noise, at, noise_level, time_grid
+from tests.fusion.test_sampler import crop_of
+
+
+def test_gain_of_the_gaussian_denoiser_in_closed_form(gaussian: GaussianDenoiser, signal: torch.Tensor) -> None:
+    """Without noise the estimate is linear in the source, so its loss is known at each time."""
+    sources, times = torch.rand(1, 2, 1, 8, 8) * 2 - 1, torch.tensor([800, 300, 20])
+    estimates = [*reconstruct(sources, torch.zeros(1, 1, 8, 8), times, gaussian), sources]
+    a = at(signal, times, sources).view(3, 1, 1, 1, 1, 1)
+    shrink = (1 - a) / (a * 0.25 + 1 - a)  # estimate = source + shrink * (mean - source)
+    loss = (shrink * (0.1 - sources)).square()
+    left = torch.cat([loss, torch.zeros(1, *sources.shape)])
+    for i in range(3):
+        gain, residual, change = (
+            information_gain(estimates[i], estimates[i + 1], sources, kind) for kind in ("gain", "residual", "change")
+        )
+        torch.testing.assert_close(gain, left[i] - left[i + 1], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(residual, left[i], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(change, (estimates[i + 1] - estimates[i]).square())
+
+
+def test_gains_sum_to_the_loss_at_the_first_time(gaussian: GaussianDenoiser) -> None:
+    sources = torch.rand(2, 3, 1, 8, 8) * 2 - 1
+    estimates = [*reconstruct(sources, torch.randn(2, 1, 8, 8), torch.tensor([900, 500, 100]), gaussian), sources]
+    gains = [information_gain(estimates[i], estimates[i + 1], sources, "gain", "l1") for i in range(3)]
+    torch.testing.assert_close(torch.stack(gains).sum(0), pixel_loss(estimates[0], sources, "l1"), rtol=1e-4, atol=1e-5)
+
+
+def test_reconstruct_shares_noise_and_agrees_with_single_calls(gaussian: GaussianDenoiser, monkeypatch) -> None:
+    sources, noise, times = torch.rand(2, 3, 1, 4, 4), torch.randn(2, 1, 4, 4), torch.tensor([600, 50])
+    monkeypatch.setattr(gaussian, "pixels", lambda *_: 16 * 5)  # calls that cut across sources and times
+    estimates = reconstruct(sources, noise, times, gaussian)
+    for i, t in enumerate(times):
+        for k in range(3):
+            batch = t.expand(2)
+            single = gaussian(add_noise(sources[:, k], noise, batch, gaussian.alpha_bar), batch)
+            torch.testing.assert_close(estimates[i][:, k], single)
+
+
+def test_estimates_from_smaller_images_are_near_those_of_whole_ones(bundled: Denoiser) -> None:
+    """Measured where the noise is strong; weak noise takes the whole image either way."""
+    sources = 2 * crop_of("infrared_visible", 150, 200, 128, "visible", "infrared") - 1
+    noise, times = torch.randn(1, 3, 128, 128), time_grid("logsnr", 5, bundled.alpha_bar, 4.0, 0.05)
+    seen: list[int] = []
+    handle = bundled.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, 0].numel() * 4))
+    with torch.no_grad():
+        full, small = (reconstruct(sources, noise, times, bundled, reduce) for reduce in (0.0, 0.15))
+    handle.remove()
+    calls = seen.index(max(seen)) + 1
+    assert sum(seen[calls:]) < 0.6 * sum(seen[:calls])
+    mean = sources.mean((-2, -1), keepdim=True)
+    for a, b in zip(full, small, strict=True):
+        assert float((a - grow(b, 128, 128)).square().mean()) < 0.25 * float((a - mean).square().mean())
+    torch.testing.assert_close(full[-1], small[-1], rtol=1e-4, atol=1e-4)
+
+
+def test_weights_from_small_images_are_near_those_of_whole_ones(bundled: Denoiser) -> None:
+    """At the presets' resolution, against every time at full size: they agree on which source counts where."""
+    sources = 2 * crop_of("infrared_visible", 150, 200, 128, "visible", "infrared") - 1
+    noise, times = torch.randn(1, 3, 128, 128), time_grid("logsnr", 4, bundled.alpha_bar, 2.0, 0.03)
+    seen: list[int] = []
+    handle = bundled.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, 0].numel() * 4))
+    found, cost = [], []
+    with torch.no_grad():
+        for reduce in (0.0, DigConfig().reduce):
+            information = measure(sources, [noise], times, bundled, DigConfig(reduce=reduce), estimates=False)
+            weights = [Lookup(information, t[None], bundled.alpha_bar, (128, 128))(information.weights) for t in times]
+            found.append(torch.stack(weights)[:, 0, 0].flatten())
+            cost.append(sum(seen))
+            seen.clear()
+    handle.remove()
+    assert cost[1] < cost[0] / 15
+    assert float(torch.corrcoef(torch.stack(found))[0, 1]) > 0.7
+
+
+def test_static_weights_run_no_network(gaussian: GaussianDenoiser, monkeypatch) -> None:
+    monkeypatch.setattr(GaussianDenoiser, "outputs", lambda *_: pytest.fail("network was run"))
+    sources = torch.rand(1, 4, 1, 8, 8)
+    config = DigConfig(kind="static")
+    information = measure(sources, [torch.randn(1, 1, 8, 8)], torch.tensor([5, 2]), gaussian, config, estimates=False)
+    assert all((maps == 0.25).all() for maps in information.weights) and information.estimates is None
+
+
+def test_more_draws_average_gains(gaussian: GaussianDenoiser) -> None:
+    sources, times = torch.rand(1, 2, 1, 64, 64) - 0.5, torch.tensor([700, 200])
+    config = DigConfig(kind="residual", smoothing=0.0, smoothing_noise=0.0, normalise="none")
+    noises = [torch.randn(1, 1, 64, 64) for _ in range(8)]
+    one, many = (measure(sources, noise, times, gaussian, config) for noise in (noises[:1], noises))
+    assert all(a.var() < b.var() for a, b in zip(many.gains, one.gains, strict=True))
+
+
+def test_lookup_gives_what_was_measured_and_is_linear_between(gaussian: GaussianDenoiser, signal) -> None:
+    """Each image at its own time, whatever the resolution of the maps; beyond the ends the nearest counts."""
+    times = torch.tensor([900, 400, 100])
+    maps = [torch.rand(2, 2, 1, side, side) for side in (1, 4, 8)]
+    information = Information(times, maps, maps)
+
+    def at_time(*t: int) -> torch.Tensor:
+        return Lookup(information, torch.tensor(t), signal, (8, 8))(maps)
+
+    for i, t in enumerate(times.tolist()):
+        torch.testing.assert_close(at_time(t, t), grow(maps[i], 8, 8))
+    torch.testing.assert_close(at_time(999, 10), torch.stack([grow(maps[0], 8, 8)[0], maps[2][1]]))
+    level = noise_level(signal).log()
+    share = float((level[900] - level[600]) / (level[900] - level[400]))
+    expected = grow(maps[0], 8, 8).lerp(grow(maps[1], 8, 8), share)
+    torch.testing.assert_close(at_time(600, 600), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        at_time(600, 400), torch.stack([expected[0], grow(maps[1], 8, 8)[1]]), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_early_gains_are_smoothed_more(gaussian: GaussianDenoiser) -> None:
+    """The radius grows with the noise level of the step, by ``smoothing_noise`` pixels per unit."""
+    sources, times = torch.rand(1, 2, 1, 64, 64) - 0.5, torch.tensor([600, 100])
+    options = {"kind": "residual", "normalise": "none", "smoothing": 0.0}
+    sharp, wide = (
+        measure(
+            sources, [torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))], times, gaussian, config
+        )
+        for config in (DigConfig(**options, smoothing_noise=0.0), DigConfig(**options, smoothing_noise=3.0))
+    )
+    level = noise_level(gaussian.alpha_bar)[times].tolist()
+    for i in range(2):
+        coarse = coarseness(3.0 * level[i])
+        torch.testing.assert_close(wide.gains[i], smooth(shrink(sharp.gains[i], coarse), 3.0 * level[i] / coarse))
+
+
+def test_cost_is_the_gain_whatever_the_weights(gaussian: GaussianDenoiser) -> None:
+    sources, noise, times = torch.rand(2, 2, 1, 16, 16), torch.randn(2, 1, 16, 16), torch.tensor([900, 300, 20])
+    costs = [
+        measure(sources, [noise], times, gaussian, DigConfig(kind=kind, reduce=0.0), cost=True).cost
+        for kind in ("gain", "residual")
+    ]
+    torch.testing.assert_close(costs[0], costs[1])
+    assert costs[0] is not None
+    estimates = reconstruct(sources, noise, times, gaussian)
+    expected = information_gain(estimates[1], estimates[2], sources).abs().mean((1, 2, 3, 4))
+    torch.testing.assert_close(costs[0][1], expected)

@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from dig2dig.config import DigConfig, SamplerConfig
+from dig2dig.fusion.noise import denoise, estimate_noise, noise_levels
+from dig2dig.fusion.sampler import fuse
+from dig2dig.priors.denoiser import Denoiser, GaussianDenoiser
+from tests.fusion.test_sampler import crop_of
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(-10 * torch.log10((a - b).square().mean()))
+
+
+def test_estimate_is_the_posterior_mean_of_a_gaussian(gaussian: GaussianDenoiser) -> None:
+    """For Gaussian pixels of mean 0.1 and deviation 0.5 the estimate shrinks to the mean by s² / (s² + sigma²)."""
+    noisy = torch.randn(2, 2, 1, 16, 16) * 0.5 + 0.1
+    level = torch.tensor([[0.1, 0.0], [0.0, 0.2]])
+    found = denoise(noisy, level, gaussian, torch.randn(2, 1, 16, 16))
+    for b, k, sigma in ((0, 0, 0.2), (1, 1, 0.4)):
+        expected = 0.1 + (noisy[b, k] - 0.1) * 0.25 / (0.25 + sigma**2)
+        torch.testing.assert_close(found[b, k], expected, rtol=0.02, atol=0.01)
+    assert torch.equal(found[0, 1], noisy[0, 1]) and torch.equal(found[1, 0], noisy[1, 0])
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_the_prior_finds_the_clean_source(bundled: Denoiser, mode) -> None:
+    """Grey images pass a colour prior with the noise of three channels made up: they gain as much as colour ones."""
+    clean = crop_of("multi_focus", 150, 60, 128, "truth", mode=mode)
+    sigma = 25 / 255
+    noisy = clean + sigma * torch.randn(clean.shape)
+    with torch.no_grad():
+        fresh = torch.randn(1, 3, 128, 128)
+        found = (denoise(2 * noisy - 1, torch.tensor([[sigma]]), bundled, fresh) + 1) / 2
+    assert psnr(noisy, clean) == pytest.approx(20.2, abs=0.3)
+    assert psnr(found, clean) > 26
+
+
+def test_noise_is_estimated() -> None:
+    clean = crop_of("infrared_visible", 150, 200, 192, "visible", "infrared")
+    for sigma in (10, 25, 50):
+        noisy = clean + sigma / 255 * torch.randn(clean.shape)
+        assert (estimate_noise(noisy) * 255 - sigma).abs().max() < 0.15 * sigma
+
+
+def test_a_constant_image_has_no_noise() -> None:
+    assert estimate_noise(torch.full((1, 2, 1, 8, 8), 0.3)).tolist() == [[0.0, 0.0]]
+
+
+def test_levels_of_a_configuration() -> None:
+    sources = torch.full((2, 2, 1, 32, 32), 0.5)
+    sources[:, 1] += torch.randn(2, 1, 32, 32) * 0.1
+    levels = noise_levels(sources, ("visible", "infrared"), {"visible": "51", "infrared": "auto"})
+    assert levels is not None
+    assert levels[:, 0].tolist() == pytest.approx([0.2, 0.2])
+    assert levels[:, 1].tolist() == pytest.approx([0.1, 0.1], rel=0.15)
+    assert noise_levels(sources, ("visible", "infrared"), {}) is None
+
+
+def test_told_of_the_noise_the_result_is_nearer_to_the_clean_sources(bundled: Denoiser) -> None:
+    clean = crop_of("infrared_visible", 200, 250, 96, "visible", "infrared")
+    noisy = clean + 0.1 * torch.randn(clean.shape)
+    options = SamplerConfig(steps=4, dig=DigConfig(draws=1))
+    reference = fuse(clean, bundled, options)
+    blind, aware = (fuse(noisy, bundled, options, noise=level) for level in (None, torch.full((1, 2), 0.1)))
+    assert psnr(aware, reference) > psnr(blind, reference) + 3

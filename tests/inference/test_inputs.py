@@ -1,0 +1,258 @@
+"""What users bring: every kind of file, good and bad, through ``infer.py``."""
+
+import csv
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import infer
+from datamodules.pairing import PairingError, expand, find_pairs, find_stacks, read_manifest
+from datamodules.ranges import to_unit
+from datamodules.readers.pixels import ImageError, read_picture
+from dig2dig.config import parse_range
+from tests.conftest import EXAMPLES, ROOT
+from tests.corpus import BAD, ODD, make, picture, png
+
+FAST = ["sampler.steps=2", "trainer.accelerator=cpu"]
+
+
+def run(folder: Path, *options: str, sides: tuple[str, ...] = ("visible", "infrared")) -> int:
+    sources = [f"sources.{side}={folder / side}" for side in sides]
+    return infer.main([str(ROOT / "configs" / "ivf.yaml"), *sources, f"out={folder / 'out'}", *FAST, *options])
+
+
+def rows(out: Path) -> dict[str, dict[str, str]]:
+    with (out / "summary.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path, dict[str, dict[str, str]]]:
+    """The whole corpus in one run: exit code, folder, summary."""
+    folder = tmp_path_factory.mktemp("corpus")
+    make(folder)
+    code = run(folder)
+    return code, folder, rows(folder / "out")
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_fails_its_pair_with_one_line(fused, name: str) -> None:
+    code, folder, table = fused
+    row = table[Path(name).stem]
+    assert code == 1 and row["status"] == "failed" and not row["file"]
+    assert BAD[name][1] in row["reason"] and "\n" not in row["reason"]
+    assert str(folder / "visible" / name) in row["reason"]
+    assert not list((folder / "out").glob(f"{Path(name).stem}.*"))
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_names_are_fused_beside_them(fused, name: str) -> None:
+    _, folder, table = fused
+    assert table[name]["status"] == "done" and table[name]["file"] == f"{name}.png"
+    assert cv2.imdecode(np.fromfile(folder / "out" / f"{name}.png", np.uint8), -1).shape == (24, 24)
+
+
+def test_duplicates_and_missing_partners_are_listed(fused) -> None:
+    _, _, table = fused
+    assert "which of" in table["twice"]["reason"] and "twice.jpg" in table["twice"]["reason"]
+    assert table["alone"]["reason"] == "alone: no file of this name for infrared"
+    assert len(table) == len(BAD) + len(ODD) + 2
+
+
+def test_dry_run_tells_all_of_it_beforehand(fused, capsys: pytest.CaptureFixture) -> None:
+    _, folder, _ = fused
+    assert run(folder, "dry_run=true", "overwrite=true") == 0
+    printed = capsys.readouterr().out
+    assert f"ignored, not images: {folder / 'visible' / 'notes.txt'} (1)" in printed
+    assert "missing: infrared" in printed and "which of" in printed and "claims 3600 megapixels" in printed
+    assert "GiB of memory" in printed and f"{len(BAD) + len(ODD) + 2} to fuse" in printed
+
+
+def test_a_file_without_permission_fails_its_pair(mortal: Path) -> None:
+    make(mortal)
+    (mortal / "visible" / "-dash.png").chmod(0)
+    assert run(mortal) == 1
+    assert "Permission denied" in rows(mortal / "out")["-dash"]["reason"]
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(exist_ok=True)
+    assert cv2.imwrite(str(path), pixels)
+
+
+def deep(seed: int, channels: int = 1) -> np.ndarray:
+    return picture(seed, channels).astype(np.uint16) * 257
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pixels", "dtype", "grey"),
+    [
+        (".png", picture(0, 3), np.uint8, False),
+        (".png", deep(0, 3), np.uint16, False),
+        (".tif", deep(0), np.uint16, True),
+        (".tiff", deep(0, 3), np.uint16, False),
+        (".jpg", picture(0, 3), np.uint8, False),
+        (".webp", picture(0, 3), np.uint8, False),
+        (".bmp", picture(0), np.uint8, True),
+        (".png", np.repeat(picture(0)[..., None], 3, 2), np.uint8, True),
+        (".tif", picture(0).astype(np.float32) / 255, np.uint16, True),
+    ],
+)
+def test_results_keep_depth_and_format_of_the_reference(tmp_path, suffix, pixels, dtype, grey) -> None:
+    save(tmp_path / "visible" / f"a{suffix}", pixels)
+    save(tmp_path / "infrared" / "a.png", picture(3))
+    assert run(tmp_path) == 0
+    made = cv2.imread(str(tmp_path / "out" / f"a{suffix}"), cv2.IMREAD_UNCHANGED)
+    assert made is not None and made.dtype == dtype and (made.ndim == 2) == grey
+    assert rows(tmp_path / "out")["a"]["file"] == f"a{suffix}"
+    if dtype == np.uint16:
+        assert len(np.unique(made)) > 256  # not 8 bits in 16
+    assert run(tmp_path, "reference=infrared", f"out={tmp_path / 'other'}", "save.format=jpg") == 0
+    assert [path.name for path in (tmp_path / "other").glob("a.*")] == ["a.jpg"]
+
+
+def test_sixteen_bits_and_eight_bits_of_one_scene_agree(tmp_path: Path) -> None:
+    """257 × 8-bit values are the same intensities, so the pictures agree to rounding."""
+    for folder, factor in (("eight", 1), ("sixteen", 257)):
+        for seed, side in enumerate(("visible", "infrared")):
+            save(
+                tmp_path / folder / side / "a.png", picture(seed).astype(np.uint16 if factor > 1 else np.uint8) * factor
+            ) if (tmp_path / folder).mkdir(exist_ok=True) is None else None
+        assert run(tmp_path / folder) == 0
+    eight, sixteen = (cv2.imread(str(tmp_path / f / "out" / "a.png"), -1).astype(float) for f in ("eight", "sixteen"))
+    assert abs(eight - sixteen / 257).max() <= 0.51
+
+
+def test_ranges_of_thermal_frames() -> None:
+    frame = (7000 + 2000 * picture(1).astype(np.float32) / 255).astype(np.uint16)
+    stretched, note = to_unit(frame)
+    assert stretched.min() == 0 and stretched.max() == 1 and "are black to white" in note
+    linear, note = to_unit(frame, "6000-10000")
+    np.testing.assert_allclose(linear, (frame.astype(float) - 6000) / 4000, atol=1e-6)
+    assert note == "values 6000 to 10000 are black to white"
+    np.testing.assert_allclose(to_unit(frame, "full")[0], frame / 65535, atol=1e-6)
+    assert to_unit(picture(1))[1] == "" and to_unit(deep(1))[1] == ""
+    assert parse_range("-1000-400.5") == (-1000, 400.5)
+    with pytest.raises(ValueError, match="LOW below HIGH"):
+        parse_range("10-5")
+
+
+def test_alpha_and_orientation(tmp_path: Path) -> None:
+    rgba = np.dstack([picture(0, 3), np.full((24, 24), 255, np.uint8)])
+    rgba[:5, :, 3] = 0
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    read = read_picture(tmp_path / "a.png")
+    assert read.note == "alpha composed over black" and (read.pixels[:5] == 0).all()
+    np.testing.assert_array_equal(read.pixels[5:], rgba[5:, :, :3])
+    turned = Image.Exif()
+    turned[274] = 8
+    tall = picture(2, height=30)
+    for name, pixels in (("eight.tif", tall), ("sixteen.tif", tall.astype(np.uint16) * 200)):
+        Image.fromarray(pixels).save(tmp_path / name, exif=turned)
+        np.testing.assert_array_equal(read_picture(tmp_path / name).pixels, np.rot90(pixels))
+
+
+def test_patterns_manifests_and_stacks(tmp_path: Path) -> None:
+    for name in ("p1", "p2"):
+        save(tmp_path / "flat" / f"{name}_vis.png", picture(1))
+        save(tmp_path / "flat" / f"{name}_ir.png", picture(2))
+        for k in range(2 if name == "p1" else 3):
+            (tmp_path / "stacks" / name).mkdir(parents=True, exist_ok=True)
+            save(tmp_path / "stacks" / name / f"e{k}.png", picture(k))
+    sources = {side: str(tmp_path / "flat" / f"{{name}}_{short}.png") for side, short in (("vis", "vis"), ("ir", "ir"))}
+    assert [(pair.name, sorted(pair.files)) for pair in find_pairs(sources)] == [
+        ("p1", ["ir", "vis"]), ("p2", ["ir", "vis"])
+    ]  # fmt: skip
+    assert [len(pair.files) for pair in find_stacks(tmp_path / "stacks")] == [2, 3]
+    table = tmp_path / "table.csv"
+    one, two = "flat/p1_vis.png,flat/p1_ir.png", "flat/p2_vis.png"
+    table.write_text(f"name,a,b,c\nx,{one},\ny,{one},{two}\nx,{one},\n../z,{one},\nw,{two},,\n")
+    pairs = {pair.name: pair for pair in read_manifest(table)}
+    assert len(pairs["y"].files) == 3 and not pairs["y"].problem and "stands there twice" in pairs["x"].problem
+    assert "no file name" in pairs["z"].problem and "1 of at least 2 sources" in pairs["w"].problem
+    config = str(ROOT / "configs" / "ivf.yaml")
+    assert infer.main([config, f"manifest={table}", f"out={tmp_path / 'm'}", *FAST]) == 1
+    assert {name: row["status"] for name, row in rows(tmp_path / "m").items()} == {
+        "x": "failed", "y": "done", "z": "failed", "w": "failed"
+    }  # fmt: skip
+    assert infer.main([config, f"stacks={tmp_path / 'stacks'}", f"out={tmp_path / 's'}", *FAST]) == 0
+    assert set(rows(tmp_path / "s")) == {"p1", "p2"}
+
+
+def test_what_contradicts_itself_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    save(tmp_path / "visible" / "a.png", picture(1))
+    save(tmp_path / "infrared" / "a.png", picture(2))
+    (tmp_path / "tagged.yaml").write_text("seed: !!python/object/apply:os.system ['touch /tmp/owned']\n")
+    a, b = (f"sources.{side}={tmp_path / side}" for side in ("visible", "infrared"))
+    for arguments, line in (
+        ([a, b, "task=magic"], "task"),
+        ([a, f"sources.infrared={tmp_path / 'visible'}"], "are the same"),
+        ([a, b, f"manifest={tmp_path / 'x.csv'}"], "sources and manifest contradict each other"),
+        ([f"manifest={tmp_path / 'x.csv'}"], "x.csv cannot be read"),
+        ([f"stacks={tmp_path / 'visible'}"], "holds no folder of images"),
+        ([a, b, "reference=radar"], "reference: no source of that name"),
+        ([a, b, "range.visible=9-1"], "LOW below HIGH"),
+        ([a, b, "sampler.grid=gain", "sampler.dig.kind=static"], "needs gains"),
+        ([a, b, str(tmp_path / "tagged.yaml")], "not a readable YAML file"),
+        ([a, b, "out=/proc/nowhere"], "/proc/nowhere"),
+    ):
+        try:
+            code: object = infer.main([str(ROOT / "configs" / "ivf.yaml"), f"out={tmp_path / 'out'}", *arguments])
+        except SystemExit as stop:
+            code = stop.code
+        printed = capsys.readouterr().err.strip()
+        assert code == 2 and printed.startswith("error: ") and line in printed and "\n" not in printed, printed
+
+
+def test_ten_thousand_files_pair_fast(tmp_path: Path) -> None:
+    for side in ("visible", "infrared"):
+        (tmp_path / side).mkdir()
+        for i in range(10_000):
+            (tmp_path / side / f"{i:05d}.png").touch()
+    pairs = expand(find_pairs({side: str(tmp_path / side) for side in ("visible", "infrared")}))
+    assert len(pairs) == 10_000 and not any(pair.missing for pair in pairs)
+
+
+def test_a_folder_without_a_pair_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "visible" / "a.png", picture(1))
+    save(tmp_path / "infrared" / "b.png", picture(1))
+    with pytest.raises(PairingError, match="no file name stands in two"):
+        find_pairs({side: str(tmp_path / side) for side in ("visible", "infrared")})
+
+
+REAL = [
+    (EXAMPLES / "multi_focus" / "near" / "mountain.png").read_bytes(),
+    cv2.imencode(".jpg", picture(4, 3))[1].tobytes(),
+    cv2.imencode(".tif", deep(4, 3))[1].tobytes(),
+    cv2.imencode(".webp", picture(4, 3))[1].tobytes(),
+    cv2.imencode(".bmp", picture(4, 3))[1].tobytes(),
+    png(deep(4)),
+]
+
+
+@settings(deadline=None, max_examples=int(os.environ.get("DIG2DIG_FUZZ", "60")),
+          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@given(
+    which=st.integers(0, len(REAL) - 1),
+    places=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=12),
+    cut=st.one_of(st.none(), st.floats(0, 1)),
+)
+def test_mutated_files_are_read_or_refused(tmp_path: Path, which: int, places, cut: float | None) -> None:
+    """Whatever the bytes: pixels, or an ImageError of one line. More examples: DIG2DIG_FUZZ=20000."""
+    content = bytearray(REAL[which])
+    for place, value in places:  # headers break more than pixels do
+        content[min(int(place**3 * len(content)), len(content) - 1)] = value
+    path = tmp_path / "x.png"
+    path.write_bytes(bytes(content[: int(cut * len(content))] if cut is not None else content))
+    try:
+        pixels = read_picture(path).pixels
+    except ImageError as error:
+        assert "\n" not in str(error) and str(path) in str(error)
+    else:
+        assert pixels.ndim in (2, 3) and min(pixels.shape[:2]) >= 4

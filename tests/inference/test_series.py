@@ -1,0 +1,183 @@
+"""Videos, volumes and folders of frames: read in order, one range, one noise, and a video again."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from datamodules.readers import medical
+from datamodules.readers import video as frames
+from datamodules.pairing import expand, find_pairs
+from datamodules.pairs import Failure, Reading, pair_digest, read_pair
+from datamodules.readers.pixels import ImageError
+from datamodules.readers.source import series_range
+from tests.conftest import ROOT
+from tests.corpus import picture
+from tests.inference.test_inputs import rows, run, save
+
+SIDE = 48
+
+
+def film(path: Path, seed: int, count: int = 5) -> list[np.ndarray]:
+    """A video of a bright bar that wanders."""
+    made = [np.roll(picture(seed, height=SIDE, width=64) // 2 + 60, 4 * i, axis=1) for i in range(count)]
+    path.parent.mkdir(exist_ok=True)
+    frames.write_video(path, made, 12.5)
+    return made
+
+
+def test_videos_are_read_in_any_order_and_written(tmp_path: Path) -> None:
+    made = film(tmp_path / "a.mp4", 1)
+    assert frames.frame_count(tmp_path / "a.mp4") == 5
+    assert frames.frames_per_second(tmp_path / "a.mp4") == pytest.approx(12.5)
+    for index in (0, 1, 4, 2, 3):
+        frame = frames.read_frame(tmp_path / "a.mp4", index)
+        assert frame.shape == (SIDE, 64, 3) and np.abs(frame[..., 0].astype(int) - made[index]).mean() < 6
+    assert not list(tmp_path.glob(".*"))
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:500])
+    (tmp_path / "no.avi").write_text("not a video")
+    for name in ("cut.mp4", "no.avi", "absent.mkv"):
+        with pytest.raises(ImageError, match=name):
+            frames.frame_count(tmp_path / name)
+    with pytest.raises(ImageError, match="frame 9 of 5"):
+        frames.read_frame(tmp_path / "a.mp4", 9)
+
+
+def test_a_pair_of_videos_becomes_frames_and_a_video(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    film(tmp_path / "visible" / "walk.mp4", 1)
+    film(tmp_path / "infrared" / "walk.mp4", 2)
+    film(tmp_path / "visible" / "short.mp4", 3, 3)
+    film(tmp_path / "infrared" / "short.mp4", 4, 4)
+    assert run(tmp_path) == 1
+    table = rows(tmp_path / "out")
+    assert [name for name, row in table.items() if row["status"] == "done"] == [f"walk_00000{i}" for i in range(5)]
+    assert len({row["seed"] for name, row in table.items() if name.startswith("walk")}) == 1
+    assert "differ in length" in table["short"]["reason"] and "3 frames" in table["short"]["reason"]
+    assert frames.frame_count(tmp_path / "out" / "walk.mp4") == 5
+    still = cv2.imread(str(tmp_path / "out" / "walk_000003.png"), cv2.IMREAD_GRAYSCALE).astype(int)
+    moving = frames.read_frame(tmp_path / "out" / "walk.mp4", 3)[..., 0].astype(int)
+    assert np.abs(still - moving).mean() < 8
+    workers = tmp_path / "workers"
+    assert run(tmp_path, "workers=2", "batch_size=2", f"out={workers}") == 1
+    assert all((workers / f"{name}.png").read_bytes() == (tmp_path / "out" / f"{name}.png").read_bytes()
+               for name in (f"walk_00000{i}" for i in range(5)))  # fmt: skip
+
+
+def test_a_source_video_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    film(tmp_path / "visible" / "walk.mp4", 1)
+    film(tmp_path / "infrared" / "walk.mp4", 2)
+    before = (tmp_path / "visible" / "walk.mp4").read_bytes()
+    assert run(tmp_path, f"out={tmp_path / 'visible'}") == 2
+    assert "would be replaced" in capsys.readouterr().err
+    assert (tmp_path / "visible" / "walk.mp4").read_bytes() == before
+
+
+def test_frames_of_a_series_share_their_range(tmp_path: Path) -> None:
+    """Thermal frames that warm up: stretched one by one they would all look alike."""
+    for i in range(4):
+        for side in ("visible", "infrared"):
+            warmer = 5000 + 400 * i + 4 * picture(i % 2, height=32, width=32).astype(np.uint16)
+            save(tmp_path / side / f"{i}.png", warmer)
+    pairs = expand(find_pairs({side: str(tmp_path / side) for side in ("visible", "infrared")}), sequence=True)
+    means = []
+    for pair in pairs:
+        sample = read_pair(pair, Reading())
+        assert not isinstance(sample, Failure) and sample.series == "sequence"
+        means.append(float(sample.sources.mean()))
+    assert means == sorted(means) and means[-1] - means[0] > 0.4
+    before = [pair_digest(pair, Reading()) for pair in pairs]
+    save(tmp_path / "visible" / "3.png", picture(3, height=32, width=32).astype(np.uint16) + 9000)
+    series_range.cache_clear()
+    assert all(was != pair_digest(pair, Reading()) for was, pair in zip(before, pairs, strict=True))
+    alone = read_pair(expand(find_pairs({s: str(tmp_path / s) for s in ("visible", "infrared")}))[3], Reading())
+    assert not isinstance(alone, Failure) and abs(float(alone.sources.mean()) - 0.5) < 0.2
+
+
+def volume(seed: int, slices: int = 3) -> np.ndarray:
+    """Values of a scan, (right, front, up)."""
+    planes = [picture(seed + i, height=40, width=32).T.astype(np.float32) * 4 - 200 for i in range(slices)]
+    return np.stack(planes, 2)
+
+
+def test_volumes_are_cut_into_slices(tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    for seed, side in enumerate(("ct", "mri")):
+        (tmp_path / side).mkdir()
+        nibabel.save(nibabel.Nifti1Image(volume(10 * seed), np.eye(4)), tmp_path / side / "head.nii.gz")
+    path = tmp_path / "ct" / "head.nii.gz"
+    assert medical.slice_count(path) == 3
+    np.testing.assert_allclose(medical.read_slice(path, 1), volume(0)[:, ::-1, 1].T)  # the front is up
+    flipped = nibabel.Nifti1Image(volume(0)[::-1], np.diag([-1.0, 1, 1, 1]))
+    nibabel.save(flipped, tmp_path / "flipped.nii")
+    np.testing.assert_allclose(medical.read_slice(tmp_path / "flipped.nii", 1), medical.read_slice(path, 1))
+    assert run(tmp_path, sides=("ct", "mri")) == 0
+    table = rows(tmp_path / "out")
+    assert [row["file"] for row in table.values()] == [f"head_00000{i}.png" for i in range(3)]
+    assert len({row["note"] for row in table.values()}) == 1 and "are black to white" in table["head_000000"]["note"]
+    made = cv2.imread(str(tmp_path / "out" / "head_000001.png"), cv2.IMREAD_UNCHANGED)
+    assert made.dtype == np.uint16 and made.shape == (40, 32)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(ImageError, match="damaged NIfTI file"):
+        medical.slice_count(path)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4, 2), np.float32), np.eye(4)), tmp_path / "four.nii")
+    with pytest.raises(ImageError, match="three axes"):
+        medical.slice_count(tmp_path / "four.nii")
+
+
+def dicom(path: Path, pixels: np.ndarray, photometric: str = "MONOCHROME2") -> None:
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    data = pydicom.Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, generate_uid()
+    data.Rows, data.Columns, data.SamplesPerPixel = *pixels.shape, 1
+    data.PhotometricInterpretation, data.PixelRepresentation = photometric, 0
+    data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11
+    data.RescaleSlope, data.RescaleIntercept = 1, -1024
+    data.PixelData = pixels.astype(np.uint16).tobytes()
+    path.parent.mkdir(exist_ok=True)
+    data.save_as(path, enforce_file_format=True)
+
+
+def test_dicom_has_hounsfield_units(tmp_path: Path) -> None:
+    stored = picture(1, height=32, width=40).astype(np.uint16) * 10
+    dicom(tmp_path / "ct" / "a.dcm", stored)
+    np.testing.assert_allclose(medical.read_slice(tmp_path / "ct" / "a.dcm", 0), stored.astype(np.float32) - 1024)
+    dicom(tmp_path / "mri" / "a.dcm", stored, "MONOCHROME1")
+    inverted = medical.read_slice(tmp_path / "mri" / "a.dcm", 0)
+    assert inverted.argmax() == stored.argmin()
+    assert run(tmp_path, "range.ct=-1000-1000", sides=("ct", "mri")) == 0
+    assert "ct: values -1000 to 1000 are black to white" in rows(tmp_path / "out")["a"]["note"]
+    (tmp_path / "ct" / "a.dcm").write_bytes(b"no dicom")
+    with pytest.raises(ImageError, match="damaged DICOM"):
+        medical.slice_count(tmp_path / "ct" / "a.dcm")
+
+
+def test_a_reader_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['nibabel'] = None\n"
+        "from datamodules.readers.medical import slice_count\nfrom pathlib import Path\n"
+        f"slice_count(Path({str(tmp_path / 'a.nii')!r}))"
+    )
+    (tmp_path / "a.nii").write_bytes(b"x")
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stderr
+    assert "a.nii: needs nibabel; pip install 'dig2dig[medical]'" in shown
+
+
+def test_flicker_is_measured(tmp_path: Path) -> None:
+    from dig2dig.benchmark.__main__ import main
+
+    out = tmp_path / "flicker"
+    assert main(["flicker", "frames=3", "crop=128", "sensor=0", "pulls=0", f"out={out}", "device=cpu"]) == 0
+    row = (out / "table.md").read_text().splitlines()[-1].split("|")[1:-1]
+    _, _, sources, one, each, _ = (float(value) for value in row)
+    assert sources == 0 and one < each  # what is left comes from the square, by the width of the smoothing
+    assert (out / "one_0_0.png").is_file()
+    shutil.rmtree(out)

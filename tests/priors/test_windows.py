@@ -1,0 +1,103 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dig2dig.config import DigConfig, GuidanceConfig, SamplerConfig
+from dig2dig.fusion.sampler import fuse
+from dig2dig.priors.denoiser import Denoiser, activation_bytes
+from dig2dig.priors.schedule import add_noise
+from dig2dig.priors.windows import crop, in_windows, pad, window_shares, window_starts
+from tests.fusion.test_sampler import crop_of
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 2, 8, 32]))
+def test_pad_reflects_as_numpy_and_crop_takes_it_back(height: int, width: int, multiple: int) -> None:
+    image = torch.rand(2, 1, height, width)
+    padded = pad(image, multiple)
+    assert padded.shape[-2] % multiple == 0 and padded.shape[-1] % multiple == 0
+    margin = [(0, 0), (0, 0), (0, -height % multiple), (0, -width % multiple)]
+    np.testing.assert_array_equal(padded.numpy(), np.pad(image.numpy(), margin, mode="reflect"))
+    assert torch.equal(crop(padded, height, width), image)
+
+
+@pytest.mark.parametrize("length", [64, 65, 200, 513, 1000])
+@pytest.mark.parametrize(("side", "overlap", "multiple"), [(64, 16, 1), (128, 64, 8), (96, 95, 4)])
+def test_windows_cover_an_axis_evenly_and_their_shares_sum_to_one(length, side, overlap, multiple) -> None:
+    length = -(-length // multiple) * multiple
+    starts, size = window_starts(length, side, overlap, multiple)
+    assert starts[0] == 0 and starts[-1] + size == length and size <= side
+    assert all(start % multiple == 0 for start in starts)
+    assert all(later <= earlier + size for earlier, later in itertools.pairwise(starts))
+    total = torch.zeros(length)
+    for start, share in zip(starts, window_shares(starts, size, length, overlap), strict=True):
+        assert (share >= 0).all()
+        total[start : start + size] += share
+    torch.testing.assert_close(total, torch.ones(length))
+
+
+def test_a_function_of_pixels_is_the_same_in_windows() -> None:
+    x_t, t = torch.randn(3, 2, 40, 72), torch.tensor([1, 2, 3])
+    calls: list[torch.Size] = []
+
+    def function(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        calls.append(x.shape)
+        return x * t.view(-1, 1, 1, 1)
+
+    windowed = in_windows(function, x_t, t, side=32, overlap=8, multiple=8, pixels=3 * 32 * 32)
+    torch.testing.assert_close(windowed, x_t * t.view(-1, 1, 1, 1), rtol=1e-5, atol=1e-6)
+    assert all(shape[0] * shape[2] * shape[3] <= 3 * 32 * 32 for shape in calls)
+
+
+def test_a_local_denoiser_sees_in_windows_what_it_sees_whole(bundled: Denoiser) -> None:
+    """The network's groups are normalised over each window, so the two are close, not equal; no window shows."""
+    sources = 2 * crop_of("infrared_visible", 100, 100, 192, "visible") - 1
+    x_t, t = add_noise(sources[:, 0].expand(-1, 3, -1, -1), torch.randn(1, 3, 192, 192), torch.tensor([100]),
+                       bundled.alpha_bar), torch.tensor([100])  # fmt: skip
+    with torch.no_grad():
+        whole = bundled(x_t, t)
+        windowed = in_windows(bundled.whole, x_t, t, 128, 64, bundled.multiple, 2**20)
+    difference = (whole - windowed).abs() / 2 * 255
+    assert 0 < float(difference.mean()) < 1
+    seam = difference[..., 88:104].mean()  # the middle of the overlap
+    assert float(seam) < 2 * float(difference.mean())
+
+
+def test_the_memory_decides_the_window(bundled: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the memory is half of the side; a window that was asked for is taken; 0 is always whole."""
+    device = torch.device("cpu")
+    sides = []
+    for memory in (0.5, 0.125):
+        monkeypatch.setattr(bundled, "memory", memory)
+        monkeypatch.setattr(bundled, "_pixels", {})
+        sides.append(bundled.window(device, 4000, 3000))
+    assert sides[0] % bundled.multiple == 0 and sides[1] == pytest.approx(sides[0] / 2, abs=bundled.multiple)
+    assert bundled.window(device, 4000, 3000) ** 2 * activation_bytes(bundled, device) <= 0.125 * 2**30
+    for tile, side in ((300, 296), (0, 4000)):
+        monkeypatch.setattr(bundled, "tile", tile)
+        assert bundled.window(device, 4000, 3000) == side
+
+
+def test_fusion_in_windows_is_fusion_of_the_whole(bundled: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gains, weights and noise are global: what remains is what the network itself sees differently."""
+    sources = crop_of("infrared_visible", 0, 0, 256, "visible", "infrared")
+    config = SamplerConfig(steps=4, dig=DigConfig(reduce=0.0), guidance=GuidanceConfig(sigma_n=0.01))
+    whole = fuse(sources, bundled, config)
+    monkeypatch.setattr(bundled, "tile", 128)
+    windowed = fuse(sources, bundled, config)
+    assert 0 < float((whole - windowed).abs().mean()) < 1 / 255
+
+
+def test_small_images_are_never_measured_nor_cut(bundled: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture must not depend on the batch that it comes in."""
+    monkeypatch.setattr("dig2dig.priors.denoiser.memory_budget", lambda _: 0.0)
+    monkeypatch.setattr(bundled, "_pixels", {})
+    device = torch.device("cpu")
+    assert bundled.window(device, 300, 200) == 300
+    assert bundled.pixels(device, 256 * 256) == 256 * 256 and not bundled._pixels
+    with torch.no_grad():
+        x_t, t = torch.randn(5, 3, 128, 128), torch.tensor([5] * 5)
+        torch.testing.assert_close(bundled(x_t, t)[4:], bundled(x_t[4:], t[4:]), rtol=0, atol=1e-4)

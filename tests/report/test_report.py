@@ -1,0 +1,226 @@
+"""The pages' parts: what is kept and what it costs, after interruptions and mistakes."""
+
+import base64
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import infer
+from datamodules.readers.pixels import read_image
+from dig2dig.modules import FusionModule
+from dig2dig.report.__main__ import main as compare
+from dig2dig.report.callback import SIDE
+from dig2dig.report.cards import Card, Panel, ranks
+from dig2dig.report.fragments import fragment_file
+from dig2dig.report.page import Page, Row, link, render, shown
+from dig2dig.report.pictures import picture_card
+from dig2dig.report.thumbs import BUDGET, DETAILS, data_uri, evenly, within_budget
+from tests import corpus
+from tests.reports import FAST, cards, write_pairs
+
+
+def fused_bytes(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.glob("*.png")}
+
+
+def test_numbers_are_those_of_the_metrics(reported: tuple[list[str], Path]) -> None:
+    panels = {panel.label: panel for panel in cards(reported[1])["a"].panels}
+    assert panels["fused"].scores["SD"] > panels["mean"].scores["SD"] and not panels["infrared"].scores
+    from_file = read_image(reported[1] / "a.png").astype(float) @ [0.299, 0.587, 0.114]
+    assert panels["fused"].scores["SD"] == pytest.approx(from_file.std(), abs=0.5)
+
+
+def test_maps_are_the_weights_and_estimates_are_of_as_many_pairs_as_asked(
+    reported: tuple[list[str], Path],
+) -> None:
+    found = cards(reported[1])
+    assert sum(all(moment.estimate for moment in card.moments) for card in found.values()) == 1
+    for card in found.values():
+        np.testing.assert_allclose(np.sum(card.weights, 1), 1, atol=1e-3)
+        for moment in card.moments:
+            maps = [decoded(uri) for uri in moment.weight]
+            assert maps[0].shape == (48, 64)
+            np.testing.assert_allclose(sum(maps), 255, atol=12)
+            assert maps[0].mean() / 255 == pytest.approx(card.weights[moment.index][0], abs=0.02)
+            assert max(decoded(uri).max() for uri in moment.gain) >= 250 and moment.low <= moment.high
+
+
+def decoded(uri: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("L")).astype(float)
+
+
+def test_the_result_is_the_same_and_nothing_more_is_asked_of_the_network(
+    reported: tuple[list[str], Path], tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, out = reported
+    calls: list[int] = []
+    forward = FusionModule.fuse_samples
+
+    def counted(module: FusionModule, samples: Any) -> Any:
+        handle = module.denoiser.network.register_forward_pre_hook(lambda *_: calls.append(1))
+        try:
+            return forward(module, samples)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr(FusionModule, "fuse_samples", counted)
+    infer.main([*arguments, f"out={tmp_path / 'none'}", "report.pairs=0"])
+    plain = len(calls)
+    infer.main([*arguments, f"out={tmp_path / 'maps'}", "report.estimates=0"])
+    assert len(calls) == 2 * plain
+    assert fused_bytes(tmp_path / "none") == fused_bytes(tmp_path / "maps") == fused_bytes(out)
+    assert not (tmp_path / "none" / "report.html").exists() and not (tmp_path / "none" / "report").exists()
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, after: int) -> Callable[[], None]:
+    """Has a run break off after so many batches; gives the way back."""
+    step, count = FusionModule.predict_step, iter(range(99))
+
+    def breaking(module: FusionModule, batch: Any, index: int = 0) -> Any:
+        if next(count) == after:
+            raise RuntimeError("killed")
+        return step(module, batch, index)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(FusionModule, "predict_step", breaking)
+    return patch.undo
+
+
+def test_a_resumed_run_shows_all_pairs_up_to_the_cap_and_nothing_stale(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["a", "b", "c", "d"]
+    arguments = [*FAST, *write_pairs(tmp_path, names), f"prior.path={tiny}", f"out={tmp_path / 'out'}", "batch_size=1"]
+    undo = interrupted(monkeypatch, 2)
+    with pytest.raises(RuntimeError):
+        infer.main([*arguments, "report.pairs=3"])
+    undo()
+    assert set(cards(tmp_path / "out")) == {"a", "b"}
+    kept = fragment_file(tmp_path / "out", "a").stat().st_mtime_ns
+    assert infer.main([*arguments, "report.pairs=3"]) == 0
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert fragment_file(tmp_path / "out", "a").stat().st_mtime_ns == kept
+    assert re.findall(r"<h2 id=\"name-\d+\">(.*?)</h2>", html) == ["a", "b", "c"] and html.count('class="steps"') == 3
+    assert '<a href="d.png">d</a>' in html.partition('id="others"')[2]
+    assert sum(card.moments[0].estimate != "" for card in cards(tmp_path / "out").values()) == 1  # over both
+
+    infer.main([*arguments, "report.pairs=4"])  # nothing to fuse: shown from its picture
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert html.count('<article class="card"') == 4 and html.count('class="steps"') == 3
+    old = cards(tmp_path / "out")["a"]
+    undo = interrupted(monkeypatch, 1)
+    with pytest.raises(RuntimeError):
+        infer.main([*arguments, "seed=5"])
+    undo()
+    assert not (tmp_path / "out" / "report.html").exists() and set(cards(tmp_path / "out")) == {"a"}
+    assert cards(tmp_path / "out")["a"].facts != old.facts
+
+
+@pytest.mark.parametrize("broken", ["dig2dig.report.callback.fusion_card", "dig2dig.report.callback.write_run_page"])
+def test_a_report_that_fails_leaves_the_run_as_it_is(
+    broken: str, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def failing(*_: Any) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(broken, failing)
+    arguments = [*FAST, *write_pairs(tmp_path, ["a"]), f"prior.path={tiny}", f"out={tmp_path / 'out'}"]
+    assert infer.main(arguments) == 0
+    assert (tmp_path / "out" / "a.png").is_file() and "MemoryError: no room" in capsys.readouterr().err
+    if "fusion_card" in broken:
+        assert (tmp_path / "out" / "report.html").read_text().count('<figure class="panel') == 3
+
+
+def test_kept_steps_are_small(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, ...]] = []
+    monkeypatch.setattr(
+        "dig2dig.report.callback.fusion_card",
+        lambda result, *_: sizes.extend(tuple(s.guided.shape[-2:]) for s in result.trace) or 1 / 0,
+    )
+    for modality in ("visible", "infrared"):
+        (tmp_path / modality).mkdir()
+        Image.fromarray(corpus.picture(len(modality), height=300, width=1200)).save(tmp_path / modality / "wide.png")
+    sources = [f"sources.{modality}={tmp_path / modality}" for modality in ("visible", "infrared")]
+    assert infer.main([*FAST, *sources, f"prior.path={tiny}", f"out={tmp_path / 'out'}", "report.estimates=0"]) == 0
+    assert sizes == [(128, SIDE)] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["RUN"], "at least two folders"),
+        (["RUN", "RUN"], "stands there twice"),
+        (["RUN", "EMPTY"], "no finished run of infer.py lies there"),
+        (["RUN", "EMPTY", "pairs=many"], "pairs must be a number"),
+    ],
+)
+def test_mistakes_in_a_comparison_are_told_in_one_line(
+    reported: tuple[list[str], Path], tmp_path: Path, arguments: list[str], line: str, capsys: pytest.CaptureFixture
+) -> None:
+    places = {"RUN": str(reported[1]), "EMPTY": str(tmp_path)}
+    assert compare([places.get(argument, argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and line in error and error.count("\n") == 1
+
+
+def test_any_pair_fits_its_budget_and_twenty_fit_fifteen_megabytes(tmp_path: Path) -> None:
+    """Noise is what packs worst: twelve pictures of it."""
+    noise = [(Panel(str(i), "result"), torch.rand(3, 480, 640)) for i in range(12)]
+
+    def make(detail: Any) -> Card:
+        panels = [Panel(p.label, p.role, data_uri(image, detail.picture, detail.quality)) for p, image in noise]
+        return Card("noise", [], 640, 480, panels)
+
+    assert make(DETAILS[0]).characters > BUDGET
+    card = within_budget(make)
+    assert BUDGET / 8 < card.characters <= BUDGET
+    assert len(render(Page("twenty", "", cards=[card] * 20))) < 15e6
+    assert evenly(5, 16) == [0, 1, 2, 3, 4] and evenly(50, 3) == [0, 24, 49] and evenly(0, 3) == []
+
+
+def test_ranks_follow_the_direction_of_each_metric() -> None:
+    panels = [
+        Panel("a", "result", scores={"SD": 3.0, "Nabf": 0.5}),
+        Panel("b", "result", scores={"SD": 3.0}),
+        Panel("c", "result", scores={"SD": 1.0, "Nabf": 0.1}),
+    ]
+    assert ranks(panels) == [{"SD": 1, "Nabf": 2}, {"SD": 1}, {"SD": 3, "Nabf": 1}]
+
+
+def test_text_and_links_of_users_are_escaped() -> None:
+    html = render(
+        Page("<t>", "", failed=[Row("\udcff<b>", 'x"y')], others=[Row("o", "", "javascript:alert(1)")])
+    ).decode()
+    assert "<title>&lt;t&gt;" in html and "�&lt;b&gt;" in html and 'href="javascript%3Aalert%281%29"' in html
+    assert link("a b/ü?#.png") == "a%20b/%C3%BC%3F%23.png" and link("\udcff.png") == "%FF.png"
+    assert link("/a b.png") == "file:///a%20b.png" and shown("a\nb\x7f\u202e") == "a␊b��"
+
+
+def test_sources_of_other_sizes_are_shown_without_metrics(tmp_path: Path) -> None:
+    for name, size in (("a", (40, 50)), ("b", (40, 50)), ("fused", (20, 30))):
+        Image.fromarray(np.full(size, 99, np.uint8)).save(tmp_path / f"{name}.png")
+    sources = {name: tmp_path / f"{name}.png" for name in ("a", "b")}
+    card = picture_card("p", sources, {"one": tmp_path / "fused.png", "gone": tmp_path / "x.png"}, tmp_path)
+    told = {panel.label: (panel.note, bool(panel.image), panel.scores) for panel in card.panels}
+    assert told["one"] == ("of another size: 30×20", True, {}) and told["gone"] == ("cannot be read", False, {})
+    assert (card.width, card.height, card.panels[0].file) == (50, 40, "a.png")
+
+
+def test_large_pictures_are_shown_without_metrics_and_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b", "fused"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 1200), np.uint8)).save(tmp_path / f"{name}.png")
+    sources = {name: tmp_path / f"{name}.png" for name in ("a", "b")}
+    results = {"one": tmp_path / "fused.png"}
+    card = picture_card("p", sources, results, tmp_path)
+    assert card.facts == ["1200×60"] and card.panels[2].scores["SD"] == pytest.approx(73.3, abs=2)
+    assert decoded(card.panels[2].image).shape == (51, 1024)
+    monkeypatch.setattr("dig2dig.report.pictures.MEASURED", 70_000)
+    card = picture_card("p", sources, results, tmp_path)
+    assert card.facts == ["1200×60", "too large for metrics"] and card.panels[2].scores == {}

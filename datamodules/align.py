@@ -8,6 +8,8 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from dig2dig.errors import AlignmentError
+
 LEAST_SCORE = 12.0
 """Registrations that score less are refused: of unrelated images nine in ten do, of infrared and visible ones none."""
 
@@ -21,10 +23,6 @@ _CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 50, 1e-5)
 
 
 Structure = NDArray[np.complex64]
-
-
-class AlignmentError(ValueError):
-    """Sources that cannot be brought onto each other, told in one line."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,19 @@ class Registration:
 
     def __str__(self) -> str:
         (a, b, dx), (c, d, dy), _ = self.matrix
-        if np.allclose(self.matrix[2, :2], 0) and np.allclose((a, b, c, d), (1, 0, 0, 1)):
-            return f"moved by {-dx:.1f}, {-dy:.1f} px, score {self.score:.1f}"
-        numbers = " ".join(f"{value:.6g}" for value in self.matrix.flat)
-        return f"moved by the homography {numbers}, score {self.score:.1f}"
+        words = [f"moved by {_pixels(-dx)}, {_pixels(-dy)} px"]
+        turn, scale = np.degrees(np.arctan2(c, a)), 1 / np.sqrt(max(a * d - b * c, 1e-12))
+        if abs(turn) >= 0.05:
+            words.append(f"turned by {-turn:.1f}°")
+        if abs(scale - 1) >= 0.0005:
+            words.append(f"scaled to {100 * scale:.1f} %")
+        if not np.allclose(self.matrix[2, :2], 0, atol=1e-9):
+            words.append("with perspective")
+        return f"{', '.join(words)} (agreement {self.score:.0f}, at least {LEAST_SCORE:g} is needed)"
+
+
+def _pixels(length: float) -> str:
+    return f"{round(length, 1) + 0.0:g}"  # no minus before a zero
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Shift:
     suspicious: bool
 
 
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def rescale(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """An image (h, w[, c]) in [0, 1] at another (height, width): means of areas when smaller, cubic when larger."""
     smaller = size[0] < image.shape[0]
     scaled = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
@@ -154,7 +161,7 @@ def agreement(fixed: np.ndarray, moving: np.ndarray) -> float:
 
 
 def register(
-    fixed: np.ndarray, moving: np.ndarray, how: Literal["ecc", "phase"], least: float | None = None
+    fixed: np.ndarray, moving: np.ndarray, how: Literal["ecc", "phase"], least: float = LEAST_SCORE
 ) -> Registration:
     """Brings an image onto another of the same scene.
 
@@ -163,7 +170,7 @@ def register(
         moving: The other one, of any size and kind of light.
         how: ``phase`` finds the shift, by the phase of the correlation of structures; ``ecc`` also rotation, scale
             and perspective, by enhanced correlation coefficients, from coarse to fine.
-        least: Score that is needed; None for ``LEAST_SCORE``.
+        least: Score that is needed.
 
     Raises:
         AlignmentError: The score is lower, or the homography is none that a camera makes.
@@ -173,7 +180,7 @@ def register(
         TPAMI 2008. Kuglin and Hines, "The phase correlation image alignment method", 1975.
     """
     height, width = fixed.shape[:2]
-    a, b = grey(fixed), resize(grey(moving), (height, width))
+    a, b = grey(fixed), rescale(grey(moving), (height, width))
     matrix = _translation(a, b)
     if how == "ecc":
         for motion, sides in _MOTIONS:
@@ -184,9 +191,8 @@ def register(
     image = _warp(moving, whole, (height, width)).clip(0, 1)
     covered = _warp(np.ones(moving.shape[:2], np.float32), whole, (height, width), cv2.BORDER_CONSTANT)
     score = agreement(a * (covered > 0.99), grey(image) * (covered > 0.99))
-    needed = LEAST_SCORE if least is None else least
-    if score < needed:
-        raise AlignmentError(f"does not register: score {score:.1f}, at least {needed:g} is needed (align_score)")
+    if score < least:
+        raise AlignmentError(f"does not register: the two agree with a score of {score:.1f}, {least:g} is needed")
     return Registration(image, whole / whole[2, 2], score)
 
 
@@ -249,4 +255,4 @@ def _small(image: np.ndarray, side: int) -> np.ndarray:
     """An image whose longer side is at most so many pixels."""
     scale = side / max(image.shape)
     height, width = (max(4, round(length * scale)) for length in image.shape)
-    return resize(image, (height, width)) if scale < 1 else image
+    return rescale(image, (height, width)) if scale < 1 else image

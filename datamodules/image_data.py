@@ -2,7 +2,7 @@
 
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,15 +12,15 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from datamodules.pairs import Sample
 from datamodules.ranges import to_unit
-from datamodules.readers.pixels import ImageError, convert, list_images, read_picture
+from datamodules.readers.pixels import convert, list_images, read_picture
 from datamodules.transforms import training_crops, validation_crop
 from dig2dig.config_train import ImageDataConfig
+from dig2dig.errors import ImageError
 
-Range16 = Literal["percentile", "full"]
 
-
-def read_deep(path: Path, mode: Literal["L", "RGB"] = "RGB", scale: Range16 = "percentile") -> np.ndarray:
+def read_deep(path: Path, mode: Literal["L", "RGB"] = "RGB", scale: str = "percentile") -> np.ndarray:
     """Pixels of a file of any depth: uint8 as stored, or float32 in [0, 1].
 
     Args:
@@ -37,13 +37,14 @@ def read_deep(path: Path, mode: Literal["L", "RGB"] = "RGB", scale: Range16 = "p
 
 
 def hold_out(paths: list[Path], share: float, seed: int) -> tuple[list[Path], list[Path]]:
-    """Splits images into those that train and those that validate, by their stems alone.
+    """Splits images into those that train and those that validate, by their stems alone; one is held out at least.
 
     The sources of one scene, which share a stem, fall on one side; a file that is added moves no other.
     """
-    limit = share * 2**32
-    held = {path.stem: zlib.crc32(f"{seed}/{path.stem}".encode(errors="surrogateescape")) < limit for path in paths}
-    return [path for path in paths if not held[path.stem]], [path for path in paths if held[path.stem]]
+    place = {path.stem: zlib.crc32(f"{seed}/{path.stem}".encode(errors="surrogateescape")) for path in paths}
+    limit = max(share * 2**32, min(place.values(), default=0) + 1) if share and len(place) > 1 else share * 2**32
+    held = [path for path in paths if place[path.stem] < limit]
+    return [path for path in paths if place[path.stem] >= limit], held
 
 
 class ImageCrops(Dataset):
@@ -59,10 +60,10 @@ class ImageCrops(Dataset):
         transform: A.Compose,
         seed: int | None,
         cache: bool = False,
-        range16: Range16 = "percentile",
+        range: str = "percentile",
     ) -> None:
         self.paths, self.transform, self.seed = paths, transform, seed
-        self.range16: Range16 = range16
+        self.range = range
         self.cache: dict[Path, np.ndarray] | None = {} if cache else None
         self.unreadable: set[Path] = set()
 
@@ -99,9 +100,9 @@ class ImageCrops(Dataset):
 
     def _read(self, path: Path) -> np.ndarray:
         if self.cache is None:
-            return read_deep(path, "RGB", self.range16)
+            return read_deep(path, "RGB", self.range)
         if path not in self.cache:
-            self.cache[path] = read_deep(path, "RGB", self.range16)
+            self.cache[path] = read_deep(path, "RGB", self.range)
         return self.cache[path]
 
 
@@ -128,34 +129,53 @@ class StepSampler(Sampler[int]):
 
 
 class ImageDataModule(LightningDataModule):
-    """Training crops from a folder tree and 256-pixel centre crops for validation.
+    """Training crops from a folder tree, centre crops for validation, and pairs that are fused at each validation.
 
-    Raises:
-        FileNotFoundError: A folder does not exist or holds no image.
+    Args:
+        config: Which images, and how they are cropped.
+        seed: Seed of the split and the crops.
+        steps: Optimiser steps of the whole run.
+        overfit: Give the first batch again and again.
+        samples: Pairs that are fused at each validation.
     """
 
-    def __init__(self, config: ImageDataConfig, seed: int, steps: int, overfit: bool = False) -> None:
+    def __init__(
+        self,
+        config: ImageDataConfig,
+        seed: int,
+        steps: int,
+        overfit: bool = False,
+        samples: Sequence[Sample] = (),
+    ) -> None:
         super().__init__()
-        self.config, self.steps, self.overfit = config, steps, overfit
-        crops = training_crops(config.crop, config.scales, config.grey)
+        self.config, self.seed, self.steps, self.overfit, self.samples = config, seed, steps, overfit, list(samples)
+        self.train: ImageCrops | None = None
+        self.val: ImageCrops | None = None
+
+    def setup(self, stage: str) -> None:
+        """Lists the files.
+
+        Raises:
+            FileNotFoundError: A folder does not exist or holds no image.
+        """
+        config = self.config
         val = list_images(config.val) if config.val else []
         held_out = {path.resolve() for path in val}
         paths = list_images(config.root, config.exclude) if config.root else []
         paths = [path for path in paths if path.resolve() not in held_out]
-        if not val:
-            paths, val = hold_out(paths, config.val_share, seed)
-            if config.val_share and not val:
-                told = f"no image falls into data.val_share={config.val_share:g}: nothing is validated; give data.val"
-                print(f"{config.root}: {told}", file=sys.stderr)
+        if not val and config.val_share:
+            paths, val = hold_out(paths, config.val_share, self.seed)
         if config.root and not paths:
             raise FileNotFoundError(f"{config.root}: no image is left to train on, all are held out")
-        self.train = ImageCrops(paths, crops, seed, config.cache, config.range16)
-        self.val = ImageCrops(val, validation_crop(config.val_crop), None, False, config.range16) if val else None
+        crops = training_crops(config.crop, config.scales, config.grey)
+        self.train = ImageCrops(paths, crops, self.seed, config.cache, config.range)
+        if val:
+            self.val = ImageCrops(val, validation_crop(config.val_crop), None, False, config.range)
 
     def train_dataloader(self) -> DataLoader:
         """Crops from where the run stands to its last step."""
         trainer, config = self.trainer, self.config
-        assert trainer is not None
+        assert trainer is not None and self.train is not None
         per_step = config.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         sampler = StepSampler(
             trainer.global_step * per_step,
@@ -174,6 +194,14 @@ class ImageDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def val_dataloader(self) -> DataLoader | list:
-        """Centre crops, four at a time; every process measures them all, so that their number does not matter."""
-        return DataLoader(self.val, 4) if self.val else []
+    def val_dataloader(self) -> list[DataLoader]:
+        """Centre crops, four at a time, which every process measures whole; and this process's share of the pairs."""
+        images = [DataLoader(self.val, 4)] if self.val else []
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        samples = self.samples[rank::world_size]
+        pairs: list[DataLoader] = [DataLoader(samples, 1, collate_fn=list)] if self.samples else []  # pyright: ignore
+        return images + pairs
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leaves pairs where they are; they travel when they are fused."""
+        return batch if isinstance(batch, list) else super().transfer_batch_to_device(batch, device, dataloader_idx)

@@ -2,14 +2,15 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datamodules.pairing import Pair
+from datamodules.pairing import Pair, expand, find_pairs
 from datamodules.pairs import Failure, Reading, Sample, batch_key, read_pair
 
 PIXELS_PER_BATCH = 2**23  # of all sources of a batch: large images come alone
@@ -63,29 +64,43 @@ class ReadAhead(DataLoader):
 
 
 class FusionDataModule(LightningDataModule):
-    """Pairs for ``Trainer.predict``: batches are lists of :class:`Sample` and :class:`Failure`.
+    """Pairs for ``Trainer.predict`` and ``Trainer.validate``: batches are lists of samples and failures.
 
     Args:
-        pairs: The files of each scene.
-        reading: How they become sources.
+        pairs: The files of each scene; or, per modality, where they are, see :func:`datamodules.pairing.find_pairs`.
+        reading: How files become sources.
         batch_size: Images of equal size in one batch.
         workers: Processes that read ahead; 0 = a thread does.
     """
 
-    def __init__(self, pairs: Sequence[Pair], reading: Reading, batch_size: int = 1, workers: int = 0) -> None:
+    def __init__(
+        self,
+        pairs: Sequence[Pair] | Mapping[str, str],
+        reading: Reading | None = None,
+        batch_size: int = 1,
+        workers: int = 0,
+    ) -> None:
         super().__init__()
-        self.dataset = PairDataset(pairs, reading)
-        self.batch_size, self.workers = batch_size, workers
+        self.given, self.reading, self.batch_size, self.workers = pairs, reading or Reading(), batch_size, workers
+        self.dataset: PairDataset | None = None
+
+    def setup(self, stage: str) -> None:
+        """Lists the files."""
+        pairs = expand(find_pairs(self.given)) if isinstance(self.given, Mapping) else self.given
+        self.dataset = PairDataset(pairs, self.reading)
 
     def predict_dataloader(self) -> DataLoader:
         """Every pair once."""
+        assert self.dataset is not None
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        batches = SizeBatches(self.dataset.pairs, self.batch_size, rank, world_size, self.dataset.reading.reference)
+        batches = SizeBatches(self.dataset.pairs, self.batch_size, rank, world_size, self.reading.reference)
         loader = DataLoader if self.workers else ReadAhead
         return loader(self.dataset, batch_sampler=batches, num_workers=self.workers, collate_fn=list)
 
-    def transfer_batch_to_device(
-        self, batch: list[Sample | Failure], device: torch.device, dataloader_idx: int
-    ) -> list[Sample | Failure]:
-        """Leaves the samples where they are: those of one shape travel together as one tensor."""
+    def val_dataloader(self) -> DataLoader:
+        """The same pairs."""
+        return self.predict_dataloader()
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leaves pairs where they are: those of one shape travel together as one tensor."""
         return batch

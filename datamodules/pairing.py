@@ -7,13 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from datamodules.readers.pixels import IMAGE_SUFFIXES, ImageError, list_images
+from datamodules.readers.pixels import IMAGE_SUFFIXES, list_images
 from datamodules.readers.source import Probes, frame_count, is_source, real, stem
 from dig2dig.config import InferConfig
-
-
-class PairingError(ValueError):
-    """Sources that cannot be paired at all, told in one line."""
+from dig2dig.errors import ImageError, PairingError
 
 
 @dataclass(frozen=True)

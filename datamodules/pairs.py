@@ -1,19 +1,19 @@
 """One scene, read: its sources aligned and scaled, with all that the result needs beside them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
 
-from datamodules.align import AlignmentError, misregistration, register, resize
+from datamodules.align import misregistration, register, rescale
 from datamodules.pairing import Pair
+from datamodules.picture import Picture
 from datamodules.ranges import to_unit
-from datamodules.readers.pixels import ImageError, Picture
 from datamodules.readers.source import read_source, real, series_range, source_digest, source_size
-from datamodules.transforms import PairTransform
 from dig2dig.color import split
+from dig2dig.errors import AlignmentError, ImageError
 
 Align = Literal["none", "resize", "ecc", "phase"]
 
@@ -28,7 +28,6 @@ class Reading:
         range: Per modality which stored values are black and white, see :func:`datamodules.ranges.to_unit`.
         reference: Modality whose size, depth and format the result keeps; empty for the first.
         align: What to do with sources of another size or place than the reference.
-        align_score: Registrations below this score are refused; None for the calibrated one.
         transform: Applied to the sources together.
     """
 
@@ -37,8 +36,7 @@ class Reading:
     range: Mapping[str, str] = field(default_factory=dict)
     reference: str = ""
     align: Align = "none"
-    align_score: float | None = None
-    transform: PairTransform | None = None
+    transform: Callable[[Sequence[np.ndarray]], list[np.ndarray]] | None = None
 
 
 @dataclass(frozen=True)
@@ -169,19 +167,19 @@ def aligned(
             continue
         try:
             if reading.align in ("ecc", "phase"):
-                found = register(fixed, image, reading.align, reading.align_score)
+                found = register(fixed, image, reading.align)
                 image = found.image
                 notes.append(f"{modality}: {found}")
             elif image.shape[:2] != fixed.shape[:2]:
                 height, width = image.shape[:2]
-                image = resize(image, fixed.shape[:2])
+                image = rescale(image, fixed.shape[:2])
                 notes.append(f"{modality}: resized from {width}x{height}")
         except AlignmentError as error:
             raise AlignmentError(f"{pair.files[modality]}: {error}") from error
         moved[modality] = image
         doubt = misregistration(fixed, image)
         if doubt.suspicious:
-            notes.append(f"{modality}: seems shifted by {doubt.dx:.0f}, {doubt.dy:.0f} px; align=ecc registers")
+            notes.append(f"{modality}: seems shifted by {round(doubt.dx)}, {round(doubt.dy)} px; align=ecc registers")
     return moved, notes
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dig2dig.config import parse_range
+from dig2dig.options import parse_range
 
 
 def to_unit(pixels: np.ndarray, scale: str = "auto") -> tuple[np.ndarray, str]:

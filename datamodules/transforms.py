@@ -3,14 +3,12 @@
 import os
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import patch
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look-up on the network at import
-
-import albumentations as A
+with patch.dict(os.environ, NO_ALBUMENTATIONS_UPDATE="1"):  # no look-up on the network at import
+    import albumentations as A
 import cv2
 import numpy as np
-
-cv2.setNumThreads(0)  # OpenCV's threads fight torch's
 
 
 def training_crops(side: int, scales: list[float], grey: float) -> A.Compose:

@@ -3,57 +3,118 @@
 import difflib
 import json
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from dig2dig.errors import UserError, first_line
+
 T = TypeVar("T")
+
+RECORD = "record"
+"""Top-level key of a run.yaml that holds facts, not options; ``load`` ignores it."""
+
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".nii", ".dcm", ".mp4")
 
 
 def load(schema: type[T], argv: list[str]) -> T:
-    """The configuration that YAML files and ``key=value`` overrides give, later ones over earlier ones.
+    """What :func:`load_strictly` gives, for a command line.
 
-    Prints the help and exits 0 on ``--help``; prints one line and exits 2 where a key is unknown, a value
-    has the wrong type or options contradict each other.
+    Prints the help and exits with 0 on ``--help [TOPIC]``. Prints one line and exits with 2 on a mistake.
     """
-    if {"--help", "-h"} & set(argv):
-        print(help_text(schema))
-        raise SystemExit(0)
-    texts = {name for name, kind, *_ in _options(schema) if kind in (str, str | None, dict[str, str])}
+    try:
+        if asked := {"--help", "-h"} & set(argv):
+            topic = argv[argv.index(asked.pop()) + 1 :]
+            print(help_text(schema, topic[0] if topic else ""))
+            raise SystemExit(0)
+        return load_strictly(schema, argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def load_strictly(schema: type[T], argv: Sequence[str]) -> T:
+    """The configuration from YAML files, preset names and ``key=value`` overrides, later ones over earlier ones.
+
+    Raises:
+        UserError: A key is unknown, a value has the wrong type or options contradict each other; in one line.
+    """
+    layer: Any = {}
     try:
         config = OmegaConf.structured(schema)
         for argument in argv:
-            is_file = "=" not in argument or _names_a_file(argument)
-            layer = _file(argument) if is_file else _override(argument, texts)
+            layer = _layer(schema, argument)
             config = OmegaConf.merge(config, layer)
         result = OmegaConf.to_object(config)
     except ConfigKeyError as error:
-        _fail(f"unknown option '{error.full_key}'{_hint(schema, str(error.full_key))}")
+        raise UserError(_unknown(schema, layer, str(error.full_key))) from error
+    except UserError:
+        raise
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         key = getattr(error, "full_key", None)
-        _fail((f"{key}: " if key else "") + str(error).splitlines()[0])
+        raise UserError((f"{key}: " if key else "") + first_line(error)) from error
     assert isinstance(result, schema)
     return result
 
 
-def to_yaml(config: object) -> str:
-    """The whole configuration as YAML that ``load`` reads back."""
-    values = OmegaConf.to_container(OmegaConf.structured(config))
+def preset_file(name: str) -> Path | None:
+    """The file of a shipped preset by its name, as ``ivf`` or ``configs/ivf.yaml``; None if there is none."""
+    stem = Path(name).name.removesuffix(".yaml")
+    packages = Path(__file__).parent
+    for folder in (packages / "configs", packages.parent / "configs"):  # installed, or in a checkout
+        if (folder / f"{stem}.yaml").is_file():
+            return folder / f"{stem}.yaml"
+    return None
+
+
+def to_yaml(config: object, record: Mapping[str, Any] | None = None) -> str:
+    """The whole configuration as YAML that ``load`` reads back, with facts under ``record``."""
+    values = to_dict(config) | ({RECORD: dict(record)} if record else {})
     return yaml.safe_dump(values, allow_unicode=True, sort_keys=False)  # escapes names that are not UTF-8
 
 
 def from_yaml(schema: type[T], path: Path) -> T | None:
     """The object that ``to_yaml`` wrote; None where the file is missing or does not fit the schema."""
     try:
-        result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(path)))
+        return from_dict(schema, _without_record(OmegaConf.load(path)))
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError):
         return None
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The facts in a file that ``to_yaml`` wrote; empty where there are none."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")).get(RECORD)
+    except (yaml.YAMLError, OSError, ValueError, AttributeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def to_dict(config: object) -> dict[str, Any]:
+    """A configuration as plain values."""
+    values = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(values, dict)
+    return {str(name): value for name, value in values.items()}
+
+
+def from_dict(schema: type[T], values: Any) -> T:
+    """The configuration that ``to_dict`` made plain, checked like one from YAML."""
+    result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     assert isinstance(result, schema)
     return result
+
+
+def _layer(schema: type, argument: str) -> Any:
+    layer = _file(argument) if "=" not in argument or _names_a_file(argument) else _override(schema, argument)
+    if "research" in layer and "sampler" in {item.name for item in fields(schema)}:  # pyright: ignore[reportArgumentType]
+        layer = OmegaConf.merge(layer, {"sampler": {"research": layer.pop("research")}})
+    return layer
 
 
 def _names_a_file(argument: str) -> bool:
@@ -63,7 +124,8 @@ def _names_a_file(argument: str) -> bool:
         return False
 
 
-def _override(argument: str, texts: set[str]) -> Any:
+def _override(schema: type, argument: str) -> Any:
+    texts = {name for name, kind, *_ in _options(schema) if kind in (str, str | None, dict[str, str])}
     key, _, value = argument.partition("=")
     if {key, key.rpartition(".")[0]} & texts and value != "null":  # a path like 2024_01 is no number
         layer = OmegaConf.create()
@@ -76,35 +138,58 @@ def _override(argument: str, texts: set[str]) -> Any:
 
 
 def _file(path: str) -> Any:
-    if not Path(path).is_file():
+    if path.lower().endswith(PICTURES):
+        _fail(
+            f"'{path}' is a picture: name its modality, as sources.visible={path} sources.infrared=FILE, "
+            f"or use the short form, dig2dig fuse TASK FILE FILE out=RESULT"
+        )
+    found = Path(path) if Path(path).is_file() else preset_file(path)
+    if found is None:
         _fail(f"no config file '{path}': arguments are YAML files or key=value")
     try:
-        layer = OmegaConf.load(path)
+        layer = OmegaConf.load(found)
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        _fail(f"{path}: not a readable YAML file ({str(error).splitlines()[0]})")
-    return layer if OmegaConf.is_dict(layer) else _fail(f"{path}: expected 'key: value' lines at the top level")
+        _fail(f"{path}: not a readable YAML file ({first_line(error)})")
+    return _without_record(layer) if OmegaConf.is_dict(layer) else _fail(f"{path}: expected 'key: value' lines")
+
+
+def _without_record(layer: Any) -> Any:
+    if OmegaConf.is_dict(layer) and RECORD in layer:
+        del layer[RECORD]
+    return layer
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    raise UserError(message)
 
 
-def _hint(schema: type, key: str) -> str:
-    close = difflib.get_close_matches(key, [name for name, *_ in _options(schema)], n=1)
-    return f"; did you mean '{close[0]}'?" if close else "; --help lists all options"
+def _unknown(schema: type, layer: Any, key: str) -> str:
+    """One line on an option that does not exist, with the nearest name that does."""
+    given = [name for name in _flat(OmegaConf.to_container(layer)) if f"{name}.".startswith(f"{key}.")]
+    wanted = max(given, key=len, default=key)
+    close = difflib.get_close_matches(wanted, [name for name, *_ in _options(schema)], n=1)
+    hint = f"did you mean '{close[0]}'?" if close else "'--help all' lists all options"
+    return f"unknown option '{wanted}'; {hint}"
 
 
-def _options(schema: type, prefix: str = "", defaults: object = None) -> list[tuple[str, Any, Any, str]]:
+def _flat(values: Any, prefix: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        yield prefix + str(name)
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+
+
+def _options(schema: type, prefix: str = "", defaults: object = None) -> list[tuple[str, Any, Any, Any]]:
+    """Name, type, default and metadata of every option, those of a base class after its own."""
     hints = get_type_hints(schema)
-    rows: list[tuple[str, Any, Any, str]] = []
-    for item in fields(schema):
+    rows: list[tuple[str, Any, Any, Any]] = []
+    for item in sorted(fields(schema), key=lambda item: item.name not in schema.__annotations__):  # pyright: ignore
         kind = hints[item.name]
         default = _default(item) if defaults is None else getattr(defaults, item.name)
         if is_dataclass(kind):
             rows += _options(kind, f"{prefix}{item.name}.", default)  # pyright: ignore[reportArgumentType]
         else:
-            rows.append((prefix + item.name, kind, default, item.metadata["help"]))
+            rows.append((prefix + item.name, kind, default, item.metadata))
     return rows
 
 
@@ -112,12 +197,34 @@ def _default(item: "Field[Any]") -> Any:
     return item.default_factory() if item.default_factory is not MISSING else item.default
 
 
-def help_text(schema: type) -> str:
-    """Every option with its default, its choices and one sentence."""
+def help_text(schema: type, topic: str = "") -> str:
+    """Options with defaults, choices and one sentence each.
+
+    Args:
+        schema: Whose options.
+        topic: Empty for the common ones in a line each, ``all``, or a heading as ``sampler`` or ``research``.
+    """
+    rows = [(name.replace("sampler.research.", "research."), k, v, data) for name, k, v, data in _options(schema)]
+    headings = sorted({name.partition(".")[0] for name, *_ in rows if "." in name})
+    if not topic:
+        shown = [_line(name, default, data) for name, _, default, data in rows if data["common"]]
+        more = f"--help all lists every option, --help TOPIC those of {', '.join(headings)}."
+        return "\n".join([f"{schema.__doc__}", "", *shown, "", more])
+    chosen = [row for row in rows if topic == "all" or f"{row[0]}.".startswith(f"{topic}.")]
+    if not chosen:
+        _fail(f"no options under '{topic}': there are all, {', '.join(headings)}")
     lines = [f"{schema.__doc__}", "", "Options (any may stand in a YAML file or as key=value):", ""]
-    for name, kind, default, sentence in _options(schema):
-        choices = get_args(kind) if get_origin(kind) is Literal else ()
-        among = f" [{' | '.join(map(str, choices))}]" if choices else ""
-        shown = default if isinstance(default, str) and default else json.dumps(default)
-        lines.append(f"  {name}={shown}{among}\n      {sentence}")
-    return "\n".join(lines)
+    return "\n".join(
+        lines + [f"  {_assigned(name, kind, default)}\n      {data['help']}" for name, kind, default, data in chosen]
+    )
+
+
+def _assigned(name: str, kind: Any, default: Any) -> str:
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    among = f" [{' | '.join(map(str, choices))}]" if choices else ""
+    return f"{name}={default if isinstance(default, str) and default else json.dumps(default)}{among}"
+
+
+def _line(name: str, default: Any, data: Mapping[str, Any]) -> str:
+    shown = f"{name}={default if isinstance(default, str) else json.dumps(default)}"
+    return f"  {shown:<26} {shorten(data['help'], 200)}"

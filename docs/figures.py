@@ -8,15 +8,16 @@ from PIL import Image
 
 from datamodules.pairing import find_pairs
 from datamodules.pairs import Sample, read_pair
+from datamodules.readers.pixels import read_picture
 from dig2dig.atomic import write_atomically
 from dig2dig.cli import load
 from dig2dig.config import InferConfig
 from dig2dig.fusion.statistics import dig_statistics
 from dig2dig.inference.encode import encode
-from dig2dig.inference.run import reading
-from dig2dig.modules import FusionModule, Result, Tracing
+from dig2dig.inference.state import reading
+from dig2dig.modules.fuser import Fuser
+from dig2dig.modules.results import Result, Tracing
 from dig2dig.priors.load import load_prior
-from dig2dig.report.pictures import read_picture
 from dig2dig.tracking.panels import curves, fusion_panel, maps_panel, row, to_colours, to_pixels, to_png
 
 ROOT = Path(__file__).parents[1]
@@ -38,8 +39,8 @@ def fuse_example(config: str, folder: str, sides: tuple[str, ...], name: str) ->
     (pair,) = find_pairs(setting.sources)
     sample = read_pair(pair, reading(setting))
     assert isinstance(sample, Sample)
-    module = FusionModule(load_prior(), setting.sampler, setting.seed, Tracing(estimates=True))
-    (result,) = module.predict_step([sample])
+    fuser = Fuser(load_prior(), setting, Tracing(None, None))
+    (result,) = fuser.fuse([sample], torch.device("cpu"))
     return list(files.values()), sample, result
 
 

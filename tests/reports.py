@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from datamodules.readers.pixels import read_image
-from dig2dig.report.cards import Card
+from dig2dig.report.views import PairView
 from tests.conftest import EXAMPLES, ROOT
 
 ODD = ["a", "<img src=x onerror=alert(1)>", "new\nline", "\udcff ünï ☃ 🦊", "q?uo\"te' #1 %20&amp;", "<!--<script>"]
@@ -44,7 +44,7 @@ def opened(browser: Any, path: Path, width: int = 1280, **options: Any) -> Itera
     context.close()
 
 
-def cards(out: Path) -> dict[str, Card]:
+def cards(out: Path) -> dict[str, PairView]:
     """The fragments of a run by name."""
-    found = [Card.from_json(json.loads(file.read_bytes())["card"]) for file in (out / "report").glob("*.json")]
+    found = [PairView.from_json(json.loads(file.read_bytes())["card"]) for file in (out / "report").glob("*.json")]
     return {card.name: card for card in found}

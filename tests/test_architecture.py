@@ -1,4 +1,4 @@
-"""The shape of the project: which way imports point, and how long a file may be."""
+"""The shape of the project: which way imports point, how long a file may be, and what each package may use."""
 
 import ast
 from pathlib import Path
@@ -7,64 +7,106 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"shapes", "config", "config_train", "atomic", "allocator", "filters"},
-    {"cli", "encode", "interrupts"},
-    {"schedule", "color", "tiling", "adm", "weights", "metrics"},
-    {"denoiser", "guidance"},
-    {"dig"},
-    {"backbone", "information", "losses", "noise"},
-    {"sampler", "adapters", "card", "baselines"},
-    {"statistics"},
-    {"panels", "checkpoints", "logs"},
+    {"shapes", "errors", "options", "config", "config_train", "cli", "atomic", "color"},
+    {"priors", "metrics", "datamodules"},
+    {"fusion"},
     {"modules"},
-    {"callbacks", "monitor", "report", "videos"},
-    {"run"},
-    {"forecast"},
-    {"training", "benchmark", "app"},
+    {"training", "inference", "tracking"},
+    {"report", "benchmark", "app", "api", "scripts"},
 ]
-FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("dig2dig/**/*.py"), *ROOT.glob("datamodules/*.py")])
+"""Packages and files, each of which imports from its own layer and those above in this list."""
+
+PACKAGES = [*sorted((ROOT / "dig2dig").rglob("*.py")), *sorted((ROOT / "datamodules").rglob("*.py"))]
+FILES = [*sorted(ROOT.glob("*.py")), *PACKAGES]
+
+
+def name_of(path: Path) -> str:
+    """The module of a file."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path) for path in PACKAGES}
 
 
 def imports(path: Path, top_level_only: bool = False) -> set[str]:
+    """The modules that a file imports; of ``from package import module`` the module alone."""
     tree = ast.parse(path.read_text())
     nodes = tree.body if top_level_only else list(ast.walk(tree))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    return names | {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    for node in nodes:
+        for alias in node.names if isinstance(node, ast.ImportFrom) else ():
+            inner = f"{node.module}.{alias.name}"
+            names.add(inner if inner in MODULES else node.module or "")
+    return names
 
 
-def module(path: Path) -> str:
-    """The module of dig2dig that a file belongs to, itself or its package; nothing for any other file."""
-    inside = path.relative_to(ROOT).parts[1:] if path.is_relative_to(ROOT / "dig2dig") else ("__init__.py",)
-    return inside[0].removesuffix(".py").replace("__init__", "")
+def layer_of(module: str) -> int | None:
+    """The layer of a module of ours; None for any other."""
+    parts = module.split(".")
+    if parts[-1] == "__main__" or module in ("infer", "train", "dig2dig"):
+        return len(LAYERS) - 1
+    room = parts[0] if parts[0] == "datamodules" else parts[1] if parts[0] == "dig2dig" and len(parts) > 1 else ""
+    return next((i for i, layer in enumerate(LAYERS) if room in layer), None)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_are_short_and_import_downwards(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 300
-    used = imports(path)
-    if name := module(path):
-        level = next(i for i, layer in enumerate(LAYERS) if name in layer)
-        above = {f"dig2dig.{other}" for layer in LAYERS[level + 1 :] for other in layer}
-        assert not {".".join(other.split(".")[:2]) for other in used} & above
-        if name not in (
-            "modules", "callbacks", "run", "training", "logs", "monitor", "checkpoints", "report", "benchmark",
-            "forecast", "videos", "app",
-        ):  # fmt: skip
-            assert not any(other.startswith(("lightning", "wandb", "datamodules")) for other in used)
-    if path.stem != "cli":
-        assert not any(name.startswith("omegaconf") for name in used)
-    if path.stem != "backbone":
-        assert not any(name.startswith("diffusers") for name in used)
-    if path.stem != "adapters":
-        assert not any(name.startswith("peft") for name in used)
+    module, used = name_of(path), imports(path)
+    level = layer_of(module)
+    assert level is not None, f"{module} belongs to no layer"
+    if module != "dig2dig":  # its names are imported when they are first used
+        assert not {other for other in used if (layer_of(other) or 0) > level}
+    room = module.split(".")[1] if module.startswith("dig2dig.") else module
+    if room in ("priors", "fusion", "metrics") or level == 0:
+        assert not any(other.startswith(("lightning", "wandb", "datamodules")) for other in used)
+    if level == 0 and room not in ("shapes", "color"):
+        assert not any(other.split(".")[0] in ("torch", "numpy") for other in used)
+    owners = {"omegaconf": "cli", "diffusers": "priors.build", "peft": "priors.lora", "pandas": "benchmark"}
+    for package, owner in owners.items():
+        if any(other.split(".")[0] == package for other in used):
+            assert module.startswith(f"dig2dig.{owner}") or (package, module) == ("diffusers", "dig2dig.priors.load")
+
+
+def test_no_two_files_import_each_other() -> None:
+    arrows = {name_of(path): imports(path) & MODULES - {name_of(path)} for path in PACKAGES}
+    del arrows["dig2dig"]
+    seen: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, f"a cycle: {' -> '.join((*way, name))}"
+        if name not in seen:
+            for other in arrows.get(name, set()) - {"dig2dig"}:
+                visit(other, (*way, name))
+            seen.add(name)
+
+    for name in arrows:
+        visit(name, ())
+
+
+def test_the_house_is_seen_in_one_look() -> None:
+    assert len(list((ROOT / "dig2dig").glob("*.py"))) <= 12
+    for folder in {path.parent for path in PACKAGES}:
+        said = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+        assert said, f"{folder}: its __init__ says in a sentence what lives there"
+    lines = sum(len(path.read_text().splitlines()) for path in PACKAGES)
+    assert lines < 10_000
 
 
 def test_heavy_imports_wait_for_the_config() -> None:
-    heavy = ("torch", "lightning", "diffusers", "dig2dig.priors.load", "dig2dig.modules", "datamodules")
-    for path in (ROOT / "infer.py", ROOT / "train.py", ROOT / "dig2dig" / "cli.py"):
-        assert not any(name.startswith(heavy) for name in imports(path, top_level_only=True))
-    top = imports(ROOT / "dig2dig" / "backbone.py", top_level_only=True)
-    assert not any(name.startswith(("diffusers", "peft", "huggingface_hub")) for name in top)
+    heavy = ("torch", "lightning", "diffusers", "dig2dig.priors", "dig2dig.modules", "datamodules")
+    light = [
+        ROOT / "infer.py",
+        ROOT / "train.py",
+        *(ROOT / "dig2dig").rglob("__main__.py"),
+        ROOT / "dig2dig" / "cli.py",
+    ]
+    for path in light:
+        if path.parent.name != "metrics":
+            assert not any(name.startswith(heavy) for name in imports(path, top_level_only=True)), path
+    for path in (ROOT / "dig2dig" / "priors").glob("*.py"):
+        top = imports(path, top_level_only=True)
+        assert not any(name.startswith(("diffusers", "peft", "huggingface_hub")) for name in top)
 
 
 def test_public_names_are_there() -> None:
@@ -72,5 +114,6 @@ def test_public_names_are_there() -> None:
 
     assert len(dig2dig.__all__) <= 15
     assert all(getattr(dig2dig, name) for name in dig2dig.__all__)
+    assert set(dir(dig2dig)) == {*dig2dig.__all__, "__version__"} and dig2dig.__version__
     with pytest.raises(AttributeError, match="nothing"):
         _ = dig2dig.nothing

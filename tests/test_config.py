@@ -7,7 +7,7 @@ import pytest
 from dig2dig.benchmark.config import QualityConfig
 from dig2dig.benchmark.methods import sampler_of
 from dig2dig.cli import from_yaml, help_text, load, to_yaml
-from dig2dig.config import InferConfig
+from dig2dig.config import DigConfig, GuidanceConfig, InferConfig, PriorConfig, ResearchConfig, SamplerConfig
 from dig2dig.config_train import TrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -86,13 +86,51 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
 
 
 def test_help_names_every_option_with_its_default() -> None:
-    text = help_text(InferConfig)
+    text = help_text(InferConfig, "all")
     for line in (
         "sampler.steps=8",
         "sampler.dig.kind=residual [gain | change | residual | static]",
         "save.weights=false",
     ):
         assert f"  {line}\n" in text
+
+
+def test_help_is_short_and_research_has_a_page_of_its_own(capsys: pytest.CaptureFixture) -> None:
+    for schema in (InferConfig, TrainConfig):
+        assert len(help_text(schema).splitlines()) <= 40
+    assert "research" not in help_text(InferConfig).replace("report, research", "") and "sources=" in help_text(
+        InferConfig
+    )
+    page = help_text(InferConfig, "research")
+    names = ("noise", "eta", "scope", "draws", "em_form")
+    assert all(f"  research.{name}=" in page for name in names) and "sampler.steps" not in page
+    with pytest.raises(SystemExit):
+        load(InferConfig, ["--help", "nonsense"])
+    assert "no options under 'nonsense'" in capsys.readouterr().err
+    config = load(InferConfig, [*SOURCES, "research.eta=0.5", "sampler.research.draws=3"])
+    assert (config.sampler.research.eta, config.sampler.research.draws) == (0.5, 3)
+
+
+def test_a_misspelt_heading_and_a_picture_in_place_of_a_config_say_what_to_type(capsys: pytest.CaptureFixture) -> None:
+    for argument, line in (
+        ("samplr.steps=4", "unknown option 'samplr.steps'; did you mean 'sampler.steps'?"),
+        ("a.jpg", "'a.jpg' is a picture: name its modality, as sources.visible=a.jpg"),
+    ):
+        with pytest.raises(SystemExit):
+            load(InferConfig, [*SOURCES, argument])
+        assert line in capsys.readouterr().err
+
+
+def test_configs_that_are_built_in_python_are_as_strict() -> None:
+    for build in (
+        lambda: DigConfig(kind="foo"),  # pyright: ignore[reportArgumentType]
+        lambda: GuidanceConfig(kind="pull"),  # pyright: ignore[reportArgumentType]
+        lambda: SamplerConfig(grid="even"),  # pyright: ignore[reportArgumentType]
+        lambda: PriorConfig(precision="fp8"),  # pyright: ignore[reportArgumentType]
+        lambda: ResearchConfig(scope="none"),  # pyright: ignore[reportArgumentType]
+    ):
+        with pytest.raises(ValueError, match="must be one of"):
+            build()
 
 
 @pytest.mark.parametrize("script", ["infer.py", "train.py"])

@@ -2,7 +2,8 @@
 
 import pytest
 
-from dig2dig.fusion.weight import fusion_weight, information_gain
+from dig2dig.fusion.gain import information_gain
+from dig2dig.fusion.weight import fusion_weight
 from docs.hooks import on_page_content, to_markdown
 
 

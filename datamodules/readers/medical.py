@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.readers.pixels import ImageError
+from dig2dig.errors import ImageError
 
 NIFTI = (".nii", ".nii.gz")
 DICOM = (".dcm", ".dicom")

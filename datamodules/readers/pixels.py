@@ -2,7 +2,9 @@
 
 import hashlib
 import io
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,15 +12,13 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from datamodules.picture import Picture, check_pixels
 from datamodules.ranges import full_scale
+from dig2dig.errors import ImageError, first_line
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-MIN_SIDE = 4
-"""Pixels; anything smaller is a mistake, not a picture."""
 MAX_PIXELS = 2**28
 """Larger headers are taken for decompression bombs."""
-
-Image.MAX_IMAGE_PIXELS = None  # Pillow only warns where we refuse
 
 _UPRIGHT = {  # what turns pixels that are stored with an EXIF orientation upright
     2: lambda a: a[:, ::-1],
@@ -34,31 +34,6 @@ _UPRIGHT = {  # what turns pixels that are stored with an EXIF orientation uprig
 def is_image(path: Path) -> bool:
     """Whether a name looks like an image's; hidden files do not."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
-class ImageError(ValueError):
-    """A file that cannot be used, told in one line."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One image as its file has it.
-
-    Attributes:
-        pixels: Upright, (h, w) if grey and (h, w, 3) if RGB; uint8, uint16, int32 or float32. Three equal channels
-            are one; transparent pixels are composed over black.
-        digest: Hash of the file's bytes.
-        note: What a user may want to know about the reading; empty if nothing.
-    """
-
-    pixels: np.ndarray
-    digest: str = ""
-    note: str = ""
-
-    @property
-    def depth(self) -> int:
-        """Bits of a channel that a result needs to keep what is here: 8 or 16."""
-        return 8 if self.pixels.dtype == np.uint8 else 16
 
 
 def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
@@ -121,31 +96,13 @@ def read_picture(path: Path) -> Picture:
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
-        raise ImageError(f"{path}: damaged image ({_first_line(error)}); copy it again") from error
+        raise ImageError(f"{path}: damaged image ({first_line(error)}); copy it again") from error
     pixels = check_pixels(pixels, path)
     notes = [f"first of {pages} pages"] if pages > 1 else []
     if alpha is not None and (alpha < 1).any():
         pixels = (pixels * (alpha if pixels.ndim == 2 else alpha[..., None])).astype(pixels.dtype)
         notes.append("alpha composed over black")
     return Picture(pixels, digest, ", ".join(notes))
-
-
-def check_pixels(pixels: np.ndarray, path: Path) -> np.ndarray:
-    """Pixels that can be fused, three equal channels as one.
-
-    Raises:
-        ImageError: Not grey or RGB, too small, or numbers that are not finite.
-    """
-    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
-        channels = pixels.shape[2] if pixels.ndim == 3 else pixels.ndim
-        raise ImageError(f"{path}: {channels} channels; grey and RGB are read, with or without alpha")
-    if min(pixels.shape[:2]) < MIN_SIDE:
-        raise ImageError(f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels; at least {MIN_SIDE} a side are needed")
-    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise ImageError(f"{path}: {int((~np.isfinite(pixels)).sum())} pixels are NaN or infinite; mend the file")
-    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
-        return pixels[..., 0]
-    return pixels
 
 
 def read_image(path: Path, mode: Literal["auto", "L", "RGB"] = "auto") -> np.ndarray:
@@ -275,6 +232,20 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
+_LIMIT = threading.RLock()
+
+
+@contextmanager
+def _no_pixel_limit() -> Iterator[None]:
+    """Lifts Pillow's own limit, which only warns up to its double, while a header is read: ours refuses."""
+    with _LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
 def _open(file: Any, path: Path) -> Image.Image:
     """An image of which only the header is read.
 
@@ -282,16 +253,13 @@ def _open(file: Any, path: Path) -> Image.Image:
         ImageError: It is none, or claims to be huge.
     """
     try:
-        image = Image.open(file)
+        with _no_pixel_limit():
+            image = Image.open(file)
     except UnidentifiedImageError as error:
         raise ImageError(f"{path}: not an image file, or of a kind that is not read") from error
     except (OSError, SyntaxError, ValueError, TypeError, OverflowError, KeyError) as error:
-        raise ImageError(f"{path}: damaged image ({_first_line(error)}); copy it again") from error
+        raise ImageError(f"{path}: damaged image ({first_line(error)}); copy it again") from error
     if image.width * image.height > MAX_PIXELS:
         megapixels = image.width * image.height / 1e6
         raise ImageError(f"{path}: claims {megapixels:.0f} megapixels; at most {MAX_PIXELS / 1e6:.0f} are read")
     return image
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -5,10 +5,12 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
+from datamodules.picture import Picture, check_pixels
 from datamodules.ranges import fills, limits
 from datamodules.readers import medical
 from datamodules.readers import video as frames
-from datamodules.readers.pixels import ImageError, Picture, check_pixels, image_size, is_image, read_picture
+from datamodules.readers.pixels import image_size, is_image, read_picture
+from dig2dig.errors import ImageError
 
 Probes = tuple[tuple[Path, int | None], ...]
 """Some frames of a series, as files or as numbers in a file."""

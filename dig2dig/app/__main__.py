@@ -8,27 +8,25 @@ from pathlib import Path
 
 from dig2dig.app.config import AppConfig
 from dig2dig.cli import load
+from dig2dig.errors import RunError, told
 
 HOST = "127.0.0.1"
 
 
+@told
 def main(argv: list[str]) -> int:
     """Serves the page until it is interrupted, and gives the exit code."""
     config = load(AppConfig, argv)
     if not find_spec("gradio"):
-        print("error: the page needs Gradio: pip install 'dig2dig[app]'", file=sys.stderr)
-        return 2
+        raise RunError("the page needs Gradio: pip install 'dig2dig[app]'")
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}  # read when it is imported
     import torch
 
     from dig2dig.app.page import CSS, build
     from dig2dig.inference.interrupts import Interrupted, heed_signals
-    from dig2dig.inference.run import REFUSALS, one_line
-    from dig2dig.priors.allocator import keep_freed_memory
-    from dig2dig.priors.load import offload
-    from dig2dig.priors.lora import open_prior
+    from dig2dig.priors.build import offload
+    from dig2dig.priors.load import open_prior
 
-    keep_freed_memory()
     try:
         denoiser = open_prior(config.prior)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -36,10 +34,9 @@ def main(argv: list[str]) -> int:
         with heed_signals(), tempfile.TemporaryDirectory(prefix="dig2dig-app-") as folder:
             os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(folder) / "uploads"))
             page = build(config, denoiser, Path(folder))
-            port = config.port or None
             _, url, _ = page.launch(
                 server_name=HOST,
-                server_port=port,
+                server_port=config.port or None,
                 share=False,
                 quiet=True,
                 prevent_thread_lock=True,
@@ -50,10 +47,7 @@ def main(argv: list[str]) -> int:
             print(f"the page is at {url} until Ctrl-C", flush=True)
             page.block_thread()
     except Interrupted:
-        return 0  # closing the page is how it ends
-    except REFUSALS as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+        pass  # closing the page is how it ends
     return 0
 
 

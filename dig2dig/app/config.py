@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from dig2dig.config import PriorConfig, option, require
+from dig2dig.config import PriorConfig
+from dig2dig.options import option, require
 
 
 @dataclass

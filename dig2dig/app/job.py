@@ -12,24 +12,24 @@ from queue import SimpleQueue
 import numpy as np
 import torch
 
-from datamodules.pairing import Pair, PairingError, find_pairs
-from datamodules.pairs import Align, Failure, Sample, read_pair
-from datamodules.readers.pixels import IMAGE_SUFFIXES, ImageError, image_size
+from datamodules.pairing import Pair, find_pairs
+from datamodules.pairs import Align, Failure, read_pair
+from datamodules.readers.pixels import IMAGE_SUFFIXES, image_size, read_picture
+from dig2dig.api import preset_config
 from dig2dig.app.config import AppConfig
 from dig2dig.atomic import write_atomically
-from dig2dig.cli import load
-from dig2dig.config import InferConfig, PriorConfig
-from dig2dig.fusion.resample import fit
-from dig2dig.fusion.sampler import Snapshot
+from dig2dig.config import PriorConfig
+from dig2dig.errors import ImageError, JobError, PairingError
+from dig2dig.fusion.plan import Snapshot
+from dig2dig.fusion.resample import resize
 from dig2dig.inference.encode import encode, suffix_of
-from dig2dig.inference.run import reading
-from dig2dig.modules import FusionModule, Result, Tracing
+from dig2dig.inference.state import reading
+from dig2dig.modules.fuser import Fuser
+from dig2dig.modules.results import Result, Tracing
 from dig2dig.priors.denoiser import Denoiser
-from dig2dig.priors.schedule import noise_level
 from dig2dig.report.thumbs import data_uri
 from dig2dig.tracking.panels import to_colours, to_pixels
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 TASKS = {
     "infrared-visible": "ivf",
     "medical": "mif",
@@ -37,7 +37,10 @@ TASKS = {
     "multi-focus": "mff",
     "anything else": "universal",
 }
-"""The configs of the page, by what people call them."""
+"""The presets of the page, by what people call them."""
+
+PAIR = {"a": "a", "b": "b"}
+"""Two sources whose names do not matter."""
 
 SIDE = 480
 """Longest side of the pictures of sources and weights, pixels."""
@@ -47,10 +50,6 @@ QUALITY = 80
 
 PREVIEW = 1600
 """Longest side of the result on the page, pixels; the file that is downloaded is whole."""
-
-
-class JobError(ValueError):
-    """Why something cannot be fused, told in one line."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Moment:
+class Progress:
     """One step, as it is shown while the next one is made.
 
     Attributes:
@@ -93,7 +92,7 @@ class Done:
 
     Attributes:
         text: What was done.
-        file: The picture, with the name, depth and format that ``infer.py`` gives it.
+        file: The picture, called fused, with the depth and format that ``infer.py`` gives it.
         preview: The same for the screen, 8 bits.
         command: The command line that makes the same bytes.
     """
@@ -104,12 +103,7 @@ class Done:
     command: str
 
 
-def preset(task: str) -> InferConfig:
-    """The config of a task, for two sources that do not matter."""
-    return load(InferConfig, [str(CONFIGS / f"{task}.yaml"), "sources.a=a", "sources.b=b"])
-
-
-def fuse_files(order: Order, denoiser: Denoiser, limits: AppConfig, folder: Path) -> Iterator[Moment | Done]:
+def fuse_order(order: Order, denoiser: Denoiser, limits: AppConfig, folder: Path) -> Iterator[Progress | Done]:
     """Fuses uploaded images; gives every step, then the result.
 
     The order is done when the iterator ends; one that is left early ends when its fusion does.
@@ -125,22 +119,22 @@ def fuse_files(order: Order, denoiser: Denoiser, limits: AppConfig, folder: Path
     """
     options = overrides(order, limits.prior)
     pair = admit(order, limits, folder)
-    sources = [f"sources.{modality}={modality}" for modality in pair.files]
-    config = load(InferConfig, [str(CONFIGS / f"{order.task}.yaml"), *sources, *options])
+    config = preset_config(order.task, {modality: modality for modality in pair.files}, *options)
+    names = captions([name for _, name in order.files])
     sample = read_pair(pair, reading(config))
     if isinstance(sample, Failure):
-        raise JobError(outside(sample.reason, folder))
-    names = captions([name for _, name in order.files])
-    moments: SimpleQueue[Snapshot | None] = SimpleQueue()
-    module = FusionModule(denoiser, config.sampler, config.seed, Tracing((), SIDE, False, moments.put))
+        raise JobError(in_page_terms(sample.reason, folder, names))
+    steps: SimpleQueue[Snapshot | None] = SimpleQueue()
+    fuser = Fuser(denoiser, config, Tracing(side=SIDE, watch=steps.put))
+    device = next(denoiser.parameters()).device
     with ThreadPoolExecutor(1) as thread:
-        fusing = thread.submit(module.fuse_samples, [sample])
-        fusing.add_done_callback(lambda _: moments.put(None))
+        fusing = thread.submit(fuser.fuse, [sample], device)
+        fusing.add_done_callback(lambda _: steps.put(None))
         shown = [data_uri(source, SIDE, QUALITY) for source in sample.sources]
-        while (step := moments.get()) is not None:
-            yield describe(step, shown, names, denoiser)
+        while (step := steps.get()) is not None:
+            yield describe(step, shown, names)
         (result,) = fusing.result()
-    yield finish(result, sample, folder, command(order, pair, options))
+    yield finish(result, names, folder, command(order, pair, options))
 
 
 def overrides(order: Order, prior: PriorConfig) -> list[str]:
@@ -155,7 +149,7 @@ def overrides(order: Order, prior: PriorConfig) -> list[str]:
         raise JobError(f"steps must lie in [1, 100], not {order.steps}")
     if order.temperature is not None and not 0 < order.temperature < math.inf:
         raise JobError(f"the temperature must be above 0, not {order.temperature:g}")
-    known, given = preset(order.task), []
+    known, given = preset_config(order.task, PAIR), list[str]()
     if order.steps not in (None, known.sampler.steps):
         given.append(f"sampler.steps={order.steps}")
     if order.temperature not in (None, known.sampler.dig.temperature):
@@ -194,13 +188,36 @@ def admit(order: Order, limits: AppConfig, folder: Path) -> Pair:
                     "infer.py takes more"
                 )
     except (PairingError, ImageError) as error:
-        raise JobError(outside(str(error), folder)) from error
+        raise JobError(in_page_terms(str(error), folder, [name for _, name in order.files])) from error
     return pair
 
 
-def outside(text: str, folder: Path) -> str:
-    """A message about uploaded files under the names that their owner knows."""
-    return re.sub(re.escape(f"{folder}/") + r"\d+/", "", text)
+CONTROLS = {
+    "align=resize, ecc or phase brings them to one": "choose under 'If they do not lie on each other' what to do",
+    "align=ecc registers": "'find the homography' registers them",
+    "; take save.format=png": "",
+    "given twice, as": "dropped twice, as",
+}
+"""What messages about options are on the page."""
+
+
+def in_page_terms(text: str, folder: Path, names: Sequence[str]) -> str:
+    """A message about uploaded files under the names that their owner knows, about controls instead of options."""
+    text = re.sub(re.escape(f"{folder}/") + r"\d+/", "", text)
+    text = re.sub(r"\bsource_(\d+)\b", lambda match: names[int(match[1]) - 1], text)
+    for option, control in CONTROLS.items():
+        text = text.replace(option, control)
+    return text
+
+
+def guess_task(files: Sequence[Path]) -> str | None:
+    """``mef`` for three or more colour pictures of one size, the usual bracket; None where nothing suggests a task."""
+    try:
+        pictures = [read_picture(file).pixels for file in files] if len(files) > 2 else []
+    except ImageError:
+        return None
+    alike = len({pixels.shape for pixels in pictures}) == 1 and pictures[0].ndim == 3 if pictures else False
+    return "mef" if alike else None
 
 
 def captions(names: Sequence[str]) -> list[str]:
@@ -210,36 +227,35 @@ def captions(names: Sequence[str]) -> list[str]:
     return [f"{k}. {stem}" if alike else stem for k, stem in enumerate(stems, 1)]
 
 
-def describe(step: Snapshot, shown: Sequence[str], names: Sequence[str], denoiser: Denoiser) -> Moment:
+def describe(step: Snapshot, shown: Sequence[str], names: Sequence[str]) -> Progress:
     """Step, noise level, and each source beside its weight."""
     weights = step.weight[0, :, 0].cpu()
-    level = float(noise_level(denoiser.alpha_bar)[step.t.cpu()][0])
     means = ", ".join(f"{name} {float(weight.mean()):.2f}" for name, weight in zip(names, weights, strict=True))
     maps = [torch.from_numpy(to_colours(weight, 0.0, 1.0).copy()).permute(2, 0, 1) / 255 for weight in weights]
     told = [f"weight {float(weight.mean()):.2f}" for weight in weights]
     panels = [*zip(shown, names, strict=True), *zip((data_uri(one, SIDE, QUALITY) for one in maps), told, strict=True)]
-    return Moment(f"Step {step.index + 1} of {step.steps}, noise {level:.2f}; mean weights: {means}", panels)
+    return Progress(f"Step {step.index + 1} of {step.steps}, noise {step.sigma[0]:.2f}; mean weights: {means}", panels)
 
 
-def finish(result: Result, sample: Sample, folder: Path, command: str) -> Done:
+def finish(result: Result, names: Sequence[str], folder: Path, command: str) -> Done:
     """Writes the picture as ``infer.py`` does.
 
     Raises:
         JobError: It could not be fused, or its format has no room for it.
     """
-    if result.image is None:
-        raise JobError(result.reason)
-    suffix = suffix_of("reference", sample.suffix)
+    if result.image is None or result.sample is None:
+        raise JobError(in_page_terms(result.reason, folder, names))
+    suffix = suffix_of("reference", result.sample.suffix)
     try:
-        content = encode(result.image, suffix, result.depth)
+        content = encode(result.image, suffix, result.sample.depth)
     except ValueError as error:
         raise JobError(str(error)) from error
-    file = folder / f"{sample.name}{suffix}"
+    file = folder / f"fused{suffix}"
     write_atomically(file, content)
     height, width = result.image.shape[-2:]
-    note = f"; {result.note}" if result.note else ""
+    note = f"; {in_page_terms(result.note, folder, names)}" if result.note else ""
     text = f"Fused: {width}×{height} pixels in {result.seconds:.1f} s{note}"
-    preview = to_pixels(fit(result.image[None], PREVIEW)[0])
+    preview = to_pixels(resize(result.image[None], PREVIEW)[0])
     return Done(text, file, np.broadcast_to(preview, (*preview.shape[:2], 3)), command)
 
 

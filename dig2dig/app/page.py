@@ -11,8 +11,10 @@ import gradio as gr
 
 from datamodules.pairs import Align
 from datamodules.readers.pixels import IMAGE_SUFFIXES
+from dig2dig.api import preset
 from dig2dig.app.config import AppConfig
-from dig2dig.app.job import TASKS, Done, JobError, Moment, Order, fuse_files, preset
+from dig2dig.app.job import TASKS, Done, Order, Progress, fuse_order, guess_task
+from dig2dig.errors import JobError
 from dig2dig.priors.denoiser import Denoiser
 
 INTRO = """# dig2dig
@@ -52,7 +54,7 @@ def build(config: AppConfig, denoiser: Denoiser, folder: Path) -> gr.Blocks:
         denoiser: The prior of all fusions.
         folder: Where fusions have their files as long as they run.
     """
-    start = preset("ivf").sampler
+    start = preset("ivf")
     with gr.Blocks(title="dig2dig", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown(INTRO)
         names = gr.State([])
@@ -97,6 +99,7 @@ def build(config: AppConfig, denoiser: Denoiser, folder: Path) -> gr.Blocks:
         shown = Shown(status, fused, download, line, maps)
         work = Work(config, denoiser, folder, shown)
         files.change(names_of, files, names, preprocess=False, queue=False, show_progress="hidden")
+        files.change(guessed, [files, task], task, queue=False, show_progress="hidden")
         task.change(defaults, task, [steps, temperature], queue=False, show_progress="hidden")
         button.click(
             work.fuse,
@@ -115,9 +118,14 @@ def names_of(files: Any) -> list[str]:
     return [str(file.get("orig_name") or Path(file["path"]).name) for file in files or []]
 
 
+def guessed(files: Sequence[str] | None, task: str) -> str:
+    """The task that the files suggest, or the one that is chosen."""
+    return guess_task([Path(file) for file in files or []]) or task
+
+
 def defaults(task: str) -> tuple[int, float]:
     """Steps and temperature of a task's config."""
-    sampler = preset(task).sampler
+    sampler = preset(task)
     return sampler.steps, sampler.dig.temperature
 
 
@@ -135,9 +143,9 @@ class Shown:
         hidden = (gr.Image(value=None, visible=False), gr.DownloadButton(visible=False), gr.Code(visible=False))
         return {self.status: text, self.maps: "", **dict(zip(self.all[1:4], hidden, strict=True))}
 
-    def moment(self, moment: Moment) -> Outputs:
+    def progress(self, progress: Progress) -> Outputs:
         """A step."""
-        return {self.status: plain(moment.text), self.maps: panels(moment.panels)}
+        return {self.status: plain(progress.text), self.maps: panels(progress.panels)}
 
     def done(self, done: Done) -> Outputs:
         """The result."""
@@ -183,8 +191,8 @@ class Work:
         yield self.shown.waiting("Reading …")
         place = Path(tempfile.mkdtemp(dir=self.folder))
         try:
-            for told in fuse_files(order, self.denoiser, self.config, place):
-                yield self.shown.moment(told) if isinstance(told, Moment) else self.shown.done(told)
+            for told in fuse_order(order, self.denoiser, self.config, place):
+                yield self.shown.progress(told) if isinstance(told, Progress) else self.shown.done(told)
         except JobError as error:
             yield self.shown.waiting(f"**Cannot be fused.** {plain(str(error))}")
         finally:

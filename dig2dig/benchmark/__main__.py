@@ -4,6 +4,7 @@ import sys
 
 from dig2dig.benchmark.config import DegradedConfig, FlickerConfig, QualityConfig, SpeedConfig, TheoryConfig
 from dig2dig.cli import load
+from dig2dig.errors import told
 
 USAGE = """python -m dig2dig.benchmark COMMAND [FILE.yaml …] [key=value …]
 
@@ -16,6 +17,7 @@ USAGE = """python -m dig2dig.benchmark COMMAND [FILE.yaml …] [key=value …]
 COMMAND --help lists its options."""
 
 
+@told
 def main(argv: list[str]) -> int:
     """Runs one benchmark and gives the exit code."""
     schemas = {
@@ -32,17 +34,10 @@ def main(argv: list[str]) -> int:
     config = load(schemas[argv[0]], argv[1:])
     from importlib import import_module
 
-    from dig2dig.benchmark.methods import MethodError
-    from dig2dig.inference.run import REFUSALS, one_line, quiet
-    from dig2dig.priors.allocator import keep_freed_memory
+    from dig2dig.tracking.trainer import prepare
 
-    quiet()
-    keep_freed_memory()
-    try:
-        return import_module(f"dig2dig.benchmark.{argv[0]}").run(config)
-    except (*REFUSALS, MethodError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+    prepare()
+    return import_module(f"dig2dig.benchmark.{argv[0]}").run(config)
 
 
 if __name__ == "__main__":

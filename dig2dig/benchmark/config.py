@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dig2dig.config import PriorConfig, option, require
+from dig2dig.config import PriorConfig
+from dig2dig.options import option, require
 
 OURS = "dig2dig, static, spatial, temporal, universal"
 BASELINES = "mean, laplacian, wavelet, guided, mertens, ddfm, ddfm-unstretched, ddfm-paper"

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import torch
 
-from datamodules.pairing import Pair, PairingError, find_pairs
+from datamodules.pairing import Pair, find_pairs
 from datamodules.pairs import Failure, Reading, Sample, read_pair
-from datamodules.readers.pixels import ImageError, is_image, read_image
-from dig2dig.benchmark.methods import MethodError
+from datamodules.readers.pixels import is_image, read_image
 from dig2dig.color import luminance
-from dig2dig.inference.run import one_line
+from dig2dig.errors import ImageError, MethodError, PairingError, one_line
 
 TASKS = {"infrared_visible": "ivf", "medical": "mif", "multi_exposure": "mef", "multi_focus": "mff"}
 """Folder of a task, and its preset."""

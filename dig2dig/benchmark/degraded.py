@@ -16,11 +16,12 @@ from datamodules.pairs import Reading, Sample, pair_digest
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import DegradedConfig
 from dig2dig.benchmark.datasets import Case, Failures, find_cases, names, read_case
-from dig2dig.benchmark.methods import Fuser, MethodError, hashed, open_fuser, sampler_of
+from dig2dig.benchmark.methods import Fuser, hashed, open_fuser, sampler_of
 from dig2dig.benchmark.rows import Row, Rows
 from dig2dig.benchmark.tables import collect, markdown, means_table
 from dig2dig.color import luminance
 from dig2dig.config import SamplerConfig
+from dig2dig.errors import MethodError
 from dig2dig.fusion import comparators as baselines
 from dig2dig.fusion.noise import NoiseLevels, denoise, estimate_noise
 from dig2dig.fusion.sampler import fuse
@@ -124,7 +125,8 @@ def make(method: str, task: str, config: DegradedConfig, fuser: Fuser) -> Method
 
 def fuse_ours(sources: Sources, level: NoiseLevels, *, sampler: SamplerConfig, ending: str, fuser: Fuser) -> Image:
     """Our sampler: blind, told the noise, or estimating it."""
-    noise = {"-noise": lambda: level, "-auto": lambda: estimate_noise(sources), "": lambda: None}[ending]()
+    blind = torch.zeros_like(level)
+    noise = {"-noise": lambda: level, "-auto": lambda: estimate_noise(sources), "": lambda: blind}[ending]()
     return fuse(sources, fuser.denoiser, sampler, fuser.seed, noise=noise)
 
 

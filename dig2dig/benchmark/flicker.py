@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dig2dig.api import preset
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import FlickerConfig
 from dig2dig.benchmark.datasets import names
-from dig2dig.benchmark.methods import open_fuser, preset
+from dig2dig.benchmark.methods import open_fuser
 from dig2dig.benchmark.size import example_pair
 from dig2dig.fusion.sampler import fuse
 from dig2dig.tracking.panels import to_colours, to_png

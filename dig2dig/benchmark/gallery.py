@@ -12,11 +12,11 @@ from dig2dig.benchmark.datasets import Case, centre, names
 from dig2dig.benchmark.rows import Row as Scored
 from dig2dig.cli import to_yaml
 from dig2dig.metrics import MAIN
-from dig2dig.report.cards import Card, finite
 from dig2dig.report.page import Page, Row, render
-from dig2dig.report.pictures import picture_card
+from dig2dig.report.pictures import view_of_files
 from dig2dig.report.runs import flat
 from dig2dig.report.thumbs import evenly
+from dig2dig.report.views import PairView, finite
 
 Pictures = Mapping[tuple[str, str], Mapping[str, Path]]
 """File of each method, by dataset and name."""
@@ -59,7 +59,7 @@ def write_gallery(
     return path
 
 
-def _card(case: Case, pictures: Pictures, rows: Sequence[Scored], config: QualityConfig, out: Path) -> Card:
+def _card(case: Case, pictures: Pictures, rows: Sequence[Scored], config: QualityConfig, out: Path) -> PairView:
     name = case.pair.name
     stretch = "minmax" if config.stretch == "minmax" else "none"
     known = {
@@ -72,7 +72,7 @@ def _card(case: Case, pictures: Pictures, rows: Sequence[Scored], config: Qualit
     first = [method for method in (config.reference, *names(config.methods), *config.variants) if method in found]
     ordered = {method: found[method] for method in dict.fromkeys([*first, *found])}
 
-    return picture_card(
+    return view_of_files(
         f"{case.dataset} {name}",
         case.pair.files,
         ordered,

@@ -3,30 +3,29 @@
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from dig2dig.cli import load
-from dig2dig.config import InferConfig, PriorConfig, SamplerConfig
+from dig2dig.api import preset
+from dig2dig.config import PriorConfig, SamplerConfig
+from dig2dig.errors import MethodError
 from dig2dig.fusion import comparators as baselines
 from dig2dig.fusion.sampler import fuse
 from dig2dig.priors.denoiser import Denoiser
-from dig2dig.priors.files import file_sha256
-from dig2dig.priors.load import weights_file
+from dig2dig.priors.files import file_sha256, weights_file
+from dig2dig.priors.load import open_prior
+from dig2dig.priors.lora import adapter_file
 from dig2dig.shapes import Image, Sources
 
-
-class MethodError(ValueError):
-    """A method that does not exist, or a picture that cannot be compared; told in one line."""
-
-
-CONFIGS = Path(__file__).parents[2] / "configs"
-
-SCOPES = {"static": {"kind": "static"}, "spatial": {"scope": "spatial"}, "temporal": {"scope": "temporal"}}
-"""What each ablation changes in the gains of the task's preset."""
+SCOPES = {
+    "static": "sampler.dig.kind=static",
+    "spatial": "research.scope=spatial",
+    "temporal": "research.scope=temporal",
+}
+"""What each ablation changes in the task's preset."""
 
 DDFM = {"ddfm": "code", "ddfm-unstretched": "code", "ddfm-paper": "paper"}
 STRETCHED = ("ddfm",)
@@ -48,18 +47,6 @@ class Fused:
     evaluations: float
 
 
-def preset(task: str, *overrides: str) -> SamplerConfig:
-    """The sampler of ``configs/TASK.yaml`` with overrides.
-
-    Raises:
-        MethodError: There is no such file.
-    """
-    path = CONFIGS / f"{task}.yaml"
-    if not path.is_file():
-        raise MethodError(f"{path}: no such preset; the benchmark needs the checkout, not the installed package alone")
-    return load(InferConfig, [str(path), "sources.a=a", "sources.b=b", *overrides]).sampler
-
-
 def sampler_of(method: str, task: str, variants: dict[str, str]) -> SamplerConfig | None:
     """The setting of our sampler that a method is; None for what has no prior.
 
@@ -78,7 +65,7 @@ def sampler_of(method: str, task: str, variants: dict[str, str]) -> SamplerConfi
     if method == "dig2dig":
         return sampler
     if method in SCOPES:
-        return replace(sampler, dig=replace(sampler.dig, **SCOPES[method]))
+        return preset(task, SCOPES[method])
     known = [*baselines.CLASSICAL, *DDFM, "dig2dig", *SCOPES, "universal", *variants]
     raise MethodError(f"methods: no '{method}'; there are {', '.join(known)}, peers and peers:DIR")
 
@@ -103,6 +90,10 @@ class Fuser:
         self.pixels, self.patch = 0, denoiser.patch
         denoiser.network.register_forward_pre_hook(self._count)
 
+    def seeing(self, window: int) -> "Fuser":
+        """The same prior with windows of another side."""
+        return Fuser(self.denoiser.in_windows(window), self.seed, self.device, self.identity)
+
     def _count(self, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         patches = inputs[0][:, :1].numel()
         self.pixels += patches * self.patch**2
@@ -122,8 +113,6 @@ class Fuser:
 
 def open_fuser(prior: PriorConfig, seed: int, device: str) -> Fuser:
     """The prior on its device, warmed up."""
-    from dig2dig.priors.lora import adapter_file, open_prior
-
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     denoiser = open_prior(prior)
     adapter = file_sha256(adapter_file(Path(prior.adapter))) if prior.adapter else ""

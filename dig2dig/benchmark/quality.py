@@ -12,11 +12,12 @@ from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import QualityConfig
 from dig2dig.benchmark.datasets import Case, Failures, centre, find_cases, names, read_case, read_luminance
 from dig2dig.benchmark.gallery import write_gallery
-from dig2dig.benchmark.methods import STRETCHED, Fused, Fuser, MethodError, applies, hashed, open_fuser, sampler_of
+from dig2dig.benchmark.methods import STRETCHED, Fused, Fuser, applies, hashed, open_fuser, sampler_of
 from dig2dig.benchmark.rows import Row, Rows
 from dig2dig.benchmark.tables import write_tables
 from dig2dig.color import luminance, merge
 from dig2dig.config import SamplerConfig
+from dig2dig.errors import MethodError
 from dig2dig.fusion import comparators as baselines
 from dig2dig.metrics import ALL, MAIN, fusion_metrics
 from dig2dig.tracking.panels import to_pixels, to_png

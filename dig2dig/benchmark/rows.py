@@ -1,8 +1,8 @@
 """``results.csv``: one row per picture, kept between runs."""
 
-import csv
-import io
 from pathlib import Path
+
+import pandas as pd
 
 from dig2dig.atomic import write_atomically
 
@@ -11,7 +11,7 @@ IDENTITY = ("dataset", "name", "method", "stretch")
 
 
 class Rows:
-    """The rows of a table by what they are about, read from disk and written back whole.
+    """Rows of a table by their identity, read from a file and written back whole.
 
     Args:
         path: The CSV file; need not exist.
@@ -20,14 +20,11 @@ class Rows:
 
     def __init__(self, path: Path, identity: tuple[str, ...] = IDENTITY) -> None:
         self.path, self.identity = path, identity
-        self.rows: dict[tuple[str, ...], Row] = {}
-        if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    self.rows[tuple(row[column] for column in identity)] = row
+        known = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records") if path.is_file() else []
+        self.rows: dict[tuple[str, ...], Row] = {tuple(row[column] for column in identity): row for row in known}
 
     def find(self, *identity: str) -> Row | None:
-        """The row with these first columns of the identity."""
+        """The row of an identity, or the first row whose identity starts with these columns."""
         if len(identity) == len(self.identity):
             return self.rows.get(identity)
         return next((row for key, row in self.rows.items() if key[: len(identity)] == identity), None)
@@ -42,9 +39,6 @@ class Rows:
 
     def save(self) -> None:
         """Writes all rows, sorted."""
-        columns = list(dict.fromkeys([*self.identity, *(name for row in self.rows.values() for name in row)]))
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows[key] for key in sorted(self.rows))
-        write_atomically(self.path, text.getvalue().encode())
+        columns = dict.fromkeys([*self.identity, *(name for row in self.rows.values() for name in row)])
+        table = pd.DataFrame([self.rows[key] for key in sorted(self.rows)], columns=list(columns))
+        write_atomically(self.path, table.to_csv(index=False, lineterminator="\n").encode())

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from datamodules.readers.pixels import read_image
+from dig2dig.api import preset
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import SpeedConfig
 from dig2dig.benchmark.datasets import names
-from dig2dig.benchmark.methods import Fuser, open_fuser, preset
+from dig2dig.benchmark.methods import Fuser, open_fuser
 from dig2dig.tracking.panels import to_colours, to_png
 
 Rows = list[dict[str, str | float]]
@@ -56,16 +57,13 @@ def sizes(config: SpeedConfig, fuser: Fuser) -> tuple[str, str, Rows]:
         )
     text = (
         "A 4:3 pair, the preset. Peak memory of a process of its own (on a GPU: of its tensors there), with what torch "
-        "and the sources take before. Windows are as large as the memory for one call allows (`prior.memory`)."
+        "and the sources take before. Images larger than `prior.window` are processed in windows."
     )
     return "Sizes", text, rows
 
 
 def measure_size(config: SpeedConfig, area: float, channels: int) -> tuple[float, float, float]:
     """Seconds of a fusion, median of three after one that warms up, and GiB before and at its peak."""
-    from dig2dig.priors.allocator import keep_freed_memory
-
-    keep_freed_memory()
     fuser, setting = open_fuser(config.prior, 0, config.device), preset(config.task)
     fuser(example_pair(256, 256, channels), setting)
     height = 8 * round((area * 1e6 * 3 / 4) ** 0.5 / 8)
@@ -94,15 +92,12 @@ def windows(config: SpeedConfig, fuser: Fuser) -> tuple[str, str, Rows]:
     ours = preset(config.task)
     full = replace(ours, dig=replace(ours.dig, reduce=0.0))
     pulled = replace(ours, guidance=replace(ours.guidance, sigma_n=config.pull))
-    memory = fuser.denoiser.tile
     settings = {"preset": ours, "gains at full size": full, "prior in the loop": pulled}
     for name, setting, side in [*((*one, 768) for one in settings.items()), ("preset", ours, 2048)]:
         sources = example_pair(side, side)
         images: dict[int, Tensor] = {}
-        for tile in (0, 384):
-            fuser.denoiser.tile = tile
-            images[tile] = fuser(sources, setting).image
-        fuser.denoiser.tile = memory
+        for window in (0, 384):
+            images[window] = fuser.seeing(window)(sources, setting).image
         difference = 255 * (images[0] - images[384]).abs()[0].mean(0)
         write_atomically(out / f"windows_{name.replace(' ', '_')}_{side}.png", to_png(to_colours(difference, 0.0, 8.0)))
         rows.append({"setting": name, "pixels": f"{side} × {side}"} | seam(difference))

@@ -12,14 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dig2dig.api import preset
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import SpeedConfig
 from dig2dig.benchmark.datasets import names
-from dig2dig.benchmark.methods import Fuser, MethodError, open_fuser, preset
+from dig2dig.benchmark.methods import Fuser, open_fuser
 from dig2dig.benchmark.size import example_pair, sizes, windows
 from dig2dig.benchmark.spread import spread
 from dig2dig.benchmark.tables import markdown
 from dig2dig.config import SamplerConfig
+from dig2dig.errors import MethodError
 from dig2dig.fusion import comparators as baselines
 
 SIDE = 256
@@ -256,10 +258,9 @@ def batches(config: SpeedConfig, fuser: Fuser) -> Section:
 
 def big_prior(config: SpeedConfig, fuser: Fuser) -> Section:
     """ADM's network of 552 million parameters with random weights: a pair end to end."""
-    from dig2dig.priors.load import build_adm
+    from dig2dig.priors.build import build_adm
 
-    denoiser = build_adm().to(fuser.device)
-    denoiser.precision = config.prior.precision
+    denoiser = build_adm(precision=config.prior.precision).to(fuser.device)
     if denoiser.precision == "bf16":
         denoiser.network.to(torch.bfloat16)
     adm, ours = Fuser(denoiser, 0, fuser.device), preset(config.task)

@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datamodules.pairing import PairingError
+from dig2dig.api import preset
 from dig2dig.benchmark.config import SpeedConfig
 from dig2dig.benchmark.datasets import find_cases, read_case
-from dig2dig.benchmark.methods import Fuser, preset
+from dig2dig.benchmark.methods import Fuser
 from dig2dig.benchmark.size import Rows, example_pair
 from dig2dig.color import luminance
 from dig2dig.config import SamplerConfig
+from dig2dig.errors import PairingError
 from dig2dig.fusion.sampler import fuse
 from dig2dig.metrics import MAIN, fusion_metrics
 

@@ -15,15 +15,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.readers.pixels import list_images, read_image
+from dig2dig.api import preset
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import TheoryConfig
 from dig2dig.benchmark.datasets import centre
-from dig2dig.benchmark.methods import SCOPES, hashed, open_fuser, preset
+from dig2dig.benchmark.methods import SCOPES, hashed, open_fuser
 from dig2dig.benchmark.rows import Row, Rows
 from dig2dig.benchmark.tables import markdown
 from dig2dig.config import SamplerConfig
+from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.resample import smooth
-from dig2dig.fusion.sampler import Snapshot, fuse
+from dig2dig.fusion.sampler import fuse
 from dig2dig.fusion.statistics import dig_statistics
 from dig2dig.priors.denoiser import Denoiser
 
@@ -68,7 +70,7 @@ def make_scenes(ideal: Tensor, config: TheoryConfig, index: int) -> dict[str, Te
 def methods(config: TheoryConfig) -> dict[str, SamplerConfig]:
     """The multi-focus preset, its ablations in space and time, its other kinds and losses, and the plain blend."""
     ours = preset("mff")
-    found = {"dig2dig": ours} | {name: replace(ours, dig=replace(ours.dig, **c)) for name, c in SCOPES.items()}
+    found = {"dig2dig": ours} | {name: preset("mff", change) for name, change in SCOPES.items()}
     for kind in ("gain", "change", "residual"):
         found[f"kind {kind}"] = replace(ours, dig=replace(ours.dig, kind=kind))
     for loss in ("l2", "l1", "gradient"):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
 from dig2dig.color import luminance
-from dig2dig.config import DigConfig, GuidanceConfig, SamplerConfig
+from dig2dig.config import DigConfig, GuidanceConfig, ResearchConfig, SamplerConfig
 from dig2dig.fusion.resample import box, guided_filter, smooth
 from dig2dig.shapes import Image, Sources
 
@@ -130,9 +130,9 @@ def ddfm(form: str = "code", steps: int = 100) -> SamplerConfig:
     References:
         Zhao et al., "DDFM: Denoising diffusion model for multi-modality image fusion", ICCV 2023.
     """
-    guidance = GuidanceConfig(kind="em", em_form="code" if form == "code" else "paper")
+    research = ResearchConfig(em_form="code" if form == "code" else "paper")
     dig = DigConfig(kind="static")
-    return SamplerConfig(steps, "uniform", None, None, noise="recomputed", dig=dig, guidance=guidance)
+    return SamplerConfig(steps, "uniform", None, None, dig=dig, guidance=GuidanceConfig(kind="em"), research=research)
 
 
 def stretch(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a denoiser learns about each source at each time, measured before any sampling, on maps as coarse as may be."""
+"""Diffusion information gain: how much the denoiser learns about each source in each step, measured before sampling."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,31 +9,92 @@ from torch import Tensor
 
 from dig2dig.color import to_channels
 from dig2dig.config import DigConfig
-from dig2dig.fusion.resample import coarseness, grow, shrink, smooth
-from dig2dig.fusion.weight import fusion_weight, information_gain, normalise, scoped
+from dig2dig.fusion.resample import coarseness, downsample, smooth, upsample
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import AlphaBar, Times, add_noise, noise_level, time_of_noise_level
 from dig2dig.priors.windows import crop, pad
-from dig2dig.shapes import Maps, Sources, State, Timestep
+from dig2dig.shapes import Gains, Maps, Sources, State, Timestep
+
+
+def pixel_loss(estimate: Tensor, target: Tensor, kind: str) -> Tensor:
+    """Distance at each pixel, mean over channels: squared (l2), absolute (l1) or of the gradients (gradient).
+
+    Args:
+        estimate: Shape (…, c, h, w).
+        target: Broadcastable to it.
+        kind: ``l2``, ``l1`` or ``gradient``: the length of the difference's gradient, forward differences.
+
+    Returns:
+        Shape (…, 1, h, w), in squared or absolute intensity.
+    """
+    difference = estimate - target
+    if kind == "l2":
+        loss = difference.square()
+    elif kind == "l1":
+        loss = difference.abs()
+    else:
+        right = torch.diff(difference, dim=-1, append=difference[..., -1:])
+        down = torch.diff(difference, dim=-2, append=difference[..., -1:, :])
+        loss = torch.hypot(right, down)
+    return loss.mean(-3, keepdim=True)
+
+
+def information_gain(
+    estimate: Sources, estimate_next: Sources, sources: Sources, kind: str = "gain", loss: str = "l2"
+) -> Gains:
+    r"""Gain of each source in one step from t to s, per pixel.
+
+    .. math::
+        \mathrm{DIG}_k(t) &= \ell(\hat c_k(t), c_k) - \ell(\hat c_k(s), c_k) && \text{gain} \\
+        &= \ell(\hat c_k(s), \hat c_k(t)) && \text{change} \\
+        &= \ell(\hat c_k(t), c_k) && \text{residual: what is still to come}
+
+    Args:
+        estimate: Reconstructions :math:`\hat c_k(t)`.
+        estimate_next: Reconstructions :math:`\hat c_k(s)`; after the last time the sources themselves.
+        sources: The clean sources.
+        kind: ``gain``, ``change`` or ``residual``.
+        loss: See :func:`pixel_loss`.
+
+    References:
+        Cao et al., "Dig2DIG", arXiv:2503.18627; ``change`` and ``residual`` are our variants.
+    """
+    if kind == "change":
+        return pixel_loss(estimate_next, estimate, loss)
+    left = pixel_loss(estimate, sources, loss)
+    return left if kind == "residual" else left - pixel_loss(estimate_next, sources, loss)
+
+
+def normalise(gain: Gains, kind: str) -> Gains:
+    """Gains without a unit: shares of the sources' sum at each pixel, or multiples of each image's mean.
+
+    Raw gains of 0.01 would make every softmax weight 1/k. Where nothing is gained, shares stay near zero
+    instead of dividing noise by noise.
+    """
+    if kind == "none":
+        return gain
+    size = gain.abs()
+    mean = size.mean((1, 2, 3, 4), keepdim=True)
+    if kind == "mean":
+        return gain / (mean + 1e-12)
+    return gain / (size.sum(1, keepdim=True) + 1e-2 * mean + 1e-12)
 
 
 @dataclass(frozen=True)
-class Information:
-    """What the denoiser knows and learns about each source at each time that was measured.
+class Measured:
+    """What the denoiser learns about each source at each time that was measured.
 
-    Maps are kept at the resolution that they were measured or smoothed to; :func:`look_up` grows them.
+    Maps keep the resolution that they were measured or smoothed at; :class:`Lookup` upsamples them.
 
     Attributes:
         times: Decreasing time indices, shape (n,).
         gains: Normalised gain of each source from each time to the next, n maps (b, k, 1, h / f, w / f).
-        weights: Fusion weights, maps of the same or a smaller size.
         estimates: Reconstructions of the noised sources, (b, k, c, h / f, w / f) in [-1, 1]; None if not asked for.
-        cost: Mean absolute ``gain`` of each step, whatever the kind of the weights, (n, b), or None.
+        cost: Mean absolute ``gain`` of each step, whatever the kind of the weights, (n, b); None if not asked for.
     """
 
     times: Times
     gains: list[Maps]
-    weights: list[Maps]
     estimates: list[Maps] | None = None
     cost: Float[Tensor, "n b"] | None = None
 
@@ -60,21 +121,21 @@ def reconstruct(sources: Sources, noise: State, times: Times, denoiser: Denoiser
     b, k, c, h, w = sources.shape
     images = to_channels(sources, denoiser.channels).flatten(0, 1)
     estimates: list[Maps] = [sources] * len(times)
-    levels = noise_level(denoiser.alpha_bar)[times.cpu()]
-    factors = torch.tensor([_factor(float(level), reduce, min(h, w)) for level in levels])
+    sigmas = noise_level(denoiser.alpha_bar)[times.cpu()]
+    factors = torch.tensor([_factor(float(sigma), reduce, min(h, w)) for sigma in sigmas])
     for factor in factors.unique().tolist():
         chosen = (factors == factor).nonzero()[:, 0]
-        small, small_noise = shrink(images, factor), shrink(noise, factor) * factor
-        t = time_of_noise_level(denoiser.alpha_bar, levels[chosen] / factor) if factor > 1 else times[chosen]
+        small, small_noise = downsample(images, factor), downsample(noise, factor) * factor
+        t = time_of_noise_level(denoiser.alpha_bar, sigmas[chosen] / factor) if factor > 1 else times[chosen]
         made = to_channels(_estimates(small, small_noise, t.to(sources.device), denoiser), c)
         for i, estimate in zip(chosen.tolist(), made.unflatten(0, (-1, b, k)), strict=True):
             estimates[i] = estimate
     return estimates
 
 
-def _factor(level: float, reduce: float, side: int) -> int:
+def _factor(sigma: float, reduce: float, side: int) -> int:
     """How many times smaller images may be at a noise level, 1, 2 or 4, and still have some 16 pixels a side."""
-    return max((f for f in (1, 2, 4) if reduce > 0 and level / f >= reduce and side // f >= 16), default=1)
+    return max((f for f in (1, 2, 4) if reduce > 0 and sigma / f >= reduce and side // f >= 16), default=1)
 
 
 def _estimates(images: Tensor, noise: Tensor, times: Tensor, denoiser: Denoiser) -> Tensor:
@@ -82,7 +143,7 @@ def _estimates(images: Tensor, noise: Tensor, times: Tensor, denoiser: Denoiser)
     count, (h, w) = len(images), images.shape[-2:]
     k = count // len(noise)
     padded, padded_noise = pad(images, denoiser.multiple), pad(noise, denoiser.multiple)
-    per_call = max(1, denoiser.pixels(images.device, len(times) * count * h * w) // (h * w))
+    per_call = max(1, denoiser.pixels // (h * w))
     parts = []
     # (time, source) pairs in one list, cut into calls of bounded size
     for part in torch.arange(len(times) * count, device=images.device).split(per_call):
@@ -100,15 +161,15 @@ def measure(
     config: DigConfig,
     estimates: bool = True,
     cost: bool = False,
-) -> Information:
-    """Gains and weights of all sources at all times, before any sampling.
+) -> Measured:
+    """Gains of all sources at all times, before any sampling.
 
     Args:
         sources: Clean sources in [-1, 1], padded.
         noises: One noise (b, c, h, w) for each draw that gains and estimates are averaged over.
         times: Decreasing time indices, shape (n,).
         denoiser: The prior.
-        config: Kind, loss, normalisation, smoothing and temperature.
+        config: Kind, loss, normalisation and smoothing.
         estimates: Whether the reconstructions themselves are needed; if not, static weights need no network.
         cost: Whether the summed gain of each step is needed, to place steps by it.
     """
@@ -123,10 +184,10 @@ def measure(
         for i in range(len(times)) if config.kind != "static" else []:
             for j in range(k):  # one source at a time: whole maps of all sources are what large images have no room for
                 one = slice(j, j + 1)
-                here = grow(draw[i][:, one], h, w)
-                following = grow(draw[i + 1][:, one], h, w) if i + 1 < len(times) else sources[:, one]
+                here = upsample(draw[i][:, one], h, w)
+                following = upsample(draw[i + 1][:, one], h, w) if i + 1 < len(times) else sources[:, one]
                 gain = information_gain(here, following, sources[:, one], config.kind, config.loss)
-                gains[i][:, one] += shrink(gain, coarseness(radii[i])) / len(noises)
+                gains[i][:, one] += downsample(gain, coarseness(radii[i])) / len(noises)
                 if cost:
                     change = information_gain(here, following, sources[:, one])
                     costs[i] += change.abs().mean((1, 2, 3, 4)) / (k * len(noises))
@@ -136,23 +197,22 @@ def measure(
         means = [total / len(noises) for total in means]
     gains = [smooth(gain, r / coarseness(r)) for gain, r in zip(gains, radii, strict=True)]
     gains = [normalise(gain, config.normalise) for gain in gains]
-    weights = scoped([fusion_weight(gain, config.temperature) for gain in gains], config.scope)
-    return Information(times.cpu(), gains, weights, means, costs if cost else None)
+    return Measured(times.cpu(), gains, means, costs if cost else None)
 
 
 class Lookup:
     """Maps of the size of the sources at any time, interpolated linearly in the log of the noise level.
 
     Args:
-        information: What was measured.
+        measured: What was measured.
         t: Time index of each image, shape (b,); beyond what was measured, the nearest counts.
         alpha_bar: The schedule.
         size: Height and width of the maps that are given.
     """
 
-    def __init__(self, information: Information, t: Timestep, alpha_bar: AlphaBar, size: Sequence[int]) -> None:
-        level = -noise_level(alpha_bar).log()
-        known, wanted = level[information.times], level[t.cpu()]
+    def __init__(self, measured: Measured, t: Timestep, alpha_bar: AlphaBar, size: Sequence[int]) -> None:
+        fineness = -noise_level(alpha_bar).log()
+        known, wanted = fineness[measured.times], fineness[t.cpu()]
         last = len(known) - 1
         self.right = torch.searchsorted(known, wanted).clamp(min(1, last), last)
         left = (self.right - 1).clamp(min=0)
@@ -163,10 +223,10 @@ class Lookup:
     def __call__(self, maps: list[Maps]) -> Maps:
         """The maps at this time."""
         if (self.right == self.right[0]).all() and (self.share == self.share[0]).all():  # one grid for all images
-            return grow(_between(maps, int(self.right[0]), float(self.share[0])), *self.size)
+            return upsample(_between(maps, int(self.right[0]), float(self.share[0])), *self.size)
         parts = zip(self.right.tolist(), self.share.tolist(), strict=True)
         each = (_between([one[i : i + 1] for one in maps], *part) for i, part in enumerate(parts))
-        return torch.cat([grow(one, *self.size) for one in each])
+        return torch.cat([upsample(one, *self.size) for one in each])
 
 
 def _between(maps: list[Maps], right: int, share: float) -> Tensor:
@@ -175,4 +235,4 @@ def _between(maps: list[Maps], right: int, share: float) -> Tensor:
     if share in (0, 1):
         return high if share else left
     height, width = max(left.shape[-2:], high.shape[-2:])
-    return grow(left, height, width).lerp(grow(high, height, width), share)
+    return upsample(left, height, width).lerp(upsample(high, height, width), share)

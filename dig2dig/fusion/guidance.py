@@ -1,8 +1,10 @@
 """Pulling the estimate to the weighted sources: closed forms, with any state passed in and out.
 
 Every guidance has one signature, so that users can pass their own: ``(x0_hat, step, state) -> (x0_hat', state)``.
-The state is None before the first step and whatever the guidance returned after it. A function that differentiates
-with respect to ``step.x_t`` has the attribute ``needs_graph = True``.
+The state is None before the first step, and after it whatever the guidance returned. Three attributes of a function
+say what it needs: ``needs_graph = True`` if it differentiates with respect to ``step.x_t``; ``needs_estimate = False``
+if it never reads ``x0_hat``, so that the network need not run; ``needs_reconstructions = False`` if it never reads
+``step.estimate`` and ``step.estimate_next``.
 """
 
 from collections.abc import Callable
@@ -13,22 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dig2dig.config import GuidanceConfig
-from dig2dig.fusion.resample import coarseness, grow, shrink, smooth
+from dig2dig.config import SamplerConfig
+from dig2dig.fusion.resample import coarseness, downsample, smooth, upsample
 from dig2dig.shapes import Image, Maps, Sources, State, Timestep, Weights
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a guidance may look at in one step; all images in [-1, 1].
+    """What a guidance may use in one step; all images in [-1, 1].
 
     Attributes:
         t: Time index of each image, shape (b,).
-        signal: alpha_bar at t, shape (b, 1, 1, 1).
-        signal_next: alpha_bar at the next time; 1 after the last.
-        level: Noise level of each image at t.
-        level_next: The same at the next time; 0 after the last.
+        alpha_bar: Share of the signal's variance at t, shape (b, 1, 1, 1).
+        alpha_bar_next: The same at the next time; 1 after the last.
+        sigma: Noise level of each image at t.
+        sigma_next: The same at the next time; 0 after the last.
         x_t: The noisy state, with the prior's channels; it carries the graph of x0_hat where gradients are asked for.
+            None where the network does not run.
         sources: The clean sources.
         weight: Fusion weights of this step.
         estimate: The denoiser's estimates of the sources at this time, or None.
@@ -36,11 +39,11 @@ class Step:
     """
 
     t: Timestep
-    signal: Tensor
-    signal_next: Tensor
-    level: tuple[float, ...]
-    level_next: tuple[float, ...]
-    x_t: State
+    alpha_bar: Tensor
+    alpha_bar_next: Tensor
+    sigma: tuple[float, ...]
+    sigma_next: tuple[float, ...]
+    x_t: State | None
     sources: Sources
     weight: Weights
     estimate: Sources | None
@@ -51,10 +54,10 @@ Guidance = Callable[[Tensor, Step, Any], tuple[Tensor, Any]]
 """``(x0_hat, step, state) -> (x0_hat', state)``."""
 
 
-def proximal(x0_hat: Image, target: Image, signal: Tensor, sigma_n: float, strength: float = 1.0) -> Image:
+def proximal(x0_hat: Image, target: Image, alpha_bar: Tensor, sigma_n: float) -> Image:
     r"""The point between the prior's estimate and a target that balances both.
 
-    .. math:: \hat x_0' = \frac{\rho_t \hat x_0 + \lambda m}{\rho_t + \lambda}, \qquad
+    .. math:: \hat x_0' = \frac{\rho_t \hat x_0 + m}{\rho_t + 1}, \qquad
               \rho_t = \sigma_n^2 \frac{\bar\alpha_t}{1-\bar\alpha_t}
 
     Early in sampling the target decides, late the prior; sigma_n = 0 is the target alone.
@@ -62,28 +65,25 @@ def proximal(x0_hat: Image, target: Image, signal: Tensor, sigma_n: float, stren
     Args:
         x0_hat: The prior's estimate.
         target: The target m.
-        signal: alpha_bar at each image's time, shape (b, 1, 1, 1).
+        alpha_bar: At each image's time, shape (b, 1, 1, 1).
         sigma_n: Noise assumed in the target, for images in [-1, 1].
-        strength: The strength lambda.
 
     References:
         Zhu et al., "Denoising diffusion models for plug-and-play image restoration" (DiffPIR), 2023.
     """
     if sigma_n == 0:  # large images have no room for another copy
         return target
-    rho = sigma_n**2 * signal / (1 - signal)
-    return x0_hat.lerp(target, strength / (rho + strength))
+    rho = sigma_n**2 * alpha_bar / (1 - alpha_bar)
+    return x0_hat.lerp(target, 1 / (rho + 1))
 
 
-def blend(x0_hat: Image, step: Step, state: None, *, sigma_n: float, strength: float) -> tuple[Image, None]:
+def blend(x0_hat: Image, step: Step, state: None, *, sigma_n: float) -> tuple[Image, None]:
     r"""Proximal to the weighted mean of the sources, :math:`m_t = \sum_k w_k c_k`."""
     target = (step.weight * step.sources).sum(1)
-    return proximal(x0_hat, target, step.signal, sigma_n, strength), state
+    return proximal(x0_hat, target, step.alpha_bar, sigma_n), state
 
 
-def increments(
-    x0_hat: Image, step: Step, state: Tensor | None, *, sigma_n: float, strength: float
-) -> tuple[Image, Tensor]:
+def increments(x0_hat: Image, step: Step, state: Tensor | None, *, sigma_n: float) -> tuple[Image, Tensor]:
     r"""Proximal to the sum of what each source gained so far, weighted by its gain in that step.
 
     .. math:: m_s = m_t + \sum_k w_k(t)\,\big(\hat c_k(s) - \hat c_k(t)\big), \qquad
@@ -101,7 +101,7 @@ def increments(
     target = target + (step.weight * (step.estimate_next - step.estimate)).sum(1)
     low = step.sources.amin((1, 2, 3, 4)).view(-1, 1, 1, 1)
     high = step.sources.amax((1, 2, 3, 4)).view(-1, 1, 1, 1)
-    return proximal(x0_hat, target.clamp(low, high), step.signal, sigma_n, strength), target
+    return proximal(x0_hat, target.clamp(low, high), step.alpha_bar, sigma_n), target
 
 
 @dataclass(frozen=True)
@@ -113,18 +113,18 @@ class BandState:
 
 
 def bands(
-    x0_hat: Image, step: Step, state: BandState | None, *, sigma_n: float, strength: float, scale: float, energy: float
+    x0_hat: Image, step: Step, state: BandState | None, *, sigma_n: float, scale: float, energy: float
 ) -> tuple[Image, BandState]:
-    r"""``increments`` in a linear scale space: each step adds the bands of the sources that its noise level reveals.
+    r"""``increments`` in a linear scale space: each step adds the bands of the sources between two noise levels.
 
     .. math:: m_s = m_t + a \sum_k w_k(t)\,\big(G_{\rho(s)} c_k - G_{\rho(t)} c_k\big), \qquad
               \rho(t) = r \sqrt{(1-\bar\alpha_t)/\bar\alpha_t}
 
-    with Gaussian filters G of standard deviation :math:`\rho`, none after the last step, and the mean of the sources to
-    begin with. The denoiser decides the weights, and what it makes up at high noise cannot enter the picture.
+    with Gaussian filters G of standard deviation :math:`\rho` (none after the last step), from the mean of the sources.
+    The denoiser decides the weights only: its estimates at high noise do not enter the picture.
 
-    Bands that do not agree cancel in an average: K independent ones of equal weight lose :math:`\sqrt K` of their
-    amplitude. The factor a gives the local energy back that the weights promise,
+    Bands that differ cancel in an average: K independent ones of equal weight lose :math:`\sqrt K` of their
+    amplitude. The factor a restores the local energy that the weights stand for,
 
     .. math:: a^2 = \frac{G \sum_k w_k |\Delta_k|^2}{G |\sum_k w_k \Delta_k|^2} \in [1, K]
 
@@ -135,43 +135,42 @@ def bands(
         step: Sources and weights.
         state: What the step before returned; it is used up.
         sigma_n: See :func:`proximal`.
-        strength: See :func:`proximal`.
         scale: Pixels of blur r per unit of noise level, for images in [-1, 1].
         energy: Exponent of a: 0 leaves the plain weighted sum, 1 gives all energy back.
     """
     parts = step.sources.split(1, 1)  # one source at a time, in place: large images have no room for all bands at once
-    seen = [blurred(source, step.level, scale) for source in parts] if state is None else state.seen
+    seen = [blurred(source, step.sigma, scale) for source in parts] if state is None else state.seen
     target = sum(seen, torch.zeros_like(seen[0]))[:, 0] / len(parts) if state is None else state.target
     fused, promised = torch.zeros_like(target), torch.zeros_like(target[:, :1])
     for k, source in enumerate(parts):
-        sharper = blurred(source, step.level_next, scale)
+        sharper = blurred(source, step.sigma_next, scale)
         band, weight = (sharper - seen[k])[:, 0], step.weight[:, k]
         fused.addcmul_(weight, band)
         promised.addcmul_(weight, band.square_().mean(1, keepdim=True))
         seen[k] = sharper
     if energy > 0:
         kept = fused.square().mean(1, keepdim=True)
-        fused *= _restored(promised, kept, step.level_next, scale, len(parts), energy)
+        fused *= _restored(promised, kept, step.sigma_next, scale, len(parts), energy)
     target = fused.add_(target)
     low = step.sources.amin((1, 2, 3, 4)).view(-1, 1, 1, 1)
     high = step.sources.amax((1, 2, 3, 4)).view(-1, 1, 1, 1)
-    guided = proximal(x0_hat, target.clamp(low, high), step.signal, sigma_n, strength)
+    guided = proximal(x0_hat, target.clamp(low, high), step.alpha_bar, sigma_n)
     return guided, BandState(target, seen)
 
 
-def _restored(promised: Tensor, kept: Tensor, levels: tuple[float, ...], scale: float, k: int, energy: float) -> Tensor:
+def _restored(promised: Tensor, kept: Tensor, sigmas: tuple[float, ...], scale: float, k: int, energy: float) -> Tensor:
     """The factor a of :func:`bands` from the energies per pixel, both (b, 1, h, w)."""
-    coarse, size = coarseness(2 + scale * min(levels)), kept.shape[-2:]
-    both = shrink(torch.cat([promised, kept], 1), coarse)[:, :, None]
-    promised, kept = (blurred(both, levels, scale / coarse, 2 / coarse)[:, :, 0] + 1e-8).split(1, 1)
-    return grow((promised / kept).sqrt().clamp(1, k**0.5) ** energy, *size)
+    coarse, size = coarseness(2 + scale * min(sigmas)), kept.shape[-2:]
+    both = downsample(torch.cat([promised, kept], 1), coarse)[:, :, None]
+    promised, kept = (blurred(both, sigmas, scale / coarse, 2 / coarse)[:, :, 0] + 1e-8).split(1, 1)
+    return upsample((promised / kept).sqrt().clamp(1, k**0.5) ** energy, *size)
 
 
-def blurred(images: Maps, levels: tuple[float, ...], scale: float, least: float = 0.0) -> Maps:
-    """Gaussian filter whose standard deviation follows each image's noise level, ``least + scale · level`` pixels."""
-    if len(set(levels)) == 1:
-        return smooth(images, least + scale * levels[0])
-    return torch.cat([smooth(one[None], least + scale * level) for one, level in zip(images, levels, strict=True)])
+def blurred(images: Maps, sigmas: tuple[float, ...], scale: float, least: float = 0.0) -> Maps:
+    """Gaussian filter whose standard deviation follows each image's noise level, ``least + scale · sigma`` pixels."""
+    if len(set(sigmas)) == 1:
+        return smooth(images, least + scale * sigmas[0])
+    return torch.cat([smooth(one[None], least + scale * sigma) for one, sigma in zip(images, sigmas, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -249,10 +248,10 @@ def _split_smooth(image: Tensor, state: EMState) -> Tensor:
     return torch.fft.irfft2(spectrum, s=(h, w)).to(image)
 
 
-def posterior(x0_hat: Image, step: Step, state: None, *, sigma_n: float, strength: float) -> tuple[Image, None]:
+def posterior(x0_hat: Image, step: Step, state: None, *, sigma_n: float) -> tuple[Image, None]:
     r"""Posterior mean of the image given the sources, by a gradient through the network.
 
-    .. math:: \hat x_0' = \hat x_0 - \lambda \frac{1-\bar\alpha_t}{\sqrt{\bar\alpha_t}}\,
+    .. math:: \hat x_0' = \hat x_0 - \frac{1-\bar\alpha_t}{\sqrt{\bar\alpha_t}}\,
               \nabla_{x_t} \frac{\sum_k w_k \lVert c_k - \hat x_0(x_t) \rVert^2}{2\,(1-\bar\alpha_t + \sigma_n^2)}
 
     Tweedie's formula for the likelihood of DPS, with the estimate's own variance added as in ΠGDM: ``blend`` with the
@@ -261,36 +260,36 @@ def posterior(x0_hat: Image, step: Step, state: None, *, sigma_n: float, strengt
     References:
         Chung et al., "Diffusion posterior sampling", 2023; Song et al., "Pseudoinverse-guided diffusion models", 2023.
     """
+    assert step.x_t is not None
     difference = (step.weight * (x0_hat[:, None] - step.sources).square()).sum() / 2
     (gradient,) = torch.autograd.grad(difference, step.x_t)
     channels = step.x_t.shape[1] // x0_hat.shape[1]  # a grey estimate is the mean of three, its variance a third
     gradient = gradient.unflatten(1, (-1, channels)).mean(2)
     x0_hat = x0_hat.detach()
-    variance = (1 - step.signal) / channels
-    scale = strength * (1 - step.signal) / step.signal.sqrt() / (variance + sigma_n**2)
+    variance = (1 - step.alpha_bar) / channels
+    scale = (1 - step.alpha_bar) / step.alpha_bar.sqrt() / (variance + sigma_n**2)
     low = step.sources.amin(1).minimum(x0_hat)
     high = step.sources.amax(1).maximum(x0_hat)
     return (x0_hat - scale * gradient).clamp(low, high), state
 
 
 posterior.needs_graph = True  # pyright: ignore[reportFunctionMemberAccess]
+for _own in (blend, bands, em, posterior):
+    _own.needs_reconstructions = False  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
 
 
-def needs_graph(guidance: Guidance) -> bool:
-    """Whether a guidance differentiates through the network: its function has ``needs_graph = True``."""
-    return getattr(getattr(guidance, "func", guidance), "needs_graph", False)
+def needs(guidance: Guidance, what: str) -> bool:
+    """Whether a guidance needs the ``graph``, the ``estimate`` or the ``reconstructions``, by its attributes."""
+    told = getattr(getattr(guidance, "func", guidance), f"needs_{what}", what != "graph")
+    alone = what == "estimate" and getattr(guidance, "keywords", {}).get("sigma_n") == 0
+    return told and not (alone and getattr(guidance, "func", None) in (blend, increments, bands))
 
 
-def listens(guidance: Guidance) -> bool:
-    """Whether a guidance looks at the prior's estimate: those that pull to a target do not where sigma_n is 0."""
-    target_alone = getattr(guidance, "func", None) in (bands, blend, increments)
-    return not (target_alone and getattr(guidance, "keywords", {})["sigma_n"] == 0)
-
-
-def make_guidance(config: GuidanceConfig) -> Guidance:
-    """The guidance that a config names."""
-    if config.kind == "em":
-        return partial(em, form=config.em_form)
-    pulls = {"blend": blend, "increments": increments, "posterior": posterior}
-    pull = pulls.get(config.kind) or partial(bands, scale=config.scale, energy=config.energy)
-    return partial(pull, sigma_n=config.sigma_n, strength=config.strength)
+def make_guidance(config: SamplerConfig) -> Guidance:
+    """The guidance of a configuration."""
+    g = config.guidance
+    if g.kind == "em":
+        return partial(em, form=config.research.em_form)
+    if g.kind == "bands":
+        return partial(bands, sigma_n=g.sigma_n, scale=g.scale, energy=g.energy)
+    return partial({"blend": blend, "increments": increments, "posterior": posterior}[g.kind], sigma_n=g.sigma_n)

@@ -1,4 +1,4 @@
-"""Noisy sources: how noisy they are, and what the prior believes lies beneath."""
+"""Noisy sources: how noisy they are, and the prior's estimates of the clean ones."""
 
 from collections.abc import Mapping, Sequence
 
@@ -25,11 +25,11 @@ def estimate_noise(sources: Sources) -> NoiseLevels:
     from skimage.restoration import estimate_sigma
 
     flat = sources.flatten(0, 1).cpu().double().numpy()
-    levels = [
+    sigmas = [
         float(estimate_sigma(image, average_sigmas=True, channel_axis=0)) if np.ptp(image, (1, 2)).all() else 0.0
         for image in flat
     ]
-    return torch.tensor(levels, device=sources.device).view(sources.shape[:2])
+    return torch.tensor(sigmas, device=sources.device).view(sources.shape[:2])
 
 
 def noise_levels(sources: Sources, modalities: Sequence[str], noise: Mapping[str, str]) -> NoiseLevels | None:
@@ -43,8 +43,8 @@ def noise_levels(sources: Sources, modalities: Sequence[str], noise: Mapping[str
     if not set(noise) & set(modalities):
         return None
     found = estimate_noise(sources) if "auto" in noise.values() else torch.zeros(sources.shape[:2])
-    told = [noise.get(modality, "0") for modality in modalities]
-    columns = [found[:, k] if one == "auto" else found[:, k] * 0 + float(one) / 255 for k, one in enumerate(told)]
+    wanted = [noise.get(modality, "0") for modality in modalities]
+    columns = [found[:, k] if one == "auto" else found[:, k] * 0 + float(one) / 255 for k, one in enumerate(wanted)]
     return torch.stack(columns, 1)
 
 
@@ -68,15 +68,15 @@ def denoise(sources: Sources, noise: NoiseLevels, denoiser: Denoiser, fresh: Sta
     """
     b, k, c = sources.shape[:3]
     channels = denoiser.channels
-    level = 2 * noise.flatten().cpu().double() * (channels / c) ** 0.5  # [-1, 1] is twice as wide as [0, 1]
-    chosen = (level > 0).nonzero()[:, 0]
+    sigma = 2 * noise.flatten().cpu().double() * (channels / c) ** 0.5  # [-1, 1] is twice as wide as [0, 1]
+    chosen = (sigma > 0).nonzero()[:, 0]
     if len(chosen) == 0:
         return sources
-    t = time_of_noise_level(denoiser.alpha_bar, level[chosen]).to(sources.device)
-    level, chosen = level[chosen].to(sources).view(-1, 1, 1, 1), chosen.to(sources.device)
+    t = time_of_noise_level(denoiser.alpha_bar, sigma[chosen]).to(sources.device)
+    sigma, chosen = sigma[chosen].to(sources).view(-1, 1, 1, 1), chosen.to(sources.device)
     flat = sources.flatten(0, 1).clone()
     images, missing = to_channels(flat[chosen], channels), fresh[chosen // k]
-    missing = (missing - missing.mean(1, keepdim=True)) * level * (c < channels)
+    missing = (missing - missing.mean(1, keepdim=True)) * sigma * (c < channels)
     both = torch.cat([images + missing, (images - missing).flip(-1)])
     both = both * at(denoiser.alpha_bar, t, both).sqrt().repeat(2, 1, 1, 1)
     estimate, mirrored = denoiser(both, t.repeat(2)).chunk(2)

@@ -1,4 +1,4 @@
-"""Smoothing of images and maps."""
+"""Smoothing and resampling of images and maps."""
 
 import math
 
@@ -15,7 +15,7 @@ def smooth(maps: Float[Tensor, "b k c h w"], sigma: float) -> Float[Tensor, "b k
     height, width = maps.shape[-2:]
     factor = coarseness(sigma / 2)
     if factor > 1 and min(height, width) > 1:
-        return grow(smooth(shrink(maps, factor), sigma / factor), height, width)
+        return upsample(smooth(downsample(maps, factor), sigma / factor), height, width)
     return _gaussian(_gaussian(maps, sigma, -1), sigma, -2) if sigma > 0 else maps
 
 
@@ -61,7 +61,7 @@ def guided_filter(image: Tensor, guide: Tensor, radius: int, epsilon: float) -> 
     return box(slope, radius) * guide + box(offset, radius)
 
 
-def shrink(images: Tensor, factor: int) -> Tensor:
+def downsample(images: Tensor, factor: int) -> Tensor:
     """Area means of images (..., c, h, w) on a grid ``factor`` times coarser, its size rounded up."""
     if factor == 1:
         return images
@@ -73,7 +73,7 @@ def shrink(images: Tensor, factor: int) -> Tensor:
     return small.view(*images.shape[:-2], *small.shape[-2:])
 
 
-def grow(images: Tensor, height: int, width: int) -> Tensor:
+def upsample(images: Tensor, height: int, width: int) -> Tensor:
     """Bilinear interpolation of images (..., c, h, w) to a larger size."""
     if images.shape[-2:] == (height, width):
         return images
@@ -81,7 +81,7 @@ def grow(images: Tensor, height: int, width: int) -> Tensor:
     return flat.view(*images.shape[:-2], height, width)
 
 
-def fit(images: Tensor, side: int) -> Tensor:
+def resize(images: Tensor, side: int) -> Tensor:
     """Area means of images (..., c, h, w) whose longer side is at most ``side`` pixels; smaller ones are left."""
     height, width = images.shape[-2:]
     scale = side / max(height, width)

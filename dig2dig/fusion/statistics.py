@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dig2dig.fusion.sampler import Snapshot
+from dig2dig.fusion.plan import Snapshot
 from dig2dig.shapes import Image, Sources, Weights
 
 

@@ -18,28 +18,36 @@ def suffix_of(format: str, source: str) -> str:
     return source if source in PICTURES else ".png"
 
 
-def encode(image: Tensor, suffix: str, depth: int = 8, quality: int = 95) -> bytes:
+def to_pixels(image: Tensor, depth: int = 8) -> np.ndarray:
+    """An image (1 or 3, h, w) in [0, 1] as rounded 8- or 16-bit values (h, w, 1 or 3)."""
+    top, kind = (65535, np.uint16) if depth > 8 else (255, np.uint8)
+    return (image.detach().clamp(0, 1) * top).round().permute(1, 2, 0).cpu().numpy().astype(kind)
+
+
+QUALITY = 95
+"""Of JPEG, without subsampled colour, and WebP, 1 to 100."""
+
+
+def encode(image: Tensor, suffix: str, depth: int = 8) -> bytes:
     """An image (1 or 3, h, w) in [0, 1], rounded to 8 or 16 bits, as PNG, TIFF, JPEG, WebP or BMP.
 
     Args:
         image: Grey or RGB.
         suffix: The format, one of ``PICTURES``.
         depth: Bits of a channel; formats that hold 8 get 8.
-        quality: Of JPEG, without subsampled colour, and WebP, 1 to 100.
 
     Raises:
         ValueError: The format has no room for a picture of this size.
     """
-    top, kind = (65535, np.uint16) if depth > 8 and suffix in DEEP else (255, np.uint8)
-    pixels = (image.detach().clamp(0, 1) * top).round().permute(1, 2, 0).cpu().numpy().astype(kind)
+    pixels = to_pixels(image, depth if suffix in DEEP else 8)
     settings = {
         ".jpg": [
             cv2.IMWRITE_JPEG_QUALITY,
-            quality,
+            QUALITY,
             cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
             cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
         ],
-        ".webp": [cv2.IMWRITE_WEBP_QUALITY, quality],
+        ".webp": [cv2.IMWRITE_WEBP_QUALITY, QUALITY],
     }
     name = ".jpg" if suffix == ".jpeg" else suffix
     try:

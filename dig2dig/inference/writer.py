@@ -1,7 +1,5 @@
-"""What a run leaves on disk: pictures, maps and the table of what was done, each written whole or not at all."""
+"""Writes pictures, maps and the table of what was done, each whole or not at all."""
 
-import csv
-import io
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,29 +11,11 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from dig2dig.atomic import write_atomically
 from dig2dig.config import SaveConfig
+from dig2dig.errors import first_line
 from dig2dig.inference.encode import encode, suffix_of
-from dig2dig.modules import Result
+from dig2dig.inference.table import Rows, read_summary, write_summary
+from dig2dig.modules.results import Result
 from dig2dig.tracking.panels import to_colours, to_png
-
-COLUMNS = ("name", "status", "file", "seconds", "size", "seed", "inputs", "note", "reason")
-
-
-def read_summary(path: Path) -> dict[str, dict[str, str]]:
-    """Rows of an earlier ``summary.csv`` by name; none if there is no such file or it is not one of ours."""
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        reader = csv.DictReader(file)
-        return {row["name"]: row for row in reader} if reader.fieldnames == list(COLUMNS) else {}
-
-
-def write_summary(path: Path, rows: dict[str, dict[str, Any]]) -> None:
-    """Writes ``summary.csv``, sorted by name."""
-    text = io.StringIO(newline="")
-    writer: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows[name] for name in sorted(rows))
-    write_atomically(path, text.getvalue().encode("utf-8", errors="surrogateescape"))
 
 
 class FusionWriter(BasePredictionWriter):
@@ -53,7 +33,7 @@ class FusionWriter(BasePredictionWriter):
     def __init__(
         self,
         out: Path,
-        done: dict[str, dict[str, str]] | None = None,
+        done: Rows | None = None,
         save: SaveConfig | None = None,
         report: Callable[[Result, str], None] | None = None,
     ) -> None:
@@ -90,15 +70,15 @@ class FusionWriter(BasePredictionWriter):
 
     def _write_result(self, result: Result) -> dict[str, Any]:
         """Writes a fused picture; the row says what became of it."""
-        row: dict[str, Any] = {"name": result.name, "inputs": result.digest, "note": result.note}
-        if result.image is None:
+        sample = result.sample
+        row: dict[str, Any] = {"name": result.name, "inputs": sample.digest if sample else "", "note": result.note}
+        if result.image is None or sample is None:
             return row | {"status": "failed", "reason": result.reason}
-        suffix = suffix_of(self.save.format, result.suffix)
+        suffix = suffix_of(self.save.format, sample.suffix)
         try:
-            content = encode(result.image, suffix, result.depth, self.save.quality)
+            content = encode(result.image, suffix, sample.depth)
         except ValueError as error:
-            reason = f"{result.name}: {str(error).splitlines()[0]}; take save.format=png"
-            return row | {"status": "failed", "reason": reason}
+            return row | {"status": "failed", "reason": f"{result.name}: {first_line(error)}; take save.format=png"}
         if self.save.weights:
             self._write_maps(result)
         file = f"{result.name}{suffix}"
@@ -138,7 +118,7 @@ class FusionWriter(BasePredictionWriter):
         folder = self.out / f"{result.name}_maps"
         shutil.rmtree(folder, ignore_errors=True)
         for snapshot in result.trace:
-            for k, modality in enumerate(result.modalities):
+            for k, modality in enumerate(result.sample.modalities if result.sample else ()):
                 gain, weight = snapshot.gain[0, k, 0], snapshot.weight[0, k, 0]
                 stem = f"{modality}_step{snapshot.index:03d}_t{int(snapshot.t[0]):03d}.png"
                 high = float(snapshot.gain[0].amax())  # one scale for all modalities of a step

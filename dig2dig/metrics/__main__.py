@@ -1,7 +1,7 @@
-"""How far the metrics agree with numbers that others computed, and how long they take.
+"""Differences of the metrics to values that others computed, and the time of each metric.
 
-python -m dig2dig.metrics golden GOLDEN_CSV DATA   reference implementations, image by image
-python -m dig2dig.metrics vifb DATA                what the benchmark VIFB published, image by image
+python -m dig2dig.metrics golden GOLDEN_CSV DATA   values of reference implementations, image by image
+python -m dig2dig.metrics vifb DATA                values that the benchmark VIFB published, image by image
 python -m dig2dig.metrics time                     the whole suite on a pair of 640×480
 python -m dig2dig.metrics table                    the table of docs/metrics.md
 """
@@ -39,7 +39,7 @@ GOLDEN: dict[str, tuple[str, str]] = {
     "Nabf_tang": ("Nabf", "tang"),
     "SSIM_sum": ("SSIM", "cddfuse"),
 }
-"""Columns of the reference values, our metric and its convention."""
+"""Our metric and its convention for each column of the reference values."""
 
 VIFB = {
     "Entropy": "EN",
@@ -55,7 +55,7 @@ VIFB = {
     "Qcb": "Qcb",
     "Qcv": "Qcv",
 }
-"""VIFB's names of metrics, and ours."""
+"""Our metric for each of VIFB's."""
 
 Difference = tuple[str, float, dict[str, str]]
 
@@ -68,7 +68,7 @@ def read(folder: Path, name: str) -> Tensor:
 
 
 def fusion(folder: Path, name: str, sides: Sequence[str], method: str) -> tuple[Tensor, Tensor]:
-    """A fused image and its sources as a batch of one, in colour if one of them is."""
+    """A fused image and its sources as a batch of one; all are in colour if one of them is."""
     images = [read(folder / side, name) for side in (*sides, f"peers/{method}")]
     channels = max(len(image) for image in images)
     *sources, fused = (image.expand(channels, -1, -1) for image in images)
@@ -85,7 +85,7 @@ def golden(table: Path, data: Path) -> Iterator[Difference]:
 
 
 def vifb(data: Path) -> Iterator[Difference]:
-    """Relative differences to what VIFB published for each image and method."""
+    """Relative differences to VIFB's values of each image and method."""
     folder = data / "infrared_visible" / "VIFB"
     for row in csv.DictReader((folder / "published_metrics" / "per_image.csv").read_text().splitlines()):
         images = fusion(folder, row["image"], ("vi", "ir"), row["method"])
@@ -99,7 +99,7 @@ def relative(found: Tensor, expected: str) -> float:
 
 
 def report(differences: Iterator[Difference]) -> None:
-    """Median, 95 % quantile and maximum of the differences in each column."""
+    """Prints the median, the 95 % quantile and the maximum of the differences in each column."""
     columns: dict[str, list[float]] = {}
     for column, difference, _ in differences:
         columns.setdefault(column, []).append(difference)
@@ -110,7 +110,7 @@ def report(differences: Iterator[Difference]) -> None:
 
 
 def clock() -> None:
-    """Time of each metric and of all on random images, the best of three."""
+    """Prints the time of each metric and of all on random images, the best of three."""
     fused, sources = torch.rand(1, 1, 480, 640), torch.rand(1, 2, 1, 480, 640)
     total = 0.0
     for name in ALL:
@@ -133,7 +133,7 @@ def row(metric: Metric) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run one of the commands."""
+    """Runs one of the commands."""
     match list(arguments):
         case ["golden", table, data]:
             report(golden(Path(table), Path(data)))

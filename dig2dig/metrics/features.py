@@ -7,7 +7,7 @@ from dig2dig.metrics.levels import Scores, both
 from dig2dig.shapes import Image, Sources
 
 PIXELS = 16384
-"""Windows at a time, so that memory stays small."""
+"""Number of windows in one computation; memory grows with it."""
 
 
 def _windows(features: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def _distribution(windows: Tensor) -> Tensor:
 
 
 def _entropy(p: Tensor) -> Tensor:
-    """Of the masses along all axes but the last, in nats; the few negative ones go by their size."""
+    """Entropy in nats of the masses along all axes but the last; a negative mass counts with its absolute value."""
     return -p.abs().clamp_(min=1e-30).log_().mul_(p).flatten(0, -2).sum(0)
 
 
@@ -37,7 +37,7 @@ def _spread(p: Tensor) -> Tensor:
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's over the first axis, 0 for constants."""
+    """Pearson's correlation over the first axis; 0 where one side is constant."""
     a, b = a - a.mean(0), b - b.mean(0)
     scale = (a.square().sum(0) * b.square().sum(0)).sqrt()
     return torch.where(scale > 1e-12, (a * b).sum(0) / scale.clamp(min=1e-12), 0.0)
@@ -46,8 +46,8 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
 def _shared(f: Tensor, s: Tensor) -> Tensor:
     """Normalised mutual information of distributions f, s (9, n).
 
-    Their joint distribution is modelled as a mixture of independence and of the most dependent one with the same
-    margins (Fréchet's bound), in the share that gives the correlation of f and s.
+    The joint distribution is modelled as a mixture of two: the independent one, and the most dependent one with the
+    same margins (Fréchet's bound). The mixture has the correlation of f and s.
     """
     c = _correlation(f, s)
     s = torch.where(c < 0, s.flip(0), s)  # the lower bound is the upper one of reversed positions
@@ -64,7 +64,7 @@ def _shared(f: Tensor, s: Tensor) -> Tensor:
 
 
 def _regional(f: Tensor, s: Tensor) -> Tensor:
-    """Mean over all 3×3 windows of one feature image and one source's."""
+    """Mean over all 3×3 windows of one fused and one source feature image."""
     total = f.new_zeros((), dtype=torch.float64)
     windows_f, windows_s = _windows(f), _windows(s)
     for part_f, part_s in zip(windows_f.split(PIXELS, 1), windows_s.split(PIXELS, 1), strict=True):
@@ -90,7 +90,7 @@ def feature_information_pixel(fused: Image, sources: Sources) -> Scores:
 
 
 def feature_information_gradient(fused: Image, sources: Sources) -> Scores:
-    """FMI of horizontal central differences, the gradient of the authors' code.
+    """FMI of horizontal central differences, which the authors' code takes for the gradient.
 
     References:
         Haghighat and Razian, "Fast-FMI: non-reference image fusion metric", 2014.

@@ -1,4 +1,4 @@
-"""Contrast and edges: of the fused image alone, and edges that it took over from its sources."""
+"""Contrast and edges of the fused image, and the edges that it keeps from its sources."""
 
 import math
 from typing import NamedTuple
@@ -31,7 +31,7 @@ def spatial_frequency(fused: Image) -> Scores:
 
 
 def spatial_frequency_vifb(fused: Image) -> Scores:
-    """SF as VIFB has it: channels side by side as one wide image, sums divided by all pixels."""
+    """SF in VIFB's form: channels side by side as one wide image, sums divided by the number of all pixels."""
     wide = torch.cat(eight_bit(fused).unbind(1), -1)
     return ((wide.diff(dim=-1).square().sum((1, 2)) + wide.diff(dim=-2).square().sum((1, 2))) / wide[0].numel()).sqrt()
 
@@ -54,12 +54,12 @@ def average_gradient(fused: Image) -> Scores:
 
 
 def average_gradient_matlab(fused: Image) -> Scores:
-    """AG with the sum divided by (h - 1)(w - 1), as MATLAB code has it."""
+    """AG with the sum divided by (h - 1)(w - 1), as in MATLAB code."""
     return _steepness(fused).sum((1, 2, 3)) / ((fused.shape[-2] - 1) * (fused.shape[-1] - 1))
 
 
 def edge_intensity(fused: Image) -> Scores:
-    """EI, mean length of Sobel's gradient, the border repeated.
+    """EI, mean length of Sobel's gradient; the border is repeated.
 
     References:
         Rajalingam and Priya, "Hybrid multimodality medical image fusion technique for feature enhancement in medical
@@ -80,11 +80,11 @@ def _edges(levels: Tensor, border: str) -> _Edges:
 
 
 def gradient_preservation(fused: Image, sources: Sources) -> Scores:
-    r"""Qabf: how much of the sources' edges, in strength and angle, the fused image keeps.
+    r"""Qabf: the share of the sources' edges, in strength and angle, that the fused image keeps.
 
     .. math:: Q = \frac{\sum_k \sum_x g_k\, Q^g_k Q^a_k}{\sum_k \sum_x g_k}
 
-    with sigmoids of relative strength and angle.
+    The qualities Q are sigmoids of the relative strength and the relative angle.
 
     References:
         Xydeas and Petrovic, "Objective image fusion performance measure", 2000.
@@ -99,11 +99,11 @@ def gradient_preservation(fused: Image, sources: Sources) -> Scores:
 
 
 def fusion_artefacts(fused: Image, sources: Sources) -> Scores:
-    r"""Nabf: share of edges in the fused image that are stronger than in any source.
+    r"""Nabf: the share of edges in the fused image that are stronger than in any source.
 
     .. math:: N = \frac{\sum_k \sum_{x: g_F > g_j \forall j} w_k (1 - Q_k)}{\sum_k \sum_x w_k}
 
-    with Q as in Qabf, other constants, and weights of strength to the power of 1.5 (0.001 below two grey levels).
+    Q is as in Qabf with other constants. The weights are strength to the power of 1.5 (0.001 below two grey levels).
 
     References:
         Shreyamsha Kumar, "Multifocus and multispectral image fusion based on pixel significance using discrete
@@ -121,8 +121,8 @@ def fusion_artefacts(fused: Image, sources: Sources) -> Scores:
 
 
 def fusion_artefacts_misplaced(fused: Image, sources: Sources) -> Scores:
-    """Nabf of the first source, as if it had been fused from the other sources and the fused image.
+    """Nabf with the first source in the place of the fused image.
 
-    This is what a widely used script computes that passes the arguments in another order than the function takes.
+    A widely used script computes this: it passes the arguments in the wrong order.
     """
     return fusion_artefacts(sources[:, 0], torch.cat([sources[:, 1:], fused[:, None]], 1))

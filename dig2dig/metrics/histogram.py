@@ -48,8 +48,8 @@ def information(fused: Image, sources: Sources, saturated: bool = False) -> PerS
     Args:
         fused: Fused images.
         sources: Their sources.
-        saturated: Count levels 254 and 255 as one in the joint histogram but not alone, as MATLAB code does that
-            adds 1 to an 8-bit number; bright images score up to some per cent too high.
+        saturated: Count levels 254 and 255 as one, in the joint histogram only. MATLAB code that adds 1 to an 8-bit
+            number does this; values of bright images are then up to some per cent too high.
     """
     h_f, h_s, h_both = _entropies(fused, sources, saturated)
     return h_f + h_s - h_both
@@ -65,7 +65,7 @@ def mutual_information(fused: Image, sources: Sources) -> Scores:
 
 
 def mutual_information_nats(fused: Image, sources: Sources) -> Scores:
-    """MI in nats, as scikit-learn and VIFB give it."""
+    """MI in nats, as in scikit-learn and VIFB."""
     return mutual_information(fused, sources) * math.log(2)
 
 
@@ -75,7 +75,7 @@ def mutual_information_saturated(fused: Image, sources: Sources) -> Scores:
 
 
 def normalised_information(fused: Image, sources: Sources) -> Scores:
-    r"""NMI: :math:`\sum_k 2\, I(F; S_k) / (H(F) + H(S_k))`, K for a perfect copy of K equal sources.
+    r"""NMI: :math:`\sum_k 2\, I(F; S_k) / (H(F) + H(S_k))`. A perfect copy of K equal sources has K.
 
     References:
         Hossny et al., "Comments on 'Information measure for performance of image fusion'", 2008.

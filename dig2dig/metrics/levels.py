@@ -1,4 +1,4 @@
-"""Grey levels: what every metric is computed on."""
+"""Grey levels, on which every metric is computed."""
 
 from collections.abc import Callable
 
@@ -20,14 +20,14 @@ Score = Callable[[Image, Sources], Scores]
 
 
 def eight_bit(images: Tensor) -> Tensor:
-    """What an 8-bit file keeps of images in [0, 1]: whole numbers of 0 to 255, float64."""
+    """Images in [0, 1] as in an 8-bit file: whole numbers of 0 to 255, float64."""
     return (images.double() * 255).round().clamp(0, 255)
 
 
 def grey_levels(images: Tensor) -> Tensor:
     """Luminance in whole grey levels, float64: images in [0, 1] with 1 or 3 channels at axis -3.
 
-    As read back from an 8-bit file: the channels are rounded, then their luminance 0.299 R + 0.587 G + 0.114 B.
+    The channels are rounded, as in an 8-bit file. Then their luminance 0.299 R + 0.587 G + 0.114 B is rounded.
     """
     levels = eight_bit(images)
     if levels.shape[-3] == 1:
@@ -42,13 +42,13 @@ def both(fused: Image, sources: Sources) -> tuple[Grey, Levels]:
 
 
 def stretched(levels: Levels) -> Levels:
-    """Each image stretched to 0 … 255 and rounded, halves up as MATLAB does; a constant one stays as it is."""
+    """Each image stretched to 0 … 255 and rounded, halves up as in MATLAB; a constant image is not changed."""
     low, high = levels.amin((-2, -1), keepdim=True), levels.amax((-2, -1), keepdim=True)
     return torch.where(high > low, ((levels - low) / (high - low).clamp(min=1) * 255 + 0.5).floor(), levels)
 
 
 def by_channel(score: Score) -> Score:
-    """The mean of a metric over the channels, each taken for a grey image."""
+    """The mean of a metric over the channels, each as a grey image."""
 
     def mean(fused: Image, sources: Sources) -> Scores:
         channels = fused.shape[1]

@@ -1,4 +1,8 @@
-"""Metrics after models of human vision: visual information, contrast preservation, visible difference."""
+"""Metrics from models of human vision: visual information, contrast preservation, visible difference.
+
+Visual information in torchmetrics has the same definition. It takes 60 to 80 times as long and is less exact (up to
+5e-8 apart). A source without detail gives NaN.
+"""
 
 import torch
 from torch import Tensor
@@ -10,7 +14,7 @@ from dig2dig.shapes import Image, Sources
 
 
 def _information(f: Grey, s: Levels, size: int, noise: float = 2.0) -> tuple[PerSource, PerSource]:
-    """Information of each source that reaches the eye through the fused image, and all of it, on one scale."""
+    """Information in each source that the fused image passes to the eye, and all of it, on one scale."""
     m = moments(f, s, gaussian(size, size / 5))
     var_f, var_s = m.var_f.clamp(min=0), m.var_s.clamp(min=0)
     tiny = 1e-10
@@ -28,7 +32,7 @@ def _information(f: Grey, s: Levels, size: int, noise: float = 2.0) -> tuple[Per
 def visual_information(fused: Image, sources: Sources) -> PerSource:
     """VIF of each source in the fused image, pixel domain on four scales, about [0, 1]; needs 41 pixels a side.
 
-    A source without any detail has no information to pass on and counts 0.
+    A source without detail has no information; its value is 0.
 
     References:
         Sheikh and Bovik, "Image information and visual quality", 2006.
@@ -43,13 +47,8 @@ def visual_information(fused: Image, sources: Sources) -> PerSource:
     return torch.where(offered > 0, passed / offered.clamp(min=1e-12), 0.0)
 
 
-def visual_information_sum(fused: Image, sources: Sources) -> Scores:
-    """VIF, summed over the sources."""
-    return visual_information(fused, sources).sum(1)
-
-
 def _radius(levels: Levels, divisor: float) -> Tensor:
-    """Distance from zero frequency on the half plane of ``rfft2``, 1 / divisor of the size at Nyquist's."""
+    """Distance from zero frequency on the half plane of ``rfft2``: size / divisor at Nyquist's frequency."""
     h, w = levels.shape[-2:]
     rows = torch.fft.fftfreq(h, dtype=torch.float64, device=levels.device) * 2 * h / divisor
     columns = torch.fft.rfftfreq(w, dtype=torch.float64, device=levels.device) * 2 * w / divisor
@@ -76,10 +75,10 @@ def _masked_contrast(seen: Tensor) -> Tensor:
 
 
 def contrast_preservation(fused: Image, sources: Sources) -> Scores:
-    """Qcb: how far the local contrast that the eye sees in the sources is kept, weighted by squared contrast.
+    """Qcb: the share of the sources' visible local contrast that the fused image keeps, weighted by squared contrast.
 
-    Each image is stretched to 0 … 255, filtered by a contrast sensitivity of differences of Gaussians, and compared
-    in band contrast (Gaussians of 2 and 4 pixels) after masking.
+    Each image is stretched to 0 … 255 and filtered by a contrast sensitivity, a difference of Gaussians. The band
+    contrasts (Gaussians of 2 and 4 pixels) are masked and compared.
 
     References:
         Chen and Blum, "A new automated quality assessment algorithm for image fusion", 2009; constants as in Liu et
@@ -99,7 +98,7 @@ def contrast_preservation(fused: Image, sources: Sources) -> Scores:
 
 
 def _blocks(levels: Levels) -> Tensor:
-    """Mean of 16×16 blocks, zeros behind the right and lower border."""
+    """Mean of 16×16 blocks, with zeros beyond the right and lower border."""
     h, w = levels.shape[-2:]
     return avg_pool2d(pad(levels, (0, -w % 16, 0, -h % 16)), 16)
 
@@ -107,8 +106,8 @@ def _blocks(levels: Levels) -> Tensor:
 def visible_difference(fused: Image, sources: Sources) -> Scores:
     """Qcv, in squared levels, 0 at best: visible difference to the sources, weighted by their edges in 16×16 blocks.
 
-    Each image is stretched to 0 … 255; the difference is filtered by Mannos and Sakrison's contrast sensitivity;
-    a block of a source weighs the sum of its gradients to the power of 5.
+    Each image is stretched to 0 … 255. The difference is filtered by Mannos and Sakrison's contrast sensitivity. The
+    weight of a source's block is the sum of its gradients to the power of 5.
 
     References:
         Chen and Varshney, "A human perception inspired quality metric for image fusion based on regional

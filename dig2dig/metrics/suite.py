@@ -1,19 +1,19 @@
-"""The table of metrics, what they mean, and in which conventions they are published."""
+"""The table of metrics: what each means, and the conventions of its published values."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dig2dig.metrics import features, gradient, histogram, perception, structure
-from dig2dig.metrics.levels import Score, Scores, by_channel, eight_bit
+from dig2dig.metrics.levels import PerSource, Score, Scores, by_channel, eight_bit
 from dig2dig.shapes import Image, Sources
 
 CONVENTIONS = ("standard", "cddfuse", "tang", "vifb")
-"""Ours, and the forms in which others publish: CDDFuse, Tang's toolkit for MATLAB, the benchmark VIFB."""
+"""Our form of the metrics, and those of CDDFuse, of Tang's toolkit for MATLAB, and of the benchmark VIFB."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric and what one needs to know to read its numbers."""
+    """A metric, and the facts that explain its values."""
 
     name: str
     score: Score
@@ -23,20 +23,28 @@ class Metric:
     source: str
     higher_is_better: bool = True
     many: str = "fused image only"
-    """What happens to K sources."""
+    """How the values of K sources are combined."""
     smallest: int = 2
-    """Pixels on the shorter side below which the metric is not defined."""
+    """Pixels of the shorter side that the metric needs."""
     variants: dict[str, Score] = field(default_factory=dict)
     """Other published forms, by convention."""
 
     def __call__(self, fused: Image, sources: Sources, convention: str = "standard") -> Scores:
-        """The value of each image in a convention; the standard form where that has none of its own."""
+        """The value of each image in a convention; in the standard form if the convention has no form of its own."""
         return self.variants.get(convention, self.score)(fused, sources)
 
 
 def _alone(score: Callable[[Image], Scores]) -> Score:
-    """A metric that looks at the fused image only."""
+    """A metric of the fused image only."""
     return lambda fused, _: score(fused)
+
+
+def _sum(score: Callable[[Image, Sources], PerSource]) -> Score:
+    return lambda fused, sources: score(fused, sources).sum(1)
+
+
+def _mean(score: Callable[[Image, Sources], PerSource]) -> Score:
+    return lambda fused, sources: score(fused, sources).mean(1)
 
 
 def _vifb(score: Score) -> dict[str, Score]:
@@ -61,7 +69,7 @@ _TABLE = (
         "correlation of (fused minus the other sources' mean) with a source", "[-K, K]", "Aslantas 2015", many="sum",
     ),
     Metric(
-        "VIF", perception.visual_information_sum, "information of a source that passes, pixel domain, four scales",
+        "VIF", _sum(perception.visual_information), "information of a source that passes, pixel domain, four scales",
         "[0, about K]", "Sheikh 2006", many="sum", smallest=41,
     ),
     Metric(
@@ -70,10 +78,9 @@ _TABLE = (
         variants=_vifb(gradient.gradient_preservation),
     ),
     Metric(
-        "SSIM", structure.structural_similarity_mean, "structural similarity, 7×7 windows", "[-1, 1]", "Wang 2004",
+        "SSIM", _mean(structure.structural_similarity), "structural similarity, 7×7 windows", "[-1, 1]", "Wang 2004",
         many="mean", smallest=11, variants={
-            "cddfuse": structure.structural_similarity_sum,
-            **_vifb(structure.structural_similarity_gaussian),
+            "cddfuse": _sum(structure.structural_similarity), **_vifb(structure.structural_similarity_gaussian),
         },
     ),
     Metric(
@@ -148,35 +155,33 @@ _TABLE = (
 )  # fmt: skip
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}
-"""Every metric by its name. Called with images in [0, 1], it gives one value for each."""
+"""All metrics by name. A metric takes images in [0, 1] and gives one value for each."""
 
 MAIN = ("EN", "SD", "SF", "SCD", "VIF", "Qabf", "SSIM", "Nabf")
-"""Those that most papers report, and that are shown during runs."""
+"""The metrics that most papers report. Runs show these."""
 
 ALL = tuple(METRICS)
 """The whole suite."""
 
 
-def check_names(names: Sequence[str], convention: str) -> None:
-    """Refuse names and conventions that do not exist."""
-    if unknown := [name for name in names if name not in METRICS]:
-        raise ValueError(f"no metric {', '.join(unknown)}; there are {', '.join(ALL)}")
-    if convention not in CONVENTIONS:
-        raise ValueError(f"no convention {convention!r}; there are {', '.join(CONVENTIONS)}")
-
-
 def fusion_metrics(
     fused: Image, sources: Sources, convention: str = "standard", names: Sequence[str] = MAIN
 ) -> dict[str, Scores]:
-    """Metrics of fused images by name, one value for each image; those that they are too small for are left out.
+    """Metrics of fused images by name, one value for each image; a metric that needs larger images is left out.
 
     Args:
         fused: Fused images in [0, 1], grey or RGB, shape (b, c, h, w).
         sources: Their K sources in [0, 1], shape (b, k, c, h, w); luminance counts, except in ``vifb``.
-        convention: Whose form of each metric, see docs/metrics.md.
+        convention: The form of each metric, see docs/metrics.md.
         names: Which metrics, of :data:`ALL`.
+
+    Raises:
+        ValueError: A name or the convention does not exist.
     """
-    check_names(names, convention)
+    if unknown := [name for name in names if name not in METRICS]:
+        raise ValueError(f"no metric {', '.join(unknown)}; there are {', '.join(ALL)}")
+    if convention not in CONVENTIONS:
+        raise ValueError(f"no convention {convention!r}; there are {', '.join(CONVENTIONS)}")
     side = min(fused.shape[-2:])
     return {name: METRICS[name](fused, sources, convention) for name in names if side >= METRICS[name].smallest}
 
@@ -186,5 +191,5 @@ def reference_metrics(fused: Image, truth: Image) -> dict[str, Scores]:
     error = (eight_bit(fused) - eight_bit(truth)).square().mean((1, 2, 3))
     found = {"PSNR": 10 * (255**2 / error).log10()}
     if min(fused.shape[-2:]) >= METRICS["SSIM"].smallest:
-        found["SSIM"] = by_channel(structure.structural_similarity_mean)(fused, truth[:, None])
+        found["SSIM"] = by_channel(METRICS["SSIM"].score)(fused, truth[:, None])
     return found

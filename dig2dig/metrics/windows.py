@@ -23,9 +23,9 @@ def box(size: int) -> list[float]:
 
 
 def slide(images: Tensor, weights: Sequence[float]) -> Tensor:
-    """Weighted sums over square windows that lie inside the images, the same weights along rows and columns.
+    """Weighted sums over square windows inside the images, with the same weights along rows and columns.
 
-    One image at a time, tap by tap: on a CPU many times faster than a convolution in float64.
+    One image at a time, tap by tap: on a CPU this is many times faster than a convolution in float64.
     """
 
     def one(image: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """One contract for every network: a noisy image and its time in, the estimate of the clean image out."""
 
-import math
+import sys
+from copy import copy
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from dig2dig.priors.schedule import at
-from dig2dig.priors.windows import in_windows
+from dig2dig.priors.windows import Windows, in_windows
 from dig2dig.shapes import Image, Timestep
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
@@ -18,11 +20,8 @@ Precision = Literal["auto", "fp32", "bf16"]
 OVERLAP = 64
 """Pixels that neighbouring windows share."""
 
-SMALLEST_WINDOW = 192
-"""Side of windows that still see enough, for when memory is short."""
-
-ALWAYS_FITS = 256 * 256
-"""Pixels that every device has room for: calls up to this size are not measured."""
+WINDOW = 1408
+"""Side of the windows, pixels: one call of the bundled prior then takes about 1 GiB."""
 
 
 @lru_cache
@@ -36,42 +35,23 @@ def supports_bf16(device: torch.device) -> bool:
     return False
 
 
-def memory_budget(device: torch.device) -> float:
-    """Bytes that one call may take where nobody said: from what the device has, not from what is free just now.
+@dataclass(frozen=True)
+class Layout:
+    """What a network predicts, and of which images.
 
-    The windows, and so the result, depend on it.
+    Attributes:
+        prediction: What the network predicts, named as in diffusers.
+        channels: Channels of the images, 1 or 3.
+        patch: Side of the patches that the network works on.
+        multiple: Height and width must be divisible by this.
+        native: Side of the images that a network with attention was trained on; None without attention.
     """
-    if device.type == "cuda":
-        return 0.4 * torch.cuda.get_device_properties(device).total_memory
-    return 2.0**30
 
-
-def activation_bytes(denoiser: "Denoiser", device: torch.device, side: int = 64) -> float:
-    """Bytes per pixel that the network keeps at its peak, judged from the outputs of its modules on a small image.
-
-    Skip connections are kept all the way; beside them some six tensors as large as the largest one live at once.
-    """
-    largest, kept = denoiser.channels * 4, 0
-
-    def size(output: object) -> int:
-        return output.numel() * output.element_size() if isinstance(output, Tensor) else 0
-
-    def see(_: nn.Module, __: object, output: object) -> None:
-        nonlocal largest, kept
-        if isinstance(output, tuple):  # what a block of the way down keeps for the way up
-            kept += sum(size(one) for part in output if isinstance(part, tuple) for one in part)
-        largest = max(largest, size(output))
-
-    side = math.ceil(side / denoiser.multiple) * denoiser.multiple
-    handles = [module.register_forward_hook(see) for module in denoiser.network.modules()]
-    try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            image = torch.zeros(1, denoiser.channels, side, side, device=device)
-            denoiser.whole(image, torch.zeros(1, dtype=torch.long, device=device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return (kept + 6 * largest) / side**2
+    prediction: Prediction = "epsilon"
+    channels: int = 3
+    patch: int = 1
+    multiple: int = 1
+    native: int | None = None
 
 
 class Denoiser(nn.Module):
@@ -83,24 +63,17 @@ class Denoiser(nn.Module):
         \hat x_0 = (x_t - \sqrt{1-\bar\alpha_t}\,\hat\varepsilon) / \sqrt{\bar\alpha_t}, \qquad
         \hat x_0 = \sqrt{\bar\alpha_t}\, x_t - \sqrt{1-\bar\alpha_t}\,\hat v .
 
-    A network on 2×2 patches sees its images through ``pixel_unshuffle``; learned variances are dropped.
+    A network on 2×2 patches gets its images through ``pixel_unshuffle``; learned variances are dropped.
 
     Args:
         network: Maps ``(x_t, t)`` to the prediction, shape (b, channels · patch², h / patch, w / patch), or
             twice the channels if it also predicts a variance.
         alpha_bar: Schedule, float64, shape (n,).
-        prediction: What the network predicts, named as in diffusers.
-        channels: Channels of the images, 1 or 3.
-        patch: Side of the patches the network works on.
-        multiple: Height and width must be divisible by this.
-
-    Attributes:
+        layout: What the network predicts, and of which images.
         precision: ``fp32``, ``bf16`` (autocast of the network alone), or ``auto``: bf16 where it is native.
-        tile: Side of the windows that larger images are seen in; 0 = images are always seen whole, None = as large as
-            the memory allows.
-        memory: GiB that one call of the network may take for its activations; None = 1 on a CPU, 40 % of a GPU.
-        native: Side of the images that a network with attention was trained on, None without.
-        scarce: Memory ran out: one smallest window at a time.
+        window: Larger images are processed in windows of this side, and one call of the network gets at most as
+            many pixels as one window has; 0 = images are always processed whole. Networks with attention get windows
+            of at most twice their native side, because attention costs the square of the area.
 
     References:
         Salimans and Ho, "Progressive distillation for fast sampling of diffusion models", 2022 (v).
@@ -110,24 +83,24 @@ class Denoiser(nn.Module):
         self,
         network: nn.Module,
         alpha_bar: Tensor,
-        prediction: Prediction = "epsilon",
-        channels: int = 3,
-        patch: int = 1,
-        multiple: int = 1,
+        layout: Layout | None = None,
+        precision: Precision = "fp32",
+        window: int = WINDOW,
     ) -> None:
         super().__init__()
         self.network = network
-        self.prediction: Prediction = prediction
-        self.channels = channels
-        self.patch = patch
-        self.multiple = multiple
-        self.precision: Precision = "fp32"
-        self.tile: int | None = None
-        self.memory: float | None = None
-        self.native: int | None = None
-        self.scarce = False
-        self._pixels: dict[tuple[str, str], int] = {}
+        self.layout = layout or Layout()
+        self.prediction, self.channels = self.layout.prediction, self.layout.channels
+        self.patch, self.multiple = self.layout.patch, self.layout.multiple
+        self.precision: Precision = precision
+        self.window = window
         self.alpha_bar = alpha_bar.double().cpu()  # no buffer: not every device has float64
+
+    def in_windows(self, side: int) -> "Denoiser":
+        """The same network with windows of another side; the weights are shared."""
+        other = copy(self)
+        other.window = side
+        return other
 
     def outputs(self, x_t: Image, t: Timestep) -> tuple[Image, Image | None]:
         """What the network itself predicts and its learned variances, if any, in the image's layout and float32."""
@@ -141,12 +114,12 @@ class Denoiser(nn.Module):
 
     def estimate(self, x_t: Image, prediction: Image, t: Timestep) -> Image:
         """The estimate of the clean image that a prediction stands for."""
-        signal = at(self.alpha_bar, t, x_t)
+        alpha_bar_t = at(self.alpha_bar, t, x_t)
         if self.prediction == "sample":
             return prediction
         if self.prediction == "v_prediction":
-            return signal.sqrt() * x_t - (1 - signal).sqrt() * prediction
-        return (x_t - (1 - signal).sqrt() * prediction) / signal.sqrt()
+            return alpha_bar_t.sqrt() * x_t - (1 - alpha_bar_t).sqrt() * prediction
+        return (x_t - (1 - alpha_bar_t).sqrt() * prediction) / alpha_bar_t.sqrt()
 
     def whole(self, x_t: Image, t: Timestep) -> Image:
         """The estimate of the clean image, in one call of the network."""
@@ -155,40 +128,23 @@ class Denoiser(nn.Module):
     def forward(self, x_t: Image, t: Timestep) -> Image:
         """The estimate of the clean image, about [-1, 1], for each sample's own time.
 
-        Images larger than a window are seen in overlapping ones, batches larger than the memory allows in parts.
+        Images larger than a window are processed in overlapping ones, large batches in parts.
         """
-        count, size = len(x_t), x_t.shape[-2:]
-        side, pixels = self.window(x_t.device, *size), self.pixels(x_t.device, count * math.prod(size))
-        if count * math.prod(size) <= pixels and max(size) <= side:
+        side, pixels = self.side(*x_t.shape[-2:]), self.pixels
+        if x_t[:, 0].numel() <= pixels and max(x_t.shape[-2:]) <= side:
             return self.whole(x_t, t)
-        return in_windows(self.whole, x_t, t, side, OVERLAP, self.multiple, pixels)
+        return in_windows(self.whole, x_t, t, Windows(side, OVERLAP, self.multiple, pixels))
 
-    def pixels(self, device: torch.device, wanted: int) -> int:
-        """How many pixels, of all images together, one call may see on a device: what ``memory`` allows.
+    @property
+    def pixels(self) -> int:
+        """Most pixels, of all images together, that one call of the network gets."""
+        return self.side(0, 0) ** 2 if self.window else sys.maxsize
 
-        Args:
-            device: Where the network runs.
-            wanted: How many there are; up to ``ALWAYS_FITS`` nothing is measured.
-        """
-        if self.scarce:
-            return SMALLEST_WINDOW**2
-        if self.memory is None and wanted <= ALWAYS_FITS:
-            return ALWAYS_FITS
-        key = (device.type, self.precision)
-        if key not in self._pixels:
-            budget = memory_budget(device) if self.memory is None else self.memory * 2**30
-            self._pixels[key] = max(int(budget / activation_bytes(self, device)), ALWAYS_FITS // 4)
-        return self._pixels[key]
-
-    def window(self, device: torch.device, height: int, width: int) -> int:
-        """The largest side of an image that one call sees whole: a multiple of ``multiple``, or the whole side."""
-        if self.scarce:
-            return max(SMALLEST_WINDOW // self.multiple, 1) * self.multiple
-        if self.tile == 0 or (self.tile is None and self.memory is None and height * width <= ALWAYS_FITS):
+    def side(self, height: int, width: int) -> int:
+        """The largest side of an image that one call processes whole: a multiple of ``multiple``, or the whole side."""
+        if self.window == 0:
             return max(height, width)
-        side = self.tile or math.isqrt(self.pixels(device, height * width))
-        if self.tile is None and self.native:
-            side = min(side, 2 * self.native)  # attention costs the square of the area
+        side = min(self.window, 2 * self.layout.native) if self.layout.native else self.window
         return max(side // self.multiple, 1) * self.multiple
 
 
@@ -206,11 +162,11 @@ class GaussianDenoiser(Denoiser):
     """
 
     def __init__(self, mean: float, std: float, alpha_bar: Tensor, channels: int = 1) -> None:
-        super().__init__(nn.Identity(), alpha_bar, "sample", channels)
+        super().__init__(nn.Identity(), alpha_bar, Layout("sample", channels))
         self.mean, self.variance = mean, std**2
 
     def outputs(self, x_t: Image, t: Timestep) -> tuple[Image, None]:
         """The posterior mean."""
-        signal = at(self.alpha_bar, t, x_t)
-        slope = signal.sqrt() * self.variance / (signal * self.variance + 1 - signal)
-        return self.mean + slope * (x_t - signal.sqrt() * self.mean), None
+        alpha_bar_t = at(self.alpha_bar, t, x_t)
+        slope = alpha_bar_t.sqrt() * self.variance / (alpha_bar_t * self.variance + 1 - alpha_bar_t)
+        return self.mean + slope * (x_t - alpha_bar_t.sqrt() * self.mean), None

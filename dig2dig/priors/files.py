@@ -11,25 +11,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dig2dig.errors import PriorError, first_line
+
 CHECKSUMS = "SHA256SUMS"
-
-
-class PriorError(ValueError):
-    """A prior that cannot be used, told in one line: path, what was expected, where to get it."""
+BUNDLED = Path(__file__).parent / "bundled"
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Names of early diffusers releases, and those of today."""
 
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, of several lines the first; its kind where it says nothing."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -50,7 +43,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise PriorError(f"{path}: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise PriorError(f"{path}: expected a state dict of tensors, found {type(state).__name__}")
-    pattern = rf"(?<=\.)({'|'.join(OLD_ATTENTION)})(?=\.(weight|bias)$)"  # names of early diffusers releases
+    pattern = rf"(?<=\.)({'|'.join(OLD_ATTENTION)})(?=\.(weight|bias)$)"
     return {re.sub(pattern, lambda match: OLD_ATTENTION[match[1]], name): value for name, value in state.items()}
 
 
@@ -71,3 +64,43 @@ def check_sha256(path: Path, expected: str | None) -> None:
     found = file_sha256(path)
     if found != expected.lower():
         raise PriorError(f"{path}: SHA-256 is {found}, expected {expected}: the file was altered or cut; get it again")
+
+
+def weights_file(path: str | Path = "bundled") -> Path:
+    """The file that holds a prior's weights."""
+    file = Path(path)
+    return file if file.suffix in (".pt", ".pth") else unet_files(find_folder(str(path)))[1]
+
+
+def find_folder(path: str) -> Path:
+    """The folder of a prior: the bundled one, one on this disk, or one fetched from the Hugging Face hub."""
+    if path == "bundled":
+        return BUNDLED
+    if Path(path).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        return Path(path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.bin"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise PriorError(
+            f"{path}: neither a local folder nor to be had from the Hugging Face hub ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def unet_files(folder: Path) -> tuple[Path, Path, Path]:
+    """Config, weights and scheduler config of a pipeline folder, with or without subfolders."""
+    unet = folder / "unet" if (folder / "unet").is_dir() else folder
+    scheduler = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
+    weights = unet / "diffusion_pytorch_model.safetensors"
+    if not weights.is_file() and weights.with_suffix(".bin").is_file():
+        weights = weights.with_suffix(".bin")
+    files = unet / "config.json", weights, scheduler / "scheduler_config.json"
+    for file in files:
+        if not file.is_file():
+            raise PriorError(
+                f"{file}: no such file; a prior is a diffusers folder with unet/config.json, "
+                "unet/diffusion_pytorch_model.safetensors and scheduler/scheduler_config.json"
+            )
+    return files

@@ -1,10 +1,6 @@
-"""Low-rank adapters: a few weights beside a frozen prior, their own small file, merged when the prior is used.
-
-``python -m dig2dig.priors.lora merge PRIOR ADAPTER FOLDER`` writes the merged prior as a diffusers folder.
-"""
+"""Low-rank adapters: a few weights beside a frozen prior, in a small file, merged when the prior is used."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +9,9 @@ from safetensors.torch import save
 from torch import nn
 
 from dig2dig.atomic import write_atomically
-from dig2dig.config import PriorConfig
+from dig2dig.errors import PriorError, RunError
 from dig2dig.priors.denoiser import Denoiser
-from dig2dig.priors.files import PriorError, check_sha256, file_sha256, read_json, read_weights
-from dig2dig.priors.load import load_prior, save_prior, weights_file
+from dig2dig.priors.files import file_sha256, read_json, read_weights, weights_file
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"]
 """Layers that get adapters: attention, and both convolutions of each residual block."""
@@ -28,7 +23,7 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise PriorError("adapters need peft: pip install 'dig2dig[finetune]'") from error
+        raise RunError("adapters need peft: pip install 'dig2dig[finetune]'") from error
     return peft
 
 
@@ -77,14 +72,13 @@ def adapter_file(folder: Path) -> Path:
     return folder / WEIGHTS
 
 
-def merge_adapter(denoiser: Denoiser, folder: Path, prior: str, sha256: str | None = None) -> None:
+def merge_adapter(denoiser: Denoiser, folder: Path, prior: str) -> None:
     """Adds the adapters in ``folder`` to the weights of the prior they were trained for; nothing is left beside them.
 
     Raises:
         PriorError: Files are missing or damaged, or belong to another prior.
     """
     weights = adapter_file(folder)
-    check_sha256(weights, sha256)
     config, state = read_json(folder / CONFIG), read_weights(weights)
     expected, found = config.get("base_sha256"), file_sha256(weights_file(prior))
     if expected not in (None, found):
@@ -102,20 +96,6 @@ def merge_adapter(denoiser: Denoiser, folder: Path, prior: str, sha256: str | No
     merge(denoiser)
 
 
-def open_prior(config: PriorConfig) -> Denoiser:
-    """The prior that a configuration names, with its adapter merged, as it is to be run."""
-    denoiser = load_prior(config.path, config.sha256, config.precision)
-    if config.adapter:
-        merge_adapter(denoiser, Path(config.adapter), config.path, config.adapter_sha256)
-    denoiser.tile = None if config.tile == "auto" else int(config.tile)
-    denoiser.memory = config.memory
-    if config.precision == "bf16":
-        denoiser.network.to(torch.bfloat16)
-    if config.compile:
-        denoiser.network.compile()
-    return denoiser
-
-
 def merge(denoiser: Denoiser) -> None:
     """Turns every adapted layer back into a plain one whose weights hold the sum."""
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -129,23 +109,3 @@ def merge(denoiser: Denoiser) -> None:
                 parent, _, child = name.rpartition(".")
                 setattr(unet.get_submodule(parent), child, layer.get_base_layer())
     denoiser.requires_grad_(False)
-
-
-def main(argv: list[str]) -> int:
-    """``merge PRIOR ADAPTER FOLDER``."""
-    if len(argv) != 4 or argv[0] != "merge":
-        print("usage: python -m dig2dig.priors.lora merge PRIOR ADAPTER FOLDER", file=sys.stderr)
-        return 2
-    try:
-        denoiser = load_prior(argv[1], precision="fp32")
-        merge_adapter(denoiser, Path(argv[2]), argv[1])
-        save_prior(denoiser, Path(argv[3]))
-    except PriorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{argv[3]}: merged prior written")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

@@ -15,23 +15,24 @@ VALIDATION_SIGMAS = (15, 25, 50, 100)
 """Noise levels at which denoising is measured, in grey levels of 255."""
 
 
-def draw_times(
-    uniform: Tensor, alpha_bar: AlphaBar, sigma_min: float, sigma_max: float, uniform_share: float
-) -> Timestep:
-    """Time indices whose noise levels are uniform in log sigma, a share of them uniform in time instead.
+UNIFORM_SHARE = 0.1
+"""Share of the training samples whose time is drawn uniformly over all indices."""
+
+
+def draw_times(uniform: Tensor, alpha_bar: AlphaBar, sigma_min: float, sigma_max: float) -> Timestep:
+    """Time indices whose noise levels are uniform in log sigma, ``UNIFORM_SHARE`` of them uniform in time instead.
 
     Args:
         uniform: Two random numbers in [0, 1) for each sample, shape (b, 2).
         alpha_bar: Schedule, shape (n,).
         sigma_min: Smallest noise level, for images in [-1, 1].
         sigma_max: Largest noise level.
-        uniform_share: Share of samples drawn uniformly over all indices.
     """
     position, choice = uniform.double().unbind(1)
-    levels = sigma_min * (sigma_max / sigma_min) ** position
-    by_level = time_of_noise_level(alpha_bar, levels)
+    sigmas = sigma_min * (sigma_max / sigma_min) ** position
+    by_sigma = time_of_noise_level(alpha_bar, sigmas)
     by_index = (position * len(alpha_bar)).long()
-    return torch.where(choice < uniform_share, by_index, by_level)
+    return torch.where(choice < UNIFORM_SHARE, by_index, by_sigma)
 
 
 def diffusion_loss(denoiser: Denoiser, x0: Image, noise: Image, t: Timestep, variance_weight: float = 0.0) -> Tensor:
@@ -47,11 +48,11 @@ def diffusion_loss(denoiser: Denoiser, x0: Image, noise: Image, t: Timestep, var
     """
     x_t = add_noise(x0, noise, t, denoiser.alpha_bar)
     prediction, variance = denoiser.outputs(x_t, t)
-    signal = at(denoiser.alpha_bar, t, x0)
+    alpha_bar_t = at(denoiser.alpha_bar, t, x0)
     if denoiser.prediction == "epsilon":
         target = noise
     elif denoiser.prediction == "v_prediction":
-        target = signal.sqrt() * noise - (1 - signal).sqrt() * x0
+        target = alpha_bar_t.sqrt() * noise - (1 - alpha_bar_t).sqrt() * x0
     else:
         target = x0
     loss = (prediction - target).square().flatten(1).mean(1)
@@ -111,18 +112,17 @@ def loss_weight(kind: Literal["none", "min_snr"], gamma: float, denoiser: Denois
     References:
         Hang et al., "Efficient diffusion training via min-SNR weighting strategy", 2023.
     """
-    signal = denoiser.alpha_bar.to(t.device)[t]
+    alpha_bar_t = denoiser.alpha_bar.to(t.device)[t]
     if kind == "none":
-        return torch.ones_like(signal).float()
-    snr = signal / (1 - signal)
+        return torch.ones_like(alpha_bar_t).float()
+    snr = alpha_bar_t / (1 - alpha_bar_t)
     unit = {"sample": torch.ones_like(snr), "epsilon": snr, "v_prediction": snr + 1}[denoiser.prediction]
     return (snr.clamp(max=gamma) / unit).float()
 
 
 def denoising_psnr(denoiser: Denoiser, images: Image, noise: Image, sigma: float) -> Tensor:
     """PSNR in dB of the one-step estimate of images in [0, 1] with Gaussian noise of ``sigma`` / 255, shape (b,)."""
-    level = torch.tensor([2 * sigma / 255])
-    t = time_of_noise_level(denoiser.alpha_bar, level).expand(len(images)).to(images.device)
+    t = time_of_noise_level(denoiser.alpha_bar, torch.tensor([2 * sigma / 255])).expand(len(images)).to(images.device)
     x_t = add_noise(2 * images - 1, noise, t, denoiser.alpha_bar)
     estimate = ((denoiser(x_t, t) + 1) / 2).clamp(0, 1)
     return -10 * torch.log10((estimate - images).square().flatten(1).mean(1))

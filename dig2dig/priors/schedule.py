@@ -1,4 +1,4 @@
-"""The noise schedule: cumulative signal, noising, and the grids of time indices a sampler visits."""
+"""The noise schedule: alpha_bar, noising, and grids of time indices."""
 
 import math
 from collections.abc import Sequence
@@ -47,8 +47,8 @@ def alpha_bar(
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
     else:
         u = torch.arange(steps + 1, dtype=torch.float64) / steps
-        signal = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
-        betas = (1 - signal[1:] / signal[:-1]).clamp(max=0.999)
+        cosine = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+        betas = (1 - cosine[1:] / cosine[:-1]).clamp(max=0.999)
     return torch.cumprod(1 - betas, dim=0)
 
 
@@ -80,8 +80,8 @@ def add_noise(x0: Image, noise: Image, t: Timestep, alpha_bar: AlphaBar) -> Imag
 
     .. math:: x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \varepsilon
     """
-    signal = at(alpha_bar, t, x0)
-    return signal.sqrt() * x0 + (1 - signal).sqrt() * noise
+    alpha_bar_t = at(alpha_bar, t, x0)
+    return alpha_bar_t.sqrt() * x0 + (1 - alpha_bar_t).sqrt() * noise
 
 
 def generators(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
@@ -134,8 +134,8 @@ def time_grid(
         times = torch.linspace(first, last, steps, dtype=torch.float64).round().long()
     else:
         log_sigma = noise_level(alpha_bar).log()
-        levels = torch.linspace(float(log_sigma[first]), float(log_sigma[last]), steps, dtype=torch.float64)
-        times = time_of_noise_level(alpha_bar, levels.exp())
+        sigmas = torch.linspace(float(log_sigma[first]), float(log_sigma[last]), steps, dtype=torch.float64)
+        times = time_of_noise_level(alpha_bar, sigmas.exp())
     return strictly_decreasing(times)
 
 

@@ -1,7 +1,8 @@
-"""Any size in, same size out: padding, and overlapping windows where a network cannot see the whole image at once."""
+"""Images of any size: padding, and overlapping windows for images that are too large for one call of a network."""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import product
 
 import torch
@@ -51,9 +52,9 @@ def window_starts(length: int, side: int, overlap: int, multiple: int) -> tuple[
 
 
 def window_shares(starts: list[int], side: int, length: int, overlap: int) -> Float[Tensor, "windows side"]:
-    """What each window has to say at each of its positions: one inside, falling smoothly where two overlap.
+    """Share of each window in the result at each of its positions: one inside, falling smoothly where two overlap.
 
-    The outer quarter of an overlap, where a window knows too little of what lies around, does not count. The shares of
+    The outer quarter of an overlap does not count: a network knows too little of what lies around it. The shares of
     all windows sum to one everywhere.
     """
     position = torch.arange(side, dtype=torch.float32)
@@ -69,34 +70,41 @@ def window_shares(starts: list[int], side: int, length: int, overlap: int) -> Fl
     return torch.stack([share / total[s : s + side] for s, share in zip(starts, shares, strict=True)])
 
 
-def in_windows(
-    function: Callable[[Image, Timestep], Image],
-    x_t: Image,
-    t: Timestep,
-    side: int,
-    overlap: int,
-    multiple: int,
-    pixels: int,
-) -> Image:
-    """Applies a function to overlapping windows of images and blends what it gives.
+@dataclass(frozen=True)
+class Windows:
+    """How images are cut into windows.
 
-    Args:
-        function: Maps windows and their times to images of the same shape.
-        x_t: Images, height and width divisible by ``multiple``.
-        t: Time index of each image.
+    Attributes:
         side: Height and width of a window, at most.
         overlap: Pixels that neighbours share.
         multiple: Windows begin at multiples of this.
-        pixels: Of all windows in one call, at most, but for a single window.
+        pixels: Of all windows in one call, at most; a single window may have more.
     """
-    (tops, height), (lefts, width) = (window_starts(n, side, overlap, multiple) for n in x_t.shape[-2:])
+
+    side: int
+    overlap: int
+    multiple: int
+    pixels: int
+
+
+def in_windows(function: Callable[[Image, Timestep], Image], x_t: Image, t: Timestep, windows: Windows) -> Image:
+    """Applies a function to overlapping windows of images and blends the results.
+
+    Args:
+        function: Maps windows and their times to images of the same shape.
+        x_t: Images, height and width divisible by ``windows.multiple``.
+        t: Time index of each image.
+        windows: How the images are cut.
+    """
+    w = windows
+    (tops, height), (lefts, width) = (window_starts(n, w.side, w.overlap, w.multiple) for n in x_t.shape[-2:])
     rows, columns = (
-        window_shares(starts, length, n, overlap).to(x_t)
+        window_shares(starts, length, n, w.overlap).to(x_t)
         for starts, length, n in ((tops, height, x_t.shape[-2]), (lefts, width, x_t.shape[-1]))
     )
     result = torch.zeros_like(x_t)
     places = list(product(range(len(x_t)), range(len(tops)), range(len(lefts))))
-    per_call = max(1, pixels // (height * width))
+    per_call = max(1, w.pixels // (height * width))
     for first in range(0, len(places), per_call):
         part = places[first : first + per_call]
         views = [_window(x_t[i], tops[y], lefts[x], height, width) for i, y, x in part]

@@ -11,6 +11,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from dig2dig.errors import ReportError
+
 OPTIONS = {"out": "comparison.html", "pairs": "20"}
 
 
@@ -24,7 +26,7 @@ def main(argv: list[str]) -> int:
     options = OPTIONS | {name: value for name, _, value in named}
     from dig2dig.atomic import write_atomically
     from dig2dig.report.page import render
-    from dig2dig.report.runs import ReportError, comparison, open_runs
+    from dig2dig.report.runs import comparison, open_runs
 
     try:
         if len(folders) < 2:

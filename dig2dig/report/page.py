@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dig2dig.metrics import ALL, METRICS
-from dig2dig.report.cards import Card, ranks
+from dig2dig.report.views import PairView, ranks
 from dig2dig.tracking.panels import COLOURS
 
 PARTS = Path(__file__).parent / "page"
@@ -48,6 +48,7 @@ class Page:
         command: The command line.
         record: Every option, as YAML.
         table: Rows of a table of runs or options, the first one its head.
+        scores: Rows of a table of metrics over all pairs, the first one its head.
         failed: Pairs that failed.
         cards: Pairs with pictures.
         others: Pairs without.
@@ -61,8 +62,9 @@ class Page:
     command: str = ""
     record: str = ""
     table: Sequence[Sequence[str]] = ()
+    scores: Sequence[Sequence[str]] = ()
     failed: Sequence[Row] = ()
-    cards: Sequence[Card] = ()
+    cards: Sequence[PairView] = ()
     others: Sequence[Row] = ()
     left_out: int = 0
     unlisted: int = 0
@@ -81,7 +83,7 @@ def link(path: str) -> str:
     return f"file://{'' if url.startswith('/') else '/'}{url}" if Path(path).is_absolute() else url
 
 
-def scores_table(card: Card) -> dict[str, Any] | None:
+def scores_table(card: PairView) -> dict[str, Any] | None:
     """Metrics of the panels that have any, with ranks where there is more than one; None without any."""
     panels = [panel for panel in card.panels if panel.scores]
     names = [name for name in ALL if any(name in panel.scores for panel in panels)]
@@ -97,10 +99,10 @@ def scores_table(card: Card) -> dict[str, Any] | None:
     return {"metrics": [METRICS[name] for name in names], "rows": rows, "ranked": len(rows) > 1}
 
 
-def steps_json(card: Card) -> dict[str, Any]:
+def steps_json(card: PairView) -> dict[str, Any]:
     """What the page's script needs to show the steps."""
     values = card.to_json()
-    return {name: values[name] for name in ("times", "weights", "moments")} | {
+    return {name: values[name] for name in ("times", "weights", "views")} | {
         "modalities": [shown(modality) for modality in card.modalities]
     }
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from datamodules.ranges import to_unit
-from datamodules.readers.pixels import ImageError
 from datamodules.readers.source import read_source
 from dig2dig.color import luminance
+from dig2dig.errors import ImageError
 from dig2dig.metrics import fusion_metrics
-from dig2dig.report.cards import Card, Panel, finite
 from dig2dig.report.thumbs import Detail, data_uri, small, within_budget
+from dig2dig.report.views import PairView, Panel, finite
 
 Shown = tuple[Panel, Tensor | None]
 """A panel that has no thumbnail yet, and its picture."""
@@ -24,7 +24,7 @@ MEASURED = 2**22
 """Pixels of the largest pictures that are measured: metrics of larger ones need more memory than their fusion."""
 
 
-def read_picture(file: Path, scale: str = "auto") -> Tensor | None:
+def load_picture(file: Path, scale: str = "auto") -> Tensor | None:
     """A source as (1 or 3, h, w) in [0, 1], of a video or volume the first frame; None where it cannot be read."""
     try:
         pixels = torch.from_numpy(to_unit(read_source(file).pixels, scale)[0])
@@ -61,7 +61,7 @@ def size_facts(height: int, width: int) -> list[str]:
     return [f"{width}×{height}", *(["too large for metrics"] if height * width > MEASURED else [])]
 
 
-def picture_card(
+def view_of_files(
     name: str,
     sources: Mapping[str, Path],
     results: Mapping[str, Path],
@@ -70,7 +70,7 @@ def picture_card(
     known: Mapping[str, dict[str, float]] | None = None,
     ours: Sequence[str] = (),
     prepare: Callable[[Tensor], Tensor] = lambda image: image,
-) -> Card:
+) -> PairView:
     """The card of one pair from files; what cannot be read is shown as missing.
 
     Args:
@@ -106,13 +106,13 @@ def picture_card(
         shown.append((Panel(label, role, "", path, found, _note(image, size)), small(image)))
     height, width = size or (3, 4)
     told = size_facts(height, width) if size else []
-    card = Card(name, [*told, *facts], width, height, [])
+    card = PairView(name, [*told, *facts], width, height, [])
     return within_budget(lambda detail: replace(card, panels=encoded(shown, detail)))
 
 
 def _prepared(file: Path, prepare: Callable[[Tensor], Tensor], scale: str = "auto") -> tuple[Tensor | None, bool]:
     """A picture, and whether it is the whole one of the file."""
-    whole = read_picture(file, scale)
+    whole = load_picture(file, scale)
     image = None if whole is None else prepare(whole)
     return image, whole is None or image is None or image.shape == whole.shape
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dig2dig.fusion.resample import fit
-from dig2dig.report.cards import Card
+from dig2dig.fusion.resample import resize
+from dig2dig.report.views import PairView
 from dig2dig.tracking.panels import to_pixels
 
 BUDGET = 700_000
@@ -40,12 +40,12 @@ DETAILS = (
 
 def small(image: Tensor | None) -> Tensor | None:
     """As much of a picture as any page shows."""
-    return None if image is None else fit(image.float(), DETAILS[0].picture)
+    return None if image is None else resize(image.float(), DETAILS[0].picture)
 
 
 def data_uri(image: Tensor, side: int, quality: int) -> str:
     """An image (1 or 3, h, w) in [0, 1], no larger than ``side`` pixels, as a WebP picture in a URI."""
-    pixels = to_pixels(fit(image.detach().float(), side).nan_to_num(0.0))
+    pixels = to_pixels(resize(image.detach().float(), side).nan_to_num(0.0))
     buffer = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(
         buffer, "WEBP", quality=quality, method=2, exact=False
@@ -55,11 +55,11 @@ def data_uri(image: Tensor, side: int, quality: int) -> str:
 
 def grey_map(values: Tensor, low: float, high: float, side: int, power: float = 1.0) -> str:
     """A map (h, w) as a grey picture: black at ``low``, white at ``high``, ``share ** power`` between them."""
-    scaled = (fit(values[None].float(), side) - low) / max(high - low, 1e-12)
+    scaled = (resize(values[None].float(), side) - low) / max(high - low, 1e-12)
     return data_uri(scaled.clamp(0, 1) ** power, side, 90)
 
 
-def within_budget(make: Callable[[Detail], Card], budget: int = BUDGET) -> Card:
+def within_budget(make: Callable[[Detail], PairView], budget: int = BUDGET) -> PairView:
     """The most detailed card that is no longer than the budget, or else the least detailed one."""
     card = make(DETAILS[0])
     for detail in DETAILS[1:]:

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
-from dig2dig.atomic import write_atomically
+from dig2dig.atomic import is_first_process, write_atomically
 from dig2dig.config import LoggerConfig
-from dig2dig.priors.files import PriorError
+from dig2dig.errors import RunError
 
 
 def make_loggers(config: LoggerConfig, out: Path, record: dict[str, Any], start: int = 0) -> list[Logger]:
@@ -26,7 +25,7 @@ def make_loggers(config: LoggerConfig, out: Path, record: dict[str, Any], start:
         start: Step at which a resumed run goes on: what was logged from there on is replaced.
 
     Raises:
-        PriorError: A logger is not installed.
+        RunError: A logger is not installed.
     """
     loggers: list[Logger] = []
     if config.csv:
@@ -45,7 +44,7 @@ def _csv_logger(out: Path, start: int) -> CSVLogger:
             rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
         kept = [row for row in rows if int(row.get("step", start)) < start]
     logger = CSVLogger(out, name="log", version="", flush_logs_every_n_steps=1)
-    if _first():
+    if is_first_process():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Experiment logs directory")
             logger.experiment.metrics = kept
@@ -57,14 +56,14 @@ def _tensorboard_logger(out: Path, start: int) -> TensorBoardLogger:
     try:
         return TensorBoardLogger(out, name="tensorboard", version="", purge_step=start or None)
     except ModuleNotFoundError as error:
-        raise PriorError("logger.tensorboard needs TensorBoard: pip install 'dig2dig[finetune]'") from error
+        raise RunError("logger.tensorboard needs TensorBoard: pip install 'dig2dig[finetune]'") from error
 
 
 def _wandb_logger(config: LoggerConfig, out: Path, record: dict[str, Any]) -> WandbLogger:
     from wandb import Settings
 
     mark = out / "wandb_id"
-    if _first() and not mark.is_file():
+    if is_first_process() and not mark.is_file():
         write_atomically(mark, token_hex(4).encode())
     online = config.wandb.mode == "online"
     return WandbLogger(
@@ -80,10 +79,6 @@ def _wandb_logger(config: LoggerConfig, out: Path, record: dict[str, Any]) -> Wa
     )
 
 
-def _first() -> bool:
-    return getattr(rank_zero_only, "rank", 0) == 0
-
-
 def log_scalars(loggers: Iterable[Logger], values: dict[str, float], step: int) -> None:
     """Sends numbers."""
     for logger in loggers:
@@ -94,7 +89,7 @@ def close(loggers: Iterable[Logger]) -> None:
     """Writes what is left, and ends what would otherwise stay open until the process ends."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            if _first() and logger._experiment is not None:
+            if is_first_process() and logger._experiment is not None:
                 logger.experiment.finish()
         else:
             logger.finalize("success")

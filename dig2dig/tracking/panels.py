@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from dig2dig.fusion.sampler import Snapshot
+from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.statistics import DigStatistics
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: told apart by everyone

@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from dig2dig.config_train import TrainConfig
 from dig2dig.priors.denoiser import Denoiser
+from dig2dig.priors.loss import UNIFORM_SHARE
 
 CARD = """---
 library_name: diffusers
@@ -22,7 +23,7 @@ An unconditional diffusion prior for dig2dig, {origin}.
 | learned | {mode} |
 | steps | {steps} of {batch} crops of {crop} px, seed {seed}, precision {precision} |
 | learning rate | {lr:g}, {warmup} steps of warm-up, then cosine; EMA {ema:g}; clipped at {clip:g} |
-| noise levels | uniform in log sigma from {sigma_min:g} to {sigma_max:g}, {uniform_share:.0%} uniform in time |
+| noise levels | uniform in log sigma from {sigma_min:g} to {sigma_max:g}, {uniform:.0%} uniform in time |
 | weighting | {weighting} |
 | data | {images} images of `{root}` |
 | made with | dig2dig {dig2dig}, torch {torch}, Python {python} |
@@ -68,7 +69,7 @@ def model_card(config: TrainConfig, denoiser: Denoiser, facts: Facts) -> str:
     mode = {
         "full": "all weights",
         "lora": f"low-rank adapters of rank {adapt.rank}, alpha {adapt.alpha:g}; `adapter/` holds them alone",
-        "last": f"the output layers and the last {adapt.blocks} up block(s)",
+        "last": "the output layers and the last up block",
     }[adapt.mode]
     weighting = f"min-SNR, gamma {o.gamma:g}" if o.weighting == "min_snr" else "none"
     use = f"prior.path={config.prior} prior.adapter={config.out}/adapter"
@@ -93,7 +94,7 @@ def model_card(config: TrainConfig, denoiser: Denoiser, facts: Facts) -> str:
         torch=version("torch"),
         python=platform.python_version(),
         **{name: getattr(o, name) for name in ("steps", "lr", "warmup", "ema", "clip", "sigma_min", "sigma_max")},
-        uniform_share=o.uniform_share,
+        uniform=UNIFORM_SHARE,
     )
 
 

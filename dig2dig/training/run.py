@@ -1,62 +1,53 @@
-"""One run of ``train.py``: what learns, where it stands, how Lightning runs it, and what it leaves."""
+"""One run of ``train.py``: where it stands, how Lightning runs it, and what it leaves."""
 
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ThroughputMonitor
-from lightning.pytorch.callbacks import TQDMProgressBar as ProgressBar
 
 from datamodules.image_data import ImageDataModule
 from datamodules.pair_data import PairDataset
 from datamodules.pairing import find_pairs
 from datamodules.pairs import Reading, Sample
 from datamodules.transforms import PairTransform, validation_crop
-from dig2dig.atomic import write_atomically
+from dig2dig.atomic import lock, write_atomically
 from dig2dig.cli import from_yaml, to_yaml
-from dig2dig.config_train import AdaptConfig, TrainConfig
-from dig2dig.inference.run import build_trainer
-from dig2dig.modules import PriorModule
+from dig2dig.config_train import TrainConfig
+from dig2dig.errors import RunError, told
+from dig2dig.modules.prior import PriorModule, choose_weights, starting_prior
+from dig2dig.priors.build import save_prior
 from dig2dig.priors.denoiser import Denoiser
-from dig2dig.priors.files import PriorError, file_sha256
-from dig2dig.priors.load import build_prior, load_prior, save_prior, weights_file
-from dig2dig.priors.lora import add_adapter, merge_adapter, save_adapter
+from dig2dig.priors.files import file_sha256, weights_file
+from dig2dig.priors.lora import save_adapter
 from dig2dig.priors.loss import validation_psnr
 from dig2dig.tracking.loggers import close, log_scalars, make_loggers
-from dig2dig.tracking.monitor import FusionMonitor, fuse_and_describe, scalars
+from dig2dig.tracking.monitor import FusionMonitor
+from dig2dig.tracking.progress import Progress
+from dig2dig.tracking.trainer import build_trainer, prepare
 from dig2dig.training.card import Facts, model_card
-from dig2dig.training.checkpoints import AtomicCheckpointIO, WeightAverage, cluster, finish, read_checkpoint
+from dig2dig.training.checkpoints import AtomicCheckpointIO, WeightAverage, finish, read_checkpoint
 
 
-def open_prior(config: TrainConfig) -> Denoiser:
-    """The prior that a run starts from, or a new one; in fp32, the trainer's precision decides."""
-    if not config.prior:
-        net = config.network
-        return build_prior(net.channels, net.layers, net.patch, net.prediction)
-    denoiser = load_prior(config.prior, config.prior_sha256, "fp32")
-    if config.adapter:
-        merge_adapter(denoiser, Path(config.adapter), config.prior)
-    return denoiser
-
-
-def choose_weights(denoiser: Denoiser, adapt: AdaptConfig) -> Denoiser:
-    """Lets those weights learn that the mode names, and no others."""
-    denoiser.requires_grad_(adapt.mode == "full").train()
-    if adapt.mode == "lora":
-        add_adapter(denoiser, adapt.rank, adapt.alpha)
-    elif adapt.mode == "last":
-        unet: Any = denoiser.network.unet
-        blocks = list(unet.up_blocks)[len(unet.up_blocks) - min(adapt.blocks, len(unet.up_blocks)) :]
-        for part in (*blocks, unet.conv_norm_out, unet.conv_out):
-            part.requires_grad_(True)
-    return denoiser
+@told
+def train(config: TrainConfig) -> int:
+    """Trains, or resumes where ``OUT/checkpoints`` stands, and writes the finished prior or adapter into ``OUT``."""
+    prepare()
+    seed_everything(config.seed, verbose=False)
+    if config.validate:
+        validate(config)
+        return 0
+    with nullcontext() if config.fast_dev_run else lock(Path(config.out)):
+        fit(config)
+    return 0
 
 
 def fusion_samples(config: TrainConfig) -> list[Sample]:
-    """The pairs that are fused during training, cropped; pairs that cannot be read are reported and left out."""
+    """The pairs that are fused at each validation, cropped; pairs that cannot be read are reported and left out."""
     if not config.fusion.sources:
         return []
     fusion = config.fusion
@@ -79,11 +70,11 @@ def checkpoint_path(config: TrainConfig) -> Path:
     return Path(config.out) / "checkpoints" / "last.ckpt"
 
 
-def open_run(config: TrainConfig) -> tuple[TrainConfig, int]:
+def find_start(config: TrainConfig) -> tuple[TrainConfig, int]:
     """The configuration with the prior's hash, and the step at which a run in ``out`` stands, 0 if there is none.
 
     Raises:
-        PriorError: The folder holds a run with other options, or its checkpoint is damaged.
+        RunError: The folder holds a run with other options, or its checkpoint is damaged.
     """
     if config.prior:
         sha256 = config.prior_sha256 or file_sha256(weights_file(config.prior))
@@ -95,7 +86,7 @@ def open_run(config: TrainConfig) -> tuple[TrainConfig, int]:
     earlier = from_yaml(TrainConfig, Path(config.out) / "config.yaml")
     changed = _differences(_shaping(earlier), _shaping(config)) if earlier else ["its config.yaml cannot be read"]
     if steps and changed:
-        raise PriorError(f"{config.out}: holds a run with other options ({changed[0]}); give another out=")
+        raise RunError(f"{config.out}: holds a run with other options ({changed[0]}); give another out=")
     return config, steps
 
 
@@ -118,28 +109,31 @@ def check_sizes(config: TrainConfig, denoiser: Denoiser) -> None:
     """Refuses crops that the network cannot take, before hours have passed.
 
     Raises:
-        PriorError: A side is not divisible as the network needs it, or the prior is not one for colour.
+        RunError: A side is not divisible as the network needs it, or the prior is not one for colour.
     """
     if denoiser.channels != 3:
-        raise PriorError(f"{config.prior}: a prior for grey images; training reads colour")
+        raise RunError(f"{config.prior}: a prior for grey images; training reads colour")
     for name in ("crop", "val_crop"):
         side = getattr(config.data, name)
         if side % denoiser.multiple:
-            raise PriorError(f"data.{name}={side}: this network takes multiples of {denoiser.multiple}")
+            raise RunError(f"data.{name}={side}: this network takes multiples of {denoiser.multiple}")
 
 
 class Throughput(ThroughputMonitor):
     """Lightning's monitor without validation, whose batches it would log at steps that are not the training's."""
+
+    def _update(self, trainer: Trainer, *rest: Any) -> None:
+        if trainer.training:
+            super()._update(trainer, *rest)
 
     def _compute(self, trainer: Trainer, iter_num: int | None = None) -> None:
         if trainer.training:
             super()._compute(trainer, iter_num)
 
 
-def make_callbacks(config: TrainConfig, samples: list[Sample], start: int) -> list[Callback]:
-    """Averaged weights, checkpoints, what is logged, fusions to look at, and a progress bar."""
+def make_callbacks(config: TrainConfig, start: int) -> list[Callback]:
+    """Averaged weights, a progress bar, checkpoints, what is logged, and fusions to look at."""
     callbacks: list[Callback] = [WeightAverage(config.optim.ema)] if config.optim.ema else []
-    callbacks.append(ProgressBar())
     if config.fast_dev_run:
         return callbacks
     saving = ModelCheckpoint(
@@ -150,17 +144,14 @@ def make_callbacks(config: TrainConfig, samples: list[Sample], start: int) -> li
         enable_version_counter=False,
     )
     saving._last_global_step_saved = start  # or a resumed run would save once amid an accumulation
-    callbacks.append(saving)
+    callbacks += [Progress(config.optim.steps, "step", start), saving]
     log = config.logger
     if log.csv or log.tensorboard or log.wandb.mode != "disabled":
         callbacks += [LearningRateMonitor(), Throughput(lambda batch: len(batch["image"]), window_size=20)]
-    if samples:
-        fusion, folder = config.fusion, Path(config.out) / "fusion"
-        callbacks.append(FusionMonitor(folder, len(samples), samples, fusion.sampler, fusion.every, config.seed))
-    return callbacks
+    return [*callbacks, FusionMonitor(Path(config.out) / "fusion")]
 
 
-def make_trainer(config: TrainConfig, samples: list[Sample], start: int) -> Trainer:
+def make_trainer(config: TrainConfig, start: int) -> Trainer:
     """Lightning's trainer with :func:`make_callbacks` and the loggers that the configuration names."""
     out, optim = Path(config.out), config.optim
     trainer = build_trainer(
@@ -174,12 +165,12 @@ def make_trainer(config: TrainConfig, samples: list[Sample], start: int) -> Trai
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=min(config.logger.every, optim.steps),
-        use_distributed_sampler=False,  # the sampler splits global batches itself
         fast_dev_run=config.fast_dev_run,
         logger=False,
         enable_checkpointing=not config.fast_dev_run,
-        callbacks=make_callbacks(config, samples, start),
-        plugins=[AtomicCheckpointIO(), *cluster()],
+        callbacks=make_callbacks(config, start),
+        plugins=[AtomicCheckpointIO()],
+        inference_mode=True,
     )
     if not config.fast_dev_run:  # now each process knows its rank
         trainer.loggers = make_loggers(config.logger, out, asdict(config), start)
@@ -188,22 +179,64 @@ def make_trainer(config: TrainConfig, samples: list[Sample], start: int) -> Trai
     return trainer
 
 
-def measure(config: TrainConfig, denoiser: Denoiser, data: ImageDataModule, samples: list[Sample]) -> dict[str, float]:
-    """Denoising PSNR on the held-out images, and metrics and gain statistics of fusions, outside of any training."""
+def fit(config: TrainConfig) -> None:
+    """Trains from where the run stands to its last step, and exports."""
+    config, start = find_start(config)
+    denoiser = starting_prior(config)
+    check_sizes(config, denoiser)
+    module = PriorModule(config, choose_weights(denoiser, config.adapt))
+    samples, steps = fusion_samples(config), config.optim.steps
+    data = ImageDataModule(config.data, config.seed, steps, config.overfit, samples)
+    trainer = make_trainer(config, start)
+    path = checkpoint_path(config)
+    watched = bool(samples) and not config.fast_dev_run and start < steps
+    if watched and not start:
+        trainer.validate(module, data, verbose=False)  # the prior before it learns
+    if start < steps:
+        trainer.fit(module, data, ckpt_path=path if start else None)
+    if config.fast_dev_run:
+        return
+    if start < steps:
+        trainer.save_checkpoint(path)
+    if watched and steps % config.val_every:
+        trainer.validate(module, data, verbose=False)
+    if trainer.is_global_zero:
+        psnr = export(config, data, trainer.world_size)
+        log_scalars(trainer.loggers, {f"final/{name}": value for name, value in psnr.items()}, steps)
+    close(trainer.loggers)
+
+
+def validate(config: TrainConfig) -> None:
+    """Prints how well a prior denoises the held-out images, and scores of fusions with it."""
+    denoiser = starting_prior(config)
+    check_sizes(config, denoiser)
+    data = ImageDataModule(config.data, config.seed, config.optim.steps, samples=fusion_samples(config))
+    trainer = build_trainer(config.trainer, logger=False, enable_checkpointing=False)
+    found = trainer.validate(PriorModule(config, denoiser), data, verbose=False)
+    values = {name.removeprefix("val/"): value for part in found for name, value in part.items()}
+    for name, value in values.items():
+        print(f"{name:<28} {value:.4g}")
+
+
+def denoising(config: TrainConfig, denoiser: Denoiser, data: ImageDataModule) -> dict[str, float]:
+    """Denoising PSNR on the held-out images, outside of any training."""
+    if data.val is None:
+        return {}
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     denoiser = denoiser.to(device).eval()
-    batches = ({name: value.to(device) for name, value in batch.items()} for batch in data.val_dataloader())
-    values = validation_psnr(denoiser, batches)
-    return values | scalars(fuse_and_describe(samples, denoiser, config.fusion.sampler, config.seed, device))
+    batches = ({name: value.to(device) for name, value in batch.items()} for batch in data.val_dataloader()[0])
+    return validation_psnr(denoiser, batches)
 
 
 def export(config: TrainConfig, data: ImageDataModule, devices: int) -> dict[str, float]:
     """Writes the prior, or its adapter, with averaged weights and a model card; gives its PSNR by noise level."""
     out = Path(config.out)
-    before = measure(config, open_prior(config), data, []) if config.prior else {}
-    denoiser = choose_weights(open_prior(config), config.adapt)
+    data.setup("validate")
+    assert data.train is not None
+    before = denoising(config, starting_prior(config), data) if config.prior else {}
+    denoiser = choose_weights(starting_prior(config), config.adapt)
     finish(torch.nn.ModuleDict({"denoiser": denoiser}), read_checkpoint(checkpoint_path(config)))
-    after = measure(config, denoiser, data, [])
+    after = denoising(config, denoiser, data)
     card = model_card(config, denoiser, Facts(len(data.train), len(data.val or []), devices, before, after))
     folder = out / ("adapter" if config.adapt.mode == "lora" else "prior")
     if config.adapt.mode == "lora":
@@ -214,33 +247,3 @@ def export(config: TrainConfig, data: ImageDataModule, devices: int) -> dict[str
         print(f"prior written: python infer.py … prior.path={folder}")
     write_atomically(folder / "README.md", card.encode())
     return after
-
-
-def validate(config: TrainConfig) -> None:
-    """Prints what :func:`measure` gives for a prior as it is."""
-    denoiser = open_prior(config)
-    check_sizes(config, denoiser)
-    data = ImageDataModule(config.data, config.seed, config.optim.steps)
-    for name, value in measure(config, denoiser, data, fusion_samples(config)).items():
-        print(f"{name:<28} {value:.4g}")
-
-
-def train(config: TrainConfig) -> None:
-    """Trains, or goes on where ``OUT/checkpoints`` stands, and writes the prior or the adapter."""
-    config, start = open_run(config)
-    denoiser = open_prior(config)
-    check_sizes(config, denoiser)
-    data = ImageDataModule(config.data, config.seed, config.optim.steps, config.overfit)
-    module = PriorModule(choose_weights(denoiser, config.adapt), config.optim, config.seed)
-    trainer = make_trainer(config, fusion_samples(config), start)
-    path = checkpoint_path(config)
-    if start < config.optim.steps:
-        trainer.fit(module, data, ckpt_path=path if start else None)
-    if config.fast_dev_run:
-        return
-    if start < config.optim.steps:
-        trainer.save_checkpoint(path)
-    if trainer.is_global_zero:
-        psnr = export(config, data, trainer.world_size)
-        log_scalars(trainer.loggers, {f"final/{name}": value for name, value in psnr.items()}, config.optim.steps)
-    close(trainer.loggers)

@@ -14,11 +14,13 @@ import pytest
 from PIL import Image
 
 import infer
+from dig2dig.api import preset
 from dig2dig.app.__main__ import main
 from dig2dig.app.config import AppConfig
-from dig2dig.app.job import TASKS, Done, JobError, Moment, Order, fuse_files, preset
+from dig2dig.app.job import TASKS, Done, Order, Progress, fuse_order
 from dig2dig.config import PriorConfig
-from dig2dig.priors.lora import open_prior
+from dig2dig.errors import JobError
+from dig2dig.priors.load import open_prior
 from tests import corpus
 from tests.conftest import EXAMPLES, ROOT
 
@@ -26,10 +28,10 @@ PAIR = [EXAMPLES / "infrared_visible" / kind / "00537D.png" for kind in ("visibl
 STACK = [EXAMPLES / "multi_exposure_stack" / kind / "Tower.png" for kind in ("dark", "middle", "bright")]
 
 
-def fused(order: Order, prior: Path, folder: Path, **limits: Any) -> list[Moment | Done]:
+def fused(order: Order, prior: Path, folder: Path, **limits: Any) -> list[Progress | Done]:
     config = AppConfig(prior=PriorConfig(path=str(prior)), **limits)
     folder.mkdir()
-    return list(fuse_files(order, open_prior(config.prior), config, folder))
+    return list(fuse_order(order, open_prior(config.prior), config, folder))
 
 
 def crops(folder: Path, files: list[Path], names: list[str]) -> list[tuple[Path, str]]:
@@ -52,11 +54,11 @@ def test_the_command_makes_the_same_bytes(
     task: str, files: list[Path], names: list[str], tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uploads = crops(tmp_path / "uploads", files, names)
-    *moments, done = fused(Order(uploads, task, 3, 0.7, 5), tiny, tmp_path / "work")
-    assert isinstance(done, Done) and len(moments) == 3 and done.file.name == names[0]
-    for moment in moments:
-        assert isinstance(moment, Moment) and len(moment.panels) == 2 * len(files)
-        means = [float(caption.removeprefix("weight ")) for _, caption in moment.panels[len(files) :]]
+    *steps, done = fused(Order(uploads, task, 3, 0.7, 5), tiny, tmp_path / "work")
+    assert isinstance(done, Done) and len(steps) == 3 and done.file.name == "fused.png"
+    for step in steps:
+        assert isinstance(step, Progress) and len(step.panels) == 2 * len(files)
+        means = [float(caption.removeprefix("weight ")) for _, caption in step.panels[len(files) :]]
         assert sum(means) == pytest.approx(1, abs=0.02)
     for k, (upload, name) in enumerate(uploads, 1):
         place = tmp_path / "own" / (f"FOLDER_{k}" if len(set(names)) == 1 else "") / name
@@ -78,7 +80,7 @@ def test_the_command_makes_the_same_bytes(
         ("truncated", "b.png: damaged image"),
         ("black", "b.png: every pixel is 0"),
         ("large", "a.png: 64x48 pixels; this page takes 0.001 million"),
-        ("size", "sources differ in size: a.png 64x48, b.png 64x40; align=resize"),
+        ("size", "sources differ in size: a.png 64x48, b.png 64x40; choose under 'If they do not lie on each other'"),
         ("steps", "steps must lie in [1, 100], not 0"),
         ("task", "no task 'x'"),
     ],
@@ -109,7 +111,7 @@ def test_sizes_are_brought_together_where_that_is_asked_for(tmp_path: Path, tiny
 
 def test_tasks_are_configs_and_their_presets_fit_the_sliders() -> None:
     for task in TASKS.values():
-        sampler = preset(task).sampler
+        sampler = preset(task)
         assert 1 <= sampler.steps <= 50 and 0.01 <= sampler.dig.temperature <= 4
 
 
@@ -165,7 +167,7 @@ def test_two_files_give_a_picture_and_a_broken_one_gives_a_line(
     assert "python infer.py configs/ivf.yaml sources.source_1=upload0.png" in page.locator("#command").inner_text()
     with page.expect_download() as found:
         page.locator("#download").click()
-    assert found.value.suggested_filename == "upload0.png"
+    assert found.value.suggested_filename == "fused.png"
     with Image.open(found.value.path()) as picture:
         assert picture.size == (64, 48)
     assert wrong == [] and all(url.startswith(page_url) for url in asked)

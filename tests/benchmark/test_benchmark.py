@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
-from datamodules.pairing import PairingError
 from dig2dig.benchmark.__main__ import main
 from dig2dig.benchmark.datasets import find_cases, read_case
 from dig2dig.benchmark.rows import Rows
 from dig2dig.benchmark.tables import collect, holm, paired
+from dig2dig.errors import PairingError
 from dig2dig.fusion import comparators as baselines
 from dig2dig.metrics import MAIN
 from tests.conftest import EXAMPLES
@@ -50,7 +50,7 @@ METHODS = "methods=dig2dig, static, ddfm, ddfm-unstretched, mean, laplacian, mer
 
 
 def quality(data: Path, out: Path, *more: str) -> int:
-    short = "variants.short=sampler.steps=2 sampler.dig.draws=1"
+    short = "variants.short=sampler.steps=2 research.draws=1"
     return main(["quality", f"data={data}", f"out={out}", METHODS, short, "crop=48", *more])
 
 

@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 
 from datamodules.image_data import ImageCrops, ImageDataModule, StepSampler, hold_out, read_deep
-from datamodules.pair_data import FusionDataModule, SizeBatches
-from datamodules.pairing import Pair, PairingError, find_pairs
+from datamodules.pair_data import FusionDataModule, PairDataset, SizeBatches
+from datamodules.pairing import Pair, find_pairs
 from datamodules.pairs import Failure, Reading, Sample, read_pair
-from datamodules.readers.pixels import ImageError, image_size, list_images, read_image
+from datamodules.readers.pixels import image_size, list_images, read_image
 from datamodules.transforms import PairTransform, training_crops, validation_crop
 from dig2dig.config_train import ImageDataConfig
+from dig2dig.errors import ImageError, PairingError
 from tests.conftest import EXAMPLES
 
 
@@ -158,7 +159,9 @@ def test_batches_share_size_and_are_split_over_processes(tmp_path: Path) -> None
     shares = [list(SizeBatches(pairs, 2, rank, 2)) for rank in (0, 1)]
     assert sorted(functools.reduce(operator.iadd, shares[0] + shares[1], [])) == list(range(6))
     assert list(SizeBatches(pairs, 9, 7, 8)) == [[]]  # more processes than batches
-    loader = FusionDataModule(pairs, Reading(), 2).predict_dataloader()
+    data = FusionDataModule(pairs, Reading(), 2)
+    data.setup("predict")
+    loader = data.predict_dataloader()
     kinds = [type(item) for batch in loader for item in batch]
     assert kinds.count(Failure) == 1 and kinds.count(Sample) == 5
 
@@ -250,7 +253,9 @@ def test_images_are_listed_by_a_file_and_split_by_stem(tmp_path: Path) -> None:
     assert set(val) <= set(more[1])  # a new file moves no other
     config = ImageDataConfig(root=str(tmp_path), val=str(tmp_path / "some.txt"))
     data = ImageDataModule(config, 0, 1)
-    assert data.val is not None and len(data.val) == 2 and len(data.train) == 78
+    assert data.train is None  # files are listed in setup
+    data.setup("fit")
+    assert data.val is not None and data.train is not None and len(data.val) == 2 and len(data.train) == 78
 
 
 def test_sources_of_a_pair_move_together_and_change_apart() -> None:
@@ -272,8 +277,8 @@ def test_sources_of_a_pair_move_together_and_change_apart() -> None:
 
 def test_validation_pairs_are_cropped_together() -> None:
     pairs = find_pairs({name: str(EXAMPLES / "infrared_visible" / name) for name in ("visible", "infrared")})
-    data = FusionDataModule(pairs, Reading(transform=PairTransform(validation_crop(64))))
-    sample, whole = data.dataset[0], FusionDataModule(pairs, Reading()).dataset[0]
+    cropped = Reading(transform=PairTransform(validation_crop(64)))
+    sample, whole = (PairDataset(pairs, reading)[0] for reading in (cropped, Reading()))
     assert isinstance(sample, Sample) and isinstance(whole, Sample)
     h, w = whole.sources.shape[-2:]
     middle = whole.sources[..., (h - 64) // 2 : (h + 64) // 2, (w - 64) // 2 : (w + 64) // 2]

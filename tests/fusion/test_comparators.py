@@ -8,7 +8,7 @@ from dig2dig.fusion.comparators import CLASSICAL, ddfm, stretch
 from dig2dig.fusion.resample import box, guided_filter
 from dig2dig.fusion.sampler import fuse
 from dig2dig.priors.denoiser import GaussianDenoiser
-from tests.fusion.test_sampler import crop_of, random_sources
+from tests.pictures import crop_of, random_sources
 
 
 @pytest.mark.parametrize("name", [name for name in CLASSICAL if name != "mertens"])
@@ -58,7 +58,7 @@ def test_stretch_fills_the_range() -> None:
 @pytest.mark.parametrize("form", ["code", "paper"])
 def test_ddfm_runs_on_our_sampler(gaussian: GaussianDenoiser, form: str) -> None:
     config = ddfm(form, steps=5)
-    assert (config.guidance.kind, config.dig.kind, config.noise, config.sigma_start) == (
+    assert (config.guidance.kind, config.dig.kind, config.research.noise, config.sigma_start) == (
         "em",
         "static",
         "recomputed",

@@ -2,12 +2,12 @@ import pytest
 import torch
 
 from dig2dig.config import DigConfig
-from dig2dig.fusion.gain import Information, Lookup, measure, reconstruct
-from dig2dig.fusion.resample import coarseness, grow, shrink, smooth
-from dig2dig.fusion.weight import information_gain, pixel_loss
+from dig2dig.fusion.gain import Lookup, Measured, information_gain, measure, pixel_loss, reconstruct
+from dig2dig.fusion.resample import coarseness, downsample, smooth, upsample
+from dig2dig.fusion.weight import fusion_weight
 from dig2dig.priors.denoiser import Denoiser, GaussianDenoiser
 from dig2dig.priors.schedule import add_noise, at, noise_level, time_grid
-from tests.fusion.test_sampler import crop_of
+from tests.pictures import crop_of
 
 
 def test_gain_of_the_gaussian_denoiser_in_closed_form(gaussian: GaussianDenoiser, signal: torch.Tensor) -> None:
@@ -36,7 +36,7 @@ def test_gains_sum_to_the_loss_at_the_first_time(gaussian: GaussianDenoiser) -> 
 
 def test_reconstruct_shares_noise_and_agrees_with_single_calls(gaussian: GaussianDenoiser, monkeypatch) -> None:
     sources, noise, times = torch.rand(2, 3, 1, 4, 4), torch.randn(2, 1, 4, 4), torch.tensor([600, 50])
-    monkeypatch.setattr(gaussian, "pixels", lambda *_: 16 * 5)  # calls that cut across sources and times
+    monkeypatch.setattr(GaussianDenoiser, "pixels", 16 * 5)  # calls that cut across sources and times
     estimates = reconstruct(sources, noise, times, gaussian)
     for i, t in enumerate(times):
         for k in range(3):
@@ -58,7 +58,7 @@ def test_estimates_from_smaller_images_are_near_those_of_whole_ones(bundled: Den
     assert sum(seen[calls:]) < 0.6 * sum(seen[:calls])
     mean = sources.mean((-2, -1), keepdim=True)
     for a, b in zip(full, small, strict=True):
-        assert float((a - grow(b, 128, 128)).square().mean()) < 0.25 * float((a - mean).square().mean())
+        assert float((a - upsample(b, 128, 128)).square().mean()) < 0.25 * float((a - mean).square().mean())
     torch.testing.assert_close(full[-1], small[-1], rtol=1e-4, atol=1e-4)
 
 
@@ -71,8 +71,9 @@ def test_weights_from_small_images_are_near_those_of_whole_ones(bundled: Denoise
     found, cost = [], []
     with torch.no_grad():
         for reduce in (0.0, DigConfig().reduce):
-            information = measure(sources, [noise], times, bundled, DigConfig(reduce=reduce), estimates=False)
-            weights = [Lookup(information, t[None], bundled.alpha_bar, (128, 128))(information.weights) for t in times]
+            measured = measure(sources, [noise], times, bundled, DigConfig(reduce=reduce), estimates=False)
+            maps = [fusion_weight(gain, DigConfig().temperature) for gain in measured.gains]
+            weights = [Lookup(measured, t[None], bundled.alpha_bar, (128, 128))(maps) for t in times]
             found.append(torch.stack(weights)[:, 0, 0].flatten())
             cost.append(sum(seen))
             seen.clear()
@@ -85,8 +86,8 @@ def test_static_weights_run_no_network(gaussian: GaussianDenoiser, monkeypatch) 
     monkeypatch.setattr(GaussianDenoiser, "outputs", lambda *_: pytest.fail("network was run"))
     sources = torch.rand(1, 4, 1, 8, 8)
     config = DigConfig(kind="static")
-    information = measure(sources, [torch.randn(1, 1, 8, 8)], torch.tensor([5, 2]), gaussian, config, estimates=False)
-    assert all((maps == 0.25).all() for maps in information.weights) and information.estimates is None
+    measured = measure(sources, [torch.randn(1, 1, 8, 8)], torch.tensor([5, 2]), gaussian, config, estimates=False)
+    assert all((fusion_weight(maps) == 0.25).all() for maps in measured.gains) and measured.estimates is None
 
 
 def test_more_draws_average_gains(gaussian: GaussianDenoiser) -> None:
@@ -101,20 +102,20 @@ def test_lookup_gives_what_was_measured_and_is_linear_between(gaussian: Gaussian
     """Each image at its own time, whatever the resolution of the maps; beyond the ends the nearest counts."""
     times = torch.tensor([900, 400, 100])
     maps = [torch.rand(2, 2, 1, side, side) for side in (1, 4, 8)]
-    information = Information(times, maps, maps)
+    measured = Measured(times, maps)
 
     def at_time(*t: int) -> torch.Tensor:
-        return Lookup(information, torch.tensor(t), signal, (8, 8))(maps)
+        return Lookup(measured, torch.tensor(t), signal, (8, 8))(maps)
 
     for i, t in enumerate(times.tolist()):
-        torch.testing.assert_close(at_time(t, t), grow(maps[i], 8, 8))
-    torch.testing.assert_close(at_time(999, 10), torch.stack([grow(maps[0], 8, 8)[0], maps[2][1]]))
+        torch.testing.assert_close(at_time(t, t), upsample(maps[i], 8, 8))
+    torch.testing.assert_close(at_time(999, 10), torch.stack([upsample(maps[0], 8, 8)[0], maps[2][1]]))
     level = noise_level(signal).log()
     share = float((level[900] - level[600]) / (level[900] - level[400]))
-    expected = grow(maps[0], 8, 8).lerp(grow(maps[1], 8, 8), share)
+    expected = upsample(maps[0], 8, 8).lerp(upsample(maps[1], 8, 8), share)
     torch.testing.assert_close(at_time(600, 600), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
-        at_time(600, 400), torch.stack([expected[0], grow(maps[1], 8, 8)[1]]), rtol=1e-4, atol=1e-4
+        at_time(600, 400), torch.stack([expected[0], upsample(maps[1], 8, 8)[1]]), rtol=1e-4, atol=1e-4
     )
 
 
@@ -131,7 +132,7 @@ def test_early_gains_are_smoothed_more(gaussian: GaussianDenoiser) -> None:
     level = noise_level(gaussian.alpha_bar)[times].tolist()
     for i in range(2):
         coarse = coarseness(3.0 * level[i])
-        torch.testing.assert_close(wide.gains[i], smooth(shrink(sharp.gains[i], coarse), 3.0 * level[i] / coarse))
+        torch.testing.assert_close(wide.gains[i], smooth(downsample(sharp.gains[i], coarse), 3.0 * level[i] / coarse))
 
 
 def test_cost_is_the_gain_whatever_the_weights(gaussian: GaussianDenoiser) -> None:

@@ -5,19 +5,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dig2dig.config import GuidanceConfig
+from dig2dig.config import GuidanceConfig, SamplerConfig
 from dig2dig.fusion.guidance import EMState, Step, bands, em, increments, make_guidance, posterior, proximal
 from dig2dig.fusion.resample import smooth
 from dig2dig.priors.denoiser import GaussianDenoiser
 from dig2dig.priors.schedule import at, noise_level
 
 
-def step(sources: torch.Tensor, weight: torch.Tensor, signal: float | torch.Tensor = 0.5, **changes) -> Step:
+def step(sources: torch.Tensor, weight: torch.Tensor, alpha_bar: float | torch.Tensor = 0.5, **changes) -> Step:
     b, _, c, h, w = sources.shape
     defaults = {
         "t": torch.zeros(b, dtype=torch.long),
-        "signal": signal if isinstance(signal, torch.Tensor) else torch.full((b, 1, 1, 1), signal),
-        "signal_next": torch.ones(b, 1, 1, 1),
+        "alpha_bar": alpha_bar if isinstance(alpha_bar, torch.Tensor) else torch.full((b, 1, 1, 1), alpha_bar),
+        "alpha_bar_next": torch.ones(b, 1, 1, 1),
         "x_t": torch.zeros(b, c, h, w),
         "sources": sources,
         "weight": weight,
@@ -25,11 +25,11 @@ def step(sources: torch.Tensor, weight: torch.Tensor, signal: float | torch.Tens
         "estimate_next": sources * 0.8,
     }
     step = defaults | changes
-    levels = {
-        name: tuple(noise_level(step[signal]).flatten().tolist())
-        for name, signal in (("level", "signal"), ("level_next", "signal_next"))
+    sigmas = {
+        name: tuple(noise_level(step[source]).flatten().tolist())
+        for name, source in (("sigma", "alpha_bar"), ("sigma_next", "alpha_bar_next"))
     }
-    return Step(**(step | levels))
+    return Step(**(step | sigmas))
 
 
 def scene(seed: int, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -42,10 +42,9 @@ def scene(seed: int, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_proximal_balances_estimate_and_target() -> None:
     x0_hat, target = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
-    signal = torch.full((1, 1, 1, 1), 0.5)  # rho = sigma_n^2
-    assert (proximal(x0_hat, target, signal, sigma_n=0.0) == 1).all()
-    torch.testing.assert_close(proximal(x0_hat, target, signal, sigma_n=1.0), torch.full((1, 1, 2, 2), 0.5))
-    torch.testing.assert_close(proximal(x0_hat, target, signal, 1.0, strength=3.0), torch.full((1, 1, 2, 2), 0.75))
+    alpha_bar = torch.full((1, 1, 1, 1), 0.5)  # rho = sigma_n^2
+    assert (proximal(x0_hat, target, alpha_bar, sigma_n=0.0) == 1).all()
+    torch.testing.assert_close(proximal(x0_hat, target, alpha_bar, sigma_n=1.0), torch.full((1, 1, 2, 2), 0.5))
 
 
 @given(
@@ -54,12 +53,12 @@ def test_proximal_balances_estimate_and_target() -> None:
     st.sampled_from(["bands", "blend", "em", "increments"]),
     st.floats(0.01, 0.99),
 )
-def test_order_of_sources_does_not_matter_and_nothing_overshoots(seed: int, k: int, kind, signal: float) -> None:
+def test_order_of_sources_does_not_matter_and_nothing_overshoots(seed: int, k: int, kind, alpha_bar: float) -> None:
     sources, weight, x0_hat = scene(seed, k)
-    guide = make_guidance(GuidanceConfig(kind=kind))
-    guided, _ = guide(x0_hat, step(sources, weight, signal), None)
+    guide = make_guidance(SamplerConfig(guidance=GuidanceConfig(kind=kind)))
+    guided, _ = guide(x0_hat, step(sources, weight, alpha_bar), None)
     order = torch.randperm(k, generator=torch.Generator().manual_seed(seed))
-    permuted, _ = guide(x0_hat, step(sources[:, order], weight[:, order], signal), None)
+    permuted, _ = guide(x0_hat, step(sources[:, order], weight[:, order], alpha_bar), None)
     torch.testing.assert_close(permuted, guided, rtol=1e-4, atol=1e-5)
     everything = torch.cat([sources, x0_hat[:, None]], 1)
     if kind == "blend":  # a convex combination at each pixel
@@ -78,7 +77,7 @@ def test_identical_sources_pull_to_themselves(kind) -> None:
     sources, weight, _ = scene(1, 1)
     sources, weight = sources.expand(-1, 3, -1, -1, -1), weight.expand(-1, 3, -1, -1, -1) / 3
     now = step(sources, weight, estimate=sources, estimate_next=sources)
-    guided, _ = make_guidance(GuidanceConfig(kind=kind))(sources[:, 0], now, None)
+    guided, _ = make_guidance(SamplerConfig(guidance=GuidanceConfig(kind=kind)))(sources[:, 0], now, None)
     torch.testing.assert_close(guided, sources[:, 0], atol=0.02 if kind == "em" else 1e-5, rtol=0)
 
 
@@ -88,7 +87,7 @@ def test_increments_with_static_weights_telescope_to_the_mean() -> None:
     levels, state = [0.0, 0.3, 0.7, 1.0], None
     for left, right in itertools.pairwise(levels):
         now = step(sources, weight, estimate=left * sources, estimate_next=right * sources)
-        _, state = increments(x0_hat, now, state, sigma_n=0.0, strength=1.0)
+        _, state = increments(x0_hat, now, state, sigma_n=0.0)
     torch.testing.assert_close(state, sources.mean(1), rtol=1e-4, atol=1e-6)
 
 
@@ -100,7 +99,7 @@ def test_increments_give_each_source_what_it_gained() -> None:
     state = None
     for weight, left, right in ((pick[0], 0.0, 0.5), (pick[1], 0.5, 1.0)):
         now = step(sources, weight, estimate=left * sources, estimate_next=right * sources)
-        guided, state = increments(first, now, state, sigma_n=0.0, strength=1.0)
+        guided, state = increments(first, now, state, sigma_n=0.0)
     torch.testing.assert_close(guided, 0.5 * first + 0.5 * second)
 
 
@@ -108,8 +107,8 @@ def walk(sources: torch.Tensor, weight: torch.Tensor, energy: float, levels=(0.1
     """The target of ``bands`` after the steps between these values of alpha_bar."""
     state = None
     for now, following in itertools.pairwise(levels):
-        part = step(sources, weight, now, signal_next=torch.full((len(sources), 1, 1, 1), following))
-        _, state = bands(sources[:, 0], part, state, sigma_n=0.0, strength=1.0, scale=4.0, energy=energy)
+        part = step(sources, weight, now, alpha_bar_next=torch.full((len(sources), 1, 1, 1), following))
+        _, state = bands(sources[:, 0], part, state, sigma_n=0.0, scale=4.0, energy=energy)
     assert state is not None
     return state.target
 
@@ -141,19 +140,19 @@ def test_bands_give_back_the_energy_that_averaging_cancels() -> None:
 
 def test_bands_take_each_image_at_its_own_time() -> None:
     sources, weight, x0_hat = scene(6, 2)
-    signal = torch.tensor([0.3, 0.8]).view(2, 1, 1, 1)
-    guide = make_guidance(GuidanceConfig(kind="bands", scale=2.0))
-    both, _ = guide(x0_hat, step(sources, weight, signal=signal), None)
+    alpha_bar = torch.tensor([0.3, 0.8]).view(2, 1, 1, 1)
+    guide = make_guidance(SamplerConfig(guidance=GuidanceConfig(kind="bands", scale=2.0)))
+    both, _ = guide(x0_hat, step(sources, weight, alpha_bar=alpha_bar), None)
     for i in range(2):
         one = slice(i, i + 1)
-        alone, _ = guide(x0_hat[one], step(sources[one], weight[one], signal=signal[one]), None)
+        alone, _ = guide(x0_hat[one], step(sources[one], weight[one], alpha_bar=alpha_bar[one]), None)
         torch.testing.assert_close(both[one], alone)
 
 
 def test_increments_need_estimates() -> None:
     sources, weight, x0_hat = scene(3, 2)
     with pytest.raises(ValueError, match="estimates"):
-        increments(x0_hat, step(sources, weight, estimate=None), None, sigma_n=0.1, strength=1.0)
+        increments(x0_hat, step(sources, weight, estimate=None), None, sigma_n=0.1)
 
 
 def test_em_minimises_its_m_step_objective() -> None:
@@ -207,18 +206,17 @@ def test_em_code_is_for_two_sources() -> None:
 def test_posterior_equals_the_gaussian_posterior(gaussian: GaussianDenoiser) -> None:
     """For a Gaussian prior, one Tweedie step adds exactly the posterior covariance times the likelihood's slope."""
     t = torch.tensor([400])
-    signal = at(gaussian.alpha_bar, t, torch.zeros(1, 1, 1, 1))
+    alpha_bar = at(gaussian.alpha_bar, t, torch.zeros(1, 1, 1, 1))
     x_t = torch.randn(1, 1, 5, 5).requires_grad_()
     x0_hat = gaussian(x_t, t)
     source = x0_hat.detach() + 0.4
     guided, _ = posterior(
         x0_hat,
-        step(source[:, None], torch.ones(1, 1, 1, 5, 5), signal=float(signal), x_t=x_t),
+        step(source[:, None], torch.ones(1, 1, 1, 5, 5), alpha_bar=float(alpha_bar), x_t=x_t),
         None,
         sigma_n=0.1,
-        strength=1.0,
     )
-    a = float(signal)
+    a = float(alpha_bar)
     covariance = 0.25 * (1 - a) / (a * 0.25 + 1 - a)
     expected = x0_hat.detach() + covariance * 0.4 / (1 - a + 0.01)
     torch.testing.assert_close(guided, expected, rtol=1e-3, atol=1e-4)

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from dig2dig.config import DigConfig, SamplerConfig
+from dig2dig.config import SamplerConfig
 from dig2dig.fusion.noise import denoise, estimate_noise, noise_levels
 from dig2dig.fusion.sampler import fuse
 from dig2dig.priors.denoiser import Denoiser, GaussianDenoiser
-from tests.fusion.test_sampler import crop_of
+from tests.pictures import crop_of
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -60,7 +60,7 @@ def test_levels_of_a_configuration() -> None:
 def test_told_of_the_noise_the_result_is_nearer_to_the_clean_sources(bundled: Denoiser) -> None:
     clean = crop_of("infrared_visible", 200, 250, 96, "visible", "infrared")
     noisy = clean + 0.1 * torch.randn(clean.shape)
-    options = SamplerConfig(steps=4, dig=DigConfig(draws=1))
+    options = SamplerConfig(steps=4)
     reference = fuse(clean, bundled, options)
-    blind, aware = (fuse(noisy, bundled, options, noise=level) for level in (None, torch.full((1, 2), 0.1)))
+    blind, aware = (fuse(noisy, bundled, options, noise=torch.full((1, 2), sigma)) for sigma in (0.0, 0.1))
     assert psnr(aware, reference) > psnr(blind, reference) + 3

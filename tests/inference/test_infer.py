@@ -18,10 +18,12 @@ from datamodules.pairing import find_pairs
 from datamodules.pairs import Reading, Sample, read_pair
 from datamodules.readers.pixels import image_size, read_image
 from dig2dig.atomic import write_atomically
-from dig2dig.cli import from_yaml
+from dig2dig.cli import from_yaml, read_record
 from dig2dig.config import InferConfig
-from dig2dig.modules import FusionModule, pair_seed
-from dig2dig.priors.load import BUNDLED, file_sha256, load_prior, weights_file
+from dig2dig.modules.fuser import pair_seed
+from dig2dig.modules.fusion import FusionModule
+from dig2dig.priors.files import BUNDLED, file_sha256, weights_file
+from dig2dig.priors.load import load_prior
 from tests.conftest import EXAMPLES, ROOT, SHARED
 
 FAST = ["sampler.steps=3", "trainer.accelerator=cpu"]
@@ -57,8 +59,9 @@ def test_pairs_become_pictures_a_summary_and_a_record(pairs: list[str], tmp_path
     assert rows["a"]["seed"] == str(pair_seed(4, "a")) and float(rows["a"]["seconds"]) > 0
     assert read_image(out / "c.png").shape == (33, 40, 3)  # the visible image's colour is kept
     record = from_yaml(InferConfig, out / "run.yaml")
-    assert record is not None and record.prior.sha256 == file_sha256(weights_file(tiny))
-    assert record.versions["torch"] == torch.__version__.split("+")[0] and record.sampler.steps == 3
+    facts = read_record(out / "run.yaml")
+    assert record is not None and facts["prior_sha256"] == file_sha256(weights_file(tiny))
+    assert facts["versions"]["torch"] == torch.__version__.split("+")[0] and record.sampler.steps == 3
     assert {path.name for path in out.iterdir()} == {
         "a.png", "b.png", "c.png", "report", "report.html", "run.yaml", "summary.csv",
     }  # fmt: skip
@@ -72,7 +75,7 @@ def test_files_hold_what_the_python_api_gives(pairs: list[str], tmp_path: Path) 
     assert record is not None
     sample = read_pair(find_pairs(record.sources)[1], Reading())
     assert isinstance(sample, Sample)
-    module = FusionModule(load_prior(precision="fp32"), record.sampler, record.seed)
+    module = FusionModule(record, load_prior(precision="fp32"))
     (result,) = module.predict_step([sample])
     assert result.image is not None
     expected = (result.image * 255).round().permute(1, 2, 0).numpy()
@@ -169,7 +172,7 @@ def test_gradient_guidance_runs_under_lightning(pairs: list[str], tmp_path: Path
 def test_options_that_do_not_fit_fail_the_pair(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture) -> None:
     """DDFM's published form is defined for two sources: a stack of three is told so, without a traceback."""
     sources = [f"sources.{e}={EXAMPLES / 'multi_exposure_stack' / e}" for e in ("dark", "middle", "bright")]
-    form = ["sampler.guidance.kind=em", "sampler.guidance.em_form=code"]
+    form = ["sampler.guidance.kind=em", "research.em_form=code"]
     assert run(*sources, f"out={tmp_path / 'out'}", f"prior.path={tiny}", *form) == 1
     assert "failed: Tower: em_form=code is defined for two sources, not 3" in capsys.readouterr().err
     assert summary(tmp_path / "out")["Tower"]["status"] == "failed"
@@ -208,7 +211,7 @@ def test_ways_to_run_a_prior_give_the_same_picture(pairs: list[str], tmp_path: P
     """Weights in bf16, weights in main memory and windows change a picture hardly or not at all."""
     fp32 = "prior.precision=fp32"
     prior = {"plain": [fp32], "half": ["prior.precision=bf16"],
-             "away": [fp32, "prior.offload=true"], "windows": [fp32, "prior.tile=24"]}  # fmt: skip
+             "away": [fp32, "prior.offload=true"], "windows": [fp32, "prior.window=24"]}  # fmt: skip
     for name, options in prior.items():
         assert run(*pairs, *options, f"out={tmp_path / name}", "sampler.guidance.sigma_n=0.01") == 0
     made = {name: read_image(tmp_path / name / "a.png").astype(float) for name in prior}

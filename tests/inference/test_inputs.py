@@ -1,6 +1,5 @@
 """What users bring: every kind of file, good and bad, through ``infer.py``."""
 
-import csv
 import os
 from pathlib import Path
 
@@ -12,24 +11,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import infer
-from datamodules.pairing import PairingError, expand, find_pairs, find_stacks, read_manifest
+from datamodules.pairing import expand, find_pairs, find_stacks, read_manifest
 from datamodules.ranges import to_unit
-from datamodules.readers.pixels import ImageError, read_picture
-from dig2dig.config import parse_range
+from datamodules.readers.pixels import read_picture
+from dig2dig.errors import ImageError, PairingError
+from dig2dig.options import parse_range
 from tests.conftest import EXAMPLES, ROOT
 from tests.corpus import BAD, ODD, make, picture, png
-
-FAST = ["sampler.steps=2", "trainer.accelerator=cpu"]
-
-
-def run(folder: Path, *options: str, sides: tuple[str, ...] = ("visible", "infrared")) -> int:
-    sources = [f"sources.{side}={folder / side}" for side in sides]
-    return infer.main([str(ROOT / "configs" / "ivf.yaml"), *sources, f"out={folder / 'out'}", *FAST, *options])
-
-
-def rows(out: Path) -> dict[str, dict[str, str]]:
-    with (out / "summary.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return {row["name"]: row for row in csv.DictReader(file)}
+from tests.runs import FAST, rows, run, save
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +68,6 @@ def test_a_file_without_permission_fails_its_pair(mortal: Path) -> None:
     (mortal / "visible" / "-dash.png").chmod(0)
     assert run(mortal) == 1
     assert "Permission denied" in rows(mortal / "out")["-dash"]["reason"]
-
-
-def save(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(exist_ok=True)
-    assert cv2.imwrite(str(path), pixels)
 
 
 def deep(seed: int, channels: int = 1) -> np.ndarray:

@@ -18,10 +18,11 @@ import infer
 from dig2dig.atomic import write_atomically
 from dig2dig.fusion.sampler import fuse
 from dig2dig.inference.interrupts import Interrupted, heed_signals
-from dig2dig.priors.denoiser import SMALLEST_WINDOW, Denoiser
+from dig2dig.modules.fuser import SMALL_WINDOW
+from dig2dig.priors.denoiser import Denoiser
 from tests.conftest import EXAMPLES, ROOT
 from tests.corpus import picture, png
-from tests.inference.test_inputs import rows, run, save
+from tests.runs import rows, run, save
 from tests.survive import contents, make_pairs, survive
 
 
@@ -111,12 +112,12 @@ def test_memory_that_runs_out_costs_windows_then_the_pair(
     """Pairs of 32 rows fit in small windows only, those of 24 not at all."""
 
     def short(sources, denoiser, *arguments, **options):
-        rows_, whole = sources.shape[-2], not denoiser.scarce
+        rows_, whole = sources.shape[-2], denoiser.window > SMALL_WINDOW
         if rows_ == 24 or whole:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
         return fuse(sources, denoiser, *arguments, **options)
 
-    monkeypatch.setattr("dig2dig.modules.fuse", short)
+    monkeypatch.setattr("dig2dig.modules.fuser.fuse", short)
     assert run(pairs) == 1
     table = rows(pairs / "out")
     assert {name: row["status"] for name, row in table.items()} == {
@@ -129,17 +130,14 @@ def test_memory_that_runs_out_costs_windows_then_the_pair(
 def test_scarce_memory_means_one_small_window_at_a_time(bundled: Denoiser) -> None:
     sizes: list[tuple[int, ...]] = []
     handle = bundled.network.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
-    bundled.scarce = True
-    try:
-        assert bundled(torch.zeros(2, 3, 320, 400), torch.tensor([5, 5])).shape == (2, 3, 320, 400)
-    finally:
-        bundled.scarce = False
-        handle.remove()
-    assert max(count * 4 * height * width for count, _, height, width in sizes) <= SMALLEST_WINDOW**2
+    small = bundled.in_windows(SMALL_WINDOW)
+    assert small(torch.zeros(2, 3, 320, 400), torch.tensor([5, 5])).shape == (2, 3, 320, 400)
+    handle.remove()
+    assert max(count * 4 * height * width for count, _, height, width in sizes) <= SMALL_WINDOW**2
 
 
 def test_numbers_that_are_not_finite_fail_the_pair(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dig2dig.modules.fuse", lambda *a, **k: fuse(*a, **k) * float("nan"))
+    monkeypatch.setattr("dig2dig.modules.fuser.fuse", lambda *a, **k: fuse(*a, **k) * float("nan"))
     assert run(pairs) == 1
     table = rows(pairs / "out")
     assert all("not finite" in row["reason"] and not row["file"] for row in table.values()) and len(table) == 6
@@ -147,7 +145,7 @@ def test_numbers_that_are_not_finite_fail_the_pair(pairs: Path, monkeypatch: pyt
 
 
 def test_other_faults_are_not_taken_for_memory(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dig2dig.modules.fuse", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("a fault")))
+    monkeypatch.setattr("dig2dig.modules.fuser.fuse", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("a fault")))
     with pytest.raises(RuntimeError, match="a fault"):
         run(pairs)
 

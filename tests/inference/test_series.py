@@ -9,15 +9,15 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules.readers import medical
-from datamodules.readers import video as frames
 from datamodules.pairing import expand, find_pairs
 from datamodules.pairs import Failure, Reading, pair_digest, read_pair
-from datamodules.readers.pixels import ImageError
+from datamodules.readers import medical
+from datamodules.readers import video as frames
 from datamodules.readers.source import series_range
+from dig2dig.errors import ImageError
 from tests.conftest import ROOT
 from tests.corpus import picture
-from tests.inference.test_inputs import rows, run, save
+from tests.runs import rows, run, save
 
 SIDE = 48
 

@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from dig2dig.priors.denoiser import Denoiser, GaussianDenoiser
+from dig2dig.priors.denoiser import Denoiser, GaussianDenoiser, Layout
 from dig2dig.priors.schedule import add_noise, at
 
 
 class Oracle(nn.Module):
-    """Answers with what it was told, in the patch layout."""
+    """Answers with what it was given, in the patch layout."""
 
     def __init__(self, answer: torch.Tensor) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ def test_every_prediction_gives_the_clean_image(prediction, patch: int, signal: 
     a = at(signal, t, x0)
     answer = {"epsilon": noise, "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * x0, "sample": x0}[prediction]
     network = Oracle(nn.functional.pixel_unshuffle(answer, patch))
-    denoiser = Denoiser(network, signal, prediction, patch=patch)
+    denoiser = Denoiser(network, signal, Layout(prediction, patch=patch))
     torch.testing.assert_close(denoiser(add_noise(x0, noise, t, signal), t), x0, rtol=1e-3, atol=1e-4)
 
 

@@ -11,19 +11,12 @@ from diffusers import DDPMPipeline, UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from safetensors.torch import load_file, save_file
 
+from dig2dig.errors import PriorError
 from dig2dig.priors import adm
-from dig2dig.priors.load import (
-    BUNDLED,
-    CHECKSUMS,
-    PriorError,
-    as_denoiser,
-    build_prior,
-    file_sha256,
-    load_prior,
-    main,
-    save_prior,
-    weights_file,
-)
+from dig2dig.priors.__main__ import main
+from dig2dig.priors.build import as_denoiser, build_prior, save_prior
+from dig2dig.priors.files import BUNDLED, CHECKSUMS, file_sha256, weights_file
+from dig2dig.priors.load import load_prior
 
 ADM_SMALL = {
     "attention_resolutions": [16],
@@ -93,7 +86,7 @@ def test_adm_converts_and_samples_as_azula(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "dig2dig.priors.load",
+        "dig2dig.priors",
         "convert",
         str(tmp_path / "adm.pt"),
         str(tmp_path / "folder"),
@@ -112,7 +105,7 @@ def test_adm_256_has_the_published_size() -> None:
     assert sum(parameter.numel() for parameter in unet.parameters()) == 552_814_086
     assert adm.unet_config(state) == adm.ADM_256
     denoiser = as_denoiser(unet, {})
-    assert (denoiser.channels, denoiser.patch, denoiser.multiple, denoiser.native) == (3, 1, 32, 256)
+    assert (denoiser.channels, denoiser.patch, denoiser.multiple, denoiser.layout.native) == (3, 1, 32, 256)
     attention = {type(module.processor) for module in unet.modules() if isinstance(module, Attention)}
     assert attention == {AttnProcessor2_0}  # torch's fused kernel: no matrix of all pairs of positions
 
@@ -284,7 +277,7 @@ def test_a_hub_id_is_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_convert_reports_errors(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["convert", str(tmp_path / "no.pt"), str(tmp_path / "out")]) == 1
+    assert main(["convert", str(tmp_path / "no.pt"), str(tmp_path / "out")]) == 2
     assert "no such checkpoint" in capsys.readouterr().err
     assert main(["something"]) == 2
 

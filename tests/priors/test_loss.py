@@ -4,19 +4,24 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from dig2dig.priors.build import SCHEDULE, as_denoiser, build_prior
 from dig2dig.priors.denoiser import GaussianDenoiser
-from dig2dig.priors.load import SCHEDULE, as_denoiser, build_prior
 from dig2dig.priors.loss import diffusion_loss, draw_times, loss_weight, variational_loss
 from dig2dig.priors.schedule import add_noise, noise_level
 
 
+def choice(count: int, second: float) -> torch.Tensor:
+    """Random positions; the second number decides whether a time is uniform in sigma (1) or in its index (0)."""
+    return torch.stack([torch.rand(count), torch.full((count,), second)], 1)
+
+
 def test_times_are_uniform_in_log_noise_level(signal: torch.Tensor) -> None:
-    times = draw_times(torch.rand(20000, 2), signal, 0.05, 5.0, 0.0)
+    times = draw_times(choice(20000, 1.0), signal, 0.05, 5.0)
     logs = noise_level(signal)[times].log()
     assert float(logs.mean()) == pytest.approx(float(torch.tensor([0.05, 5.0]).log().mean()), abs=0.03)
     quarters = torch.histc(logs.float(), 4) / len(logs)
     torch.testing.assert_close(quarters, torch.full((4,), 0.25), rtol=0, atol=0.02)
-    assert draw_times(torch.rand(5000, 2), signal, 0.05, 5.0, 1.0).float().mean() == pytest.approx(500, abs=15)
+    assert draw_times(choice(5000, 0.0), signal, 0.05, 5.0).float().mean() == pytest.approx(500, abs=15)
 
 
 def test_loss_of_the_exact_denoiser_is_the_posterior_variance(signal: torch.Tensor) -> None:

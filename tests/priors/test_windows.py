@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from dig2dig.config import DigConfig, GuidanceConfig, SamplerConfig
 from dig2dig.fusion.sampler import fuse
-from dig2dig.priors.denoiser import Denoiser, activation_bytes
+from dig2dig.priors.denoiser import Denoiser, Layout
 from dig2dig.priors.schedule import add_noise
-from dig2dig.priors.windows import crop, in_windows, pad, window_shares, window_starts
-from tests.fusion.test_sampler import crop_of
+from dig2dig.priors.windows import Windows, crop, in_windows, pad, window_shares, window_starts
+from tests.pictures import crop_of
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 2, 8, 32]))
@@ -47,7 +47,7 @@ def test_a_function_of_pixels_is_the_same_in_windows() -> None:
         calls.append(x.shape)
         return x * t.view(-1, 1, 1, 1)
 
-    windowed = in_windows(function, x_t, t, side=32, overlap=8, multiple=8, pixels=3 * 32 * 32)
+    windowed = in_windows(function, x_t, t, Windows(side=32, overlap=8, multiple=8, pixels=3 * 32 * 32))
     torch.testing.assert_close(windowed, x_t * t.view(-1, 1, 1, 1), rtol=1e-5, atol=1e-6)
     assert all(shape[0] * shape[2] * shape[3] <= 3 * 32 * 32 for shape in calls)
 
@@ -59,45 +59,39 @@ def test_a_local_denoiser_sees_in_windows_what_it_sees_whole(bundled: Denoiser) 
                        bundled.alpha_bar), torch.tensor([100])  # fmt: skip
     with torch.no_grad():
         whole = bundled(x_t, t)
-        windowed = in_windows(bundled.whole, x_t, t, 128, 64, bundled.multiple, 2**20)
+        windowed = in_windows(bundled.whole, x_t, t, Windows(128, 64, bundled.multiple, 2**20))
     difference = (whole - windowed).abs() / 2 * 255
     assert 0 < float(difference.mean()) < 1
     seam = difference[..., 88:104].mean()  # the middle of the overlap
     assert float(seam) < 2 * float(difference.mean())
 
 
-def test_the_memory_decides_the_window(bundled: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A quarter of the memory is half of the side; a window that was asked for is taken; 0 is always whole."""
-    device = torch.device("cpu")
-    sides = []
-    for memory in (0.5, 0.125):
-        monkeypatch.setattr(bundled, "memory", memory)
-        monkeypatch.setattr(bundled, "_pixels", {})
-        sides.append(bundled.window(device, 4000, 3000))
-    assert sides[0] % bundled.multiple == 0 and sides[1] == pytest.approx(sides[0] / 2, abs=bundled.multiple)
-    assert bundled.window(device, 4000, 3000) ** 2 * activation_bytes(bundled, device) <= 0.125 * 2**30
-    for tile, side in ((300, 296), (0, 4000)):
-        monkeypatch.setattr(bundled, "tile", tile)
-        assert bundled.window(device, 4000, 3000) == side
+def test_the_window_is_a_multiple_and_no_larger_than_twice_the_native_side(bundled: Denoiser) -> None:
+    """0 is always whole; networks with attention get windows of at most twice the side that they were trained on."""
+    assert bundled.in_windows(300).side(4000, 3000) == 296 and bundled.in_windows(300).pixels == 296**2
+    assert bundled.in_windows(0).side(4000, 3000) == 4000
+    assert bundled.side(4000, 3000) == 1408 and bundled.multiple == 8
+    attentive = Denoiser(bundled.network, bundled.alpha_bar, Layout(multiple=32, native=256))
+    assert attentive.side(4000, 3000) == 512 and attentive.in_windows(200).side(4000, 3000) == 192
+    assert bundled.in_windows(96).network is bundled.network and bundled.window == 1408
 
 
-def test_fusion_in_windows_is_fusion_of_the_whole(bundled: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fusion_in_windows_is_fusion_of_the_whole(bundled: Denoiser) -> None:
     """Gains, weights and noise are global: what remains is what the network itself sees differently."""
     sources = crop_of("infrared_visible", 0, 0, 256, "visible", "infrared")
     config = SamplerConfig(steps=4, dig=DigConfig(reduce=0.0), guidance=GuidanceConfig(sigma_n=0.01))
     whole = fuse(sources, bundled, config)
-    monkeypatch.setattr(bundled, "tile", 128)
-    windowed = fuse(sources, bundled, config)
+    windowed = fuse(sources, bundled.in_windows(128), config)
     assert 0 < float((whole - windowed).abs().mean()) < 1 / 255
 
 
-def test_small_images_are_never_measured_nor_cut(bundled: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture must not depend on the batch that it comes in."""
-    monkeypatch.setattr("dig2dig.priors.denoiser.memory_budget", lambda _: 0.0)
-    monkeypatch.setattr(bundled, "_pixels", {})
-    device = torch.device("cpu")
-    assert bundled.window(device, 300, 200) == 300
-    assert bundled.pixels(device, 256 * 256) == 256 * 256 and not bundled._pixels
+def test_large_batches_go_in_parts(bundled: Denoiser) -> None:
+    """One call gets at most as many pixels as a window has; the estimates are those of each image alone."""
+    calls: list[int] = []
+    handle = bundled.network.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    x_t, t = torch.randn(5, 3, 64, 64), torch.tensor([5] * 5)
     with torch.no_grad():
-        x_t, t = torch.randn(5, 3, 128, 128), torch.tensor([5] * 5)
-        torch.testing.assert_close(bundled(x_t, t)[4:], bundled(x_t[4:], t[4:]), rtol=0, atol=1e-4)
+        parts = bundled.in_windows(96)(x_t, t)
+        handle.remove()
+        torch.testing.assert_close(parts, bundled(x_t, t), rtol=0, atol=1e-4)
+    assert calls == [2, 2, 1]

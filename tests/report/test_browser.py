@@ -61,6 +61,7 @@ def test_the_divider_moves_by_mouse_and_keys_and_shows_the_other_picture(
         stage, divider = page.locator("#pair-1 .stage"), page.locator("#pair-1 .divider")
         page.locator("#pair-1 .choose.right").select_option(label="infrared")
         assert stage.locator(".tag").all_inner_texts() == ["fused", "infrared"]
+        stage.scroll_into_view_if_needed()
         box = stage.bounding_box()
         before = picture(page, "#pair-1 .stage")
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -138,11 +139,11 @@ def test_the_time_slider_shows_the_maps_of_each_step(reported: tuple[list[str], 
         assert "Step 3 of 3" in output.inner_text() and f"t {card.times[2]}" in output.inner_text()
         last = picture(page, f"{at} .map[data-kind=weight] .view >> nth=0")
         guided = page.locator(f"{at} .map[data-kind=guided] img").get_attribute("src")
-        assert guided == card.moments[2].guided
+        assert guided == card.views[2].guided
         page.keyboard.press("Home")
         page.wait_for_selector(f"{at} .steps[data-shown='0']")
         assert abs(picture(page, f"{at} .map[data-kind=weight] .view >> nth=0") - last).mean() > 1
-        assert page.locator(f"{at} .map[data-kind=guided] img").get_attribute("src") == card.moments[0].guided
+        assert page.locator(f"{at} .map[data-kind=guided] img").get_attribute("src") == card.views[0].guided
         views = page.locator(f"{at} .map[data-kind=weight] .view").all()
         views[0].hover(position={"x": 20, "y": 20})
         told = [float(one) for one in page.locator(f"{at} .map[data-kind=weight] output").all_inner_texts()]

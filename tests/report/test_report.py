@@ -14,14 +14,15 @@ from PIL import Image
 
 import infer
 from datamodules.readers.pixels import read_image
-from dig2dig.modules import FusionModule
+from dig2dig.modules.fuser import Fuser
+from dig2dig.modules.fusion import FusionModule
 from dig2dig.report.__main__ import main as compare
-from dig2dig.report.callback import SIDE
-from dig2dig.report.cards import Card, Panel, ranks
 from dig2dig.report.fragments import fragment_file
 from dig2dig.report.page import Page, Row, link, render, shown
-from dig2dig.report.pictures import picture_card
+from dig2dig.report.pictures import view_of_files
 from dig2dig.report.thumbs import BUDGET, DETAILS, data_uri, evenly, within_budget
+from dig2dig.report.views import PairView, Panel, ranks
+from dig2dig.report.writer import ReportWriter
 from tests import corpus
 from tests.reports import FAST, cards, write_pairs
 
@@ -41,10 +42,10 @@ def test_maps_are_the_weights_and_estimates_are_of_as_many_pairs_as_asked(
     reported: tuple[list[str], Path],
 ) -> None:
     found = cards(reported[1])
-    assert sum(all(moment.estimate for moment in card.moments) for card in found.values()) == 1
+    assert sum(all(moment.estimate for moment in card.views) for card in found.values()) == 1
     for card in found.values():
         np.testing.assert_allclose(np.sum(card.weights, 1), 1, atol=1e-3)
-        for moment in card.moments:
+        for moment in card.views:
             maps = [decoded(uri) for uri in moment.weight]
             assert maps[0].shape == (48, 64)
             np.testing.assert_allclose(sum(maps), 255, atol=12)
@@ -61,16 +62,16 @@ def test_the_result_is_the_same_and_nothing_more_is_asked_of_the_network(
 ) -> None:
     arguments, out = reported
     calls: list[int] = []
-    forward = FusionModule.fuse_samples
+    forward = Fuser.fuse
 
-    def counted(module: FusionModule, samples: Any) -> Any:
-        handle = module.denoiser.network.register_forward_pre_hook(lambda *_: calls.append(1))
+    def counted(fuser: Fuser, *arguments: Any) -> Any:
+        handle = fuser.denoiser.network.register_forward_pre_hook(lambda *_: calls.append(1))
         try:
-            return forward(module, samples)
+            return forward(fuser, *arguments)
         finally:
             handle.remove()
 
-    monkeypatch.setattr(FusionModule, "fuse_samples", counted)
+    monkeypatch.setattr(Fuser, "fuse", counted)
     infer.main([*arguments, f"out={tmp_path / 'none'}", "report.pairs=0"])
     plain = len(calls)
     infer.main([*arguments, f"out={tmp_path / 'maps'}", "report.estimates=0"])
@@ -100,16 +101,16 @@ def test_a_resumed_run_shows_all_pairs_up_to_the_cap_and_nothing_stale(
     arguments = [*FAST, *write_pairs(tmp_path, names), f"prior.path={tiny}", f"out={tmp_path / 'out'}", "batch_size=1"]
     undo = interrupted(monkeypatch, 2)
     with pytest.raises(RuntimeError):
-        infer.main([*arguments, "report.pairs=3"])
+        infer.main([*arguments, "report.pairs=3", "report.estimates=1"])
     undo()
     assert set(cards(tmp_path / "out")) == {"a", "b"}
     kept = fragment_file(tmp_path / "out", "a").stat().st_mtime_ns
-    assert infer.main([*arguments, "report.pairs=3"]) == 0
+    assert infer.main([*arguments, "report.pairs=3", "report.estimates=1"]) == 0
     html = (tmp_path / "out" / "report.html").read_text()
     assert fragment_file(tmp_path / "out", "a").stat().st_mtime_ns == kept
     assert re.findall(r"<h2 id=\"name-\d+\">(.*?)</h2>", html) == ["a", "b", "c"] and html.count('class="steps"') == 3
     assert '<a href="d.png">d</a>' in html.partition('id="others"')[2]
-    assert sum(card.moments[0].estimate != "" for card in cards(tmp_path / "out").values()) == 1  # over both
+    assert sum(card.views[0].estimate != "" for card in cards(tmp_path / "out").values()) == 1  # over both
 
     infer.main([*arguments, "report.pairs=4"])  # nothing to fuse: shown from its picture
     html = (tmp_path / "out" / "report.html").read_text()
@@ -123,7 +124,7 @@ def test_a_resumed_run_shows_all_pairs_up_to_the_cap_and_nothing_stale(
     assert cards(tmp_path / "out")["a"].facts != old.facts
 
 
-@pytest.mark.parametrize("broken", ["dig2dig.report.callback.fusion_card", "dig2dig.report.callback.write_run_page"])
+@pytest.mark.parametrize("broken", ["dig2dig.report.writer.pair_view", "dig2dig.report.writer.write_run_page"])
 def test_a_report_that_fails_leaves_the_run_as_it_is(
     broken: str, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -134,14 +135,14 @@ def test_a_report_that_fails_leaves_the_run_as_it_is(
     arguments = [*FAST, *write_pairs(tmp_path, ["a"]), f"prior.path={tiny}", f"out={tmp_path / 'out'}"]
     assert infer.main(arguments) == 0
     assert (tmp_path / "out" / "a.png").is_file() and "MemoryError: no room" in capsys.readouterr().err
-    if "fusion_card" in broken:
+    if "pair_view" in broken:
         assert (tmp_path / "out" / "report.html").read_text().count('<figure class="panel') == 3
 
 
 def test_kept_steps_are_small(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, ...]] = []
     monkeypatch.setattr(
-        "dig2dig.report.callback.fusion_card",
+        "dig2dig.report.writer.pair_view",
         lambda result, *_: sizes.extend(tuple(s.guided.shape[-2:]) for s in result.trace) or 1 / 0,
     )
     for modality in ("visible", "infrared"):
@@ -149,7 +150,7 @@ def test_kept_steps_are_small(tiny: Path, tmp_path: Path, monkeypatch: pytest.Mo
         Image.fromarray(corpus.picture(len(modality), height=300, width=1200)).save(tmp_path / modality / "wide.png")
     sources = [f"sources.{modality}={tmp_path / modality}" for modality in ("visible", "infrared")]
     assert infer.main([*FAST, *sources, f"prior.path={tiny}", f"out={tmp_path / 'out'}", "report.estimates=0"]) == 0
-    assert sizes == [(128, SIDE)] * 3
+    assert sizes == [(128, ReportWriter.side)] * 3
 
 
 @pytest.mark.parametrize(
@@ -174,9 +175,9 @@ def test_any_pair_fits_its_budget_and_twenty_fit_fifteen_megabytes(tmp_path: Pat
     """Noise is what packs worst: twelve pictures of it."""
     noise = [(Panel(str(i), "result"), torch.rand(3, 480, 640)) for i in range(12)]
 
-    def make(detail: Any) -> Card:
+    def make(detail: Any) -> PairView:
         panels = [Panel(p.label, p.role, data_uri(image, detail.picture, detail.quality)) for p, image in noise]
-        return Card("noise", [], 640, 480, panels)
+        return PairView("noise", [], 640, 480, panels)
 
     assert make(DETAILS[0]).characters > BUDGET
     card = within_budget(make)
@@ -207,7 +208,7 @@ def test_sources_of_other_sizes_are_shown_without_metrics(tmp_path: Path) -> Non
     for name, size in (("a", (40, 50)), ("b", (40, 50)), ("fused", (20, 30))):
         Image.fromarray(np.full(size, 99, np.uint8)).save(tmp_path / f"{name}.png")
     sources = {name: tmp_path / f"{name}.png" for name in ("a", "b")}
-    card = picture_card("p", sources, {"one": tmp_path / "fused.png", "gone": tmp_path / "x.png"}, tmp_path)
+    card = view_of_files("p", sources, {"one": tmp_path / "fused.png", "gone": tmp_path / "x.png"}, tmp_path)
     told = {panel.label: (panel.note, bool(panel.image), panel.scores) for panel in card.panels}
     assert told["one"] == ("of another size: 30×20", True, {}) and told["gone"] == ("cannot be read", False, {})
     assert (card.width, card.height, card.panels[0].file) == (50, 40, "a.png")
@@ -218,9 +219,9 @@ def test_large_pictures_are_shown_without_metrics_and_small(tmp_path: Path, monk
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 1200), np.uint8)).save(tmp_path / f"{name}.png")
     sources = {name: tmp_path / f"{name}.png" for name in ("a", "b")}
     results = {"one": tmp_path / "fused.png"}
-    card = picture_card("p", sources, results, tmp_path)
+    card = view_of_files("p", sources, results, tmp_path)
     assert card.facts == ["1200×60"] and card.panels[2].scores["SD"] == pytest.approx(73.3, abs=2)
     assert decoded(card.panels[2].image).shape == (51, 1024)
     monkeypatch.setattr("dig2dig.report.pictures.MEASURED", 70_000)
-    card = picture_card("p", sources, results, tmp_path)
+    card = view_of_files("p", sources, results, tmp_path)
     assert card.facts == ["1200×60", "too large for metrics"] and card.panels[2].scores == {}

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import infer
 import train
 from dig2dig.config import LoggerConfig, WandbConfig
-from dig2dig.modules import NOISE_BANDS
+from dig2dig.modules.prior import NOISE_BANDS
 from dig2dig.priors.loss import VALIDATION_SIGMAS
 from dig2dig.tracking.loggers import close, log_scalars, make_loggers
 from tests.conftest import EXAMPLES, ROOT

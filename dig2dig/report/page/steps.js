@@ -59,7 +59,7 @@ class Steps {
     this.show();
   }
 
-  get moment() { return this.told.moments[Number(this.slider.value)]; }
+  get moment() { return this.told.views[Number(this.slider.value)]; }
 
   go(by) {
     this.slider.value = String(Number(this.slider.value) + by);
@@ -67,10 +67,10 @@ class Steps {
   }
 
   play() {
-    if (Number(this.slider.value) === this.told.moments.length - 1) this.slider.value = "0";
+    if (Number(this.slider.value) === this.told.views.length - 1) this.slider.value = "0";
     this.playing = setInterval(() => {
       this.go(1);
-      if (Number(this.slider.value) === this.told.moments.length - 1) this.stop();
+      if (Number(this.slider.value) === this.told.views.length - 1) this.stop();
     }, 600);
     this.show();
     this.tellPlaying();
@@ -93,7 +93,7 @@ class Steps {
     const output = this.section.querySelector(".time output");
     const strong = document.createElement("b");
     strong.textContent = `Step ${moment.index + 1} of ${total}`;
-    output.replaceChildren(strong, ` · t ${moment.t} · noise ${+moment.level.toPrecision(2)}`);
+    output.replaceChildren(strong, ` · t ${moment.t} · noise ${+moment.sigma.toPrecision(2)}`);
     this.slider.setAttribute("aria-valuetext", output.textContent);
     const ends = this.section.querySelectorAll(".ramp[data-kind=gain] b");
     ends[0].textContent = String(+moment.low.toPrecision(2));
@@ -137,7 +137,7 @@ class Steps {
   drawCurves() {
     const svg = this.section.querySelector("svg");
     this.wide = clamp(svg.clientWidth - 134, 120, 480);
-    const { times, weights, modalities, moments } = this.told;
+    const { times, weights, modalities, views } = this.told;
     const up = (weight) => 172 - 160 * weight;
     svg.setAttribute("viewBox", `0 0 ${this.wide + 134} 196`);
     for (const level of [0, 0.5, 1]) {
@@ -163,7 +163,7 @@ class Steps {
       const box = svg.getBoundingClientRect();
       const wanted = ((((event.clientX - box.left) * (this.wide + 134)) / box.width - 34) / this.wide) * (times.length - 1);
       const far = (moment) => Math.abs(moment.index - wanted);
-      const nearest = moments.reduce((best, one, i) => (far(one) < far(moments[best]) ? i : best), 0);
+      const nearest = views.reduce((best, one, i) => (far(one) < far(views[best]) ? i : best), 0);
       this.slider.value = String(nearest);
       this.show();
     });

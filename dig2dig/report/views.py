@@ -32,13 +32,13 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepView:
     """One sampling step: grey maps and pictures as data URIs.
 
     Attributes:
         index: Number of the step, from 0.
         t: Time index.
-        level: Noise level, for images in [-1, 1].
+        sigma: Noise level, for images in [-1, 1].
         weight: Weight map of each source, black = 0, white = 1.
         gain: Gain map of each source, the square root of the way from ``low`` to ``high``: gains have long tails.
         low: Smallest gain of all sources in this step.
@@ -49,7 +49,7 @@ class Moment:
 
     index: int
     t: int
-    level: float
+    sigma: float
     weight: list[str]
     gain: list[str]
     low: float
@@ -59,7 +59,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Card:
+class PairView:
     """One pair.
 
     Attributes:
@@ -71,7 +71,7 @@ class Card:
         modalities: Names of the sources that the maps belong to.
         times: Time index of every step.
         weights: Mean weight of each source in every step, (steps, k).
-        moments: Steps that are shown, at most all of them.
+        views: Steps that are shown, at most all of them.
     """
 
     name: str
@@ -82,12 +82,12 @@ class Card:
     modalities: list[str] = field(default_factory=list)
     times: list[int] = field(default_factory=list)
     weights: list[list[float]] = field(default_factory=list)
-    moments: list[Moment] = field(default_factory=list)
+    views: list[StepView] = field(default_factory=list)
 
     @property
     def characters(self) -> int:
         """How long its pictures are in a page."""
-        steps = (len(uri) for m in self.moments for uri in (*m.weight, *m.gain, m.guided, m.estimate))
+        steps = (len(uri) for m in self.views for uri in (*m.weight, *m.gain, m.guided, m.estimate))
         return sum(len(panel.image) for panel in self.panels) + sum(steps)
 
     def to_json(self) -> dict[str, Any]:
@@ -95,14 +95,14 @@ class Card:
         return asdict(self)
 
     @staticmethod
-    def from_json(values: Mapping[str, Any]) -> "Card":
+    def from_json(values: Mapping[str, Any]) -> "PairView":
         """What ``to_json`` gave.
 
         Raises:
             TypeError: The values are another version's.
         """
         panels = [Panel(**panel) for panel in values["panels"]]
-        return Card(**{**values, "panels": panels, "moments": [Moment(**moment) for moment in values["moments"]]})
+        return PairView(**{**values, "panels": panels, "views": [StepView(**moment) for moment in values["views"]]})
 
 
 def finite(scores: Mapping[str, Any]) -> dict[str, float]:

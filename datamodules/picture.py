@@ -1,0 +1,50 @@
+"""One image as its file has it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dig2dig.errors import ImageError
+
+MIN_SIDE = 4
+"""Pixels; anything smaller is a mistake, not a picture."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image as its file has it.
+
+    Attributes:
+        pixels: Upright, (h, w) if grey and (h, w, 3) if RGB; uint8, uint16, int32 or float32. Three equal channels
+            are one; transparent pixels are composed over black.
+        digest: Hash of the file's bytes.
+        note: What a user may want to know about the reading; empty if nothing.
+    """
+
+    pixels: np.ndarray
+    digest: str = ""
+    note: str = ""
+
+    @property
+    def depth(self) -> int:
+        """Bits of a channel that a result needs to keep what is here: 8 or 16."""
+        return 8 if self.pixels.dtype == np.uint8 else 16
+
+
+def check_pixels(pixels: np.ndarray, path: Path) -> np.ndarray:
+    """Pixels that can be fused, three equal channels as one.
+
+    Raises:
+        ImageError: Not grey or RGB, too small, or numbers that are not finite.
+    """
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        channels = pixels.shape[2] if pixels.ndim == 3 else pixels.ndim
+        raise ImageError(f"{path}: {channels} channels; grey and RGB are read, with or without alpha")
+    if min(pixels.shape[:2]) < MIN_SIDE:
+        raise ImageError(f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels; at least {MIN_SIDE} a side are needed")
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise ImageError(f"{path}: {int((~np.isfinite(pixels)).sum())} pixels are NaN or infinite; mend the file")
+    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+        return pixels[..., 0]
+    return pixels

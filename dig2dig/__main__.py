@@ -1,0 +1,97 @@
+"""The command ``dig2dig``."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from dig2dig.errors import UserError, told
+
+USAGE = """dig2dig COMMAND …: image fusion with diffusion information gain
+
+  fuse TASK FILE FILE … [out=RESULT] [key=value …]   fuse the files of one scene, or folders of them
+  infer [CONFIG.yaml …] [key=value …]                fuse pairs and stacks, with a report; what infer.py does
+  train [CONFIG.yaml …] [key=value …]                train or adapt a prior; what train.py does
+  report RUN RUN … [out=FILE]                        compare runs on one page
+  benchmark COMMAND … [key=value …]                  quality, theory, degraded, flicker, speed
+  metrics COMMAND …                                  how far the metrics agree with reference values
+  prior convert|merge …                              convert an ADM checkpoint, merge an adapter
+  app [key=value …]                                  a page to try fusion in the browser
+
+TASK is ivf (infrared-visible), mif (medical), mef (exposures), mff (focal planes) or universal.
+dig2dig COMMAND --help says more; dig2dig --version prints the version."""
+
+PACKAGES = {
+    "infer": "inference.__main__",
+    "train": "training.__main__",
+    "report": "report.__main__",
+    "benchmark": "benchmark.__main__",
+    "metrics": "metrics.__main__",
+    "prior": "priors.__main__",
+    "app": "app.__main__",
+}
+
+
+FUSE = """dig2dig fuse TASK FILE FILE … [out=RESULT] [key=value …]
+
+Fuses the files of one scene into RESULT (by default fused with the suffix of the first file), or folders of scenes,
+paired by name, into the folder RESULT. TASK is ivf (visible first, then infrared), mif, mef, mff or universal; the
+first source decides the size and the depth. All options of dig2dig infer may follow, as sampler.steps=4."""
+
+
+@told
+def fuse(arguments: list[str]) -> int:
+    """Fuses the files of one scene, or folders, with a preset."""
+    if len(arguments) < 2 or {"--help", "-h"} & set(arguments):
+        print(FUSE, file=sys.stdout if {"--help", "-h"} & set(arguments) else sys.stderr)
+        return 0 if {"--help", "-h"} & set(arguments) else 2
+    from dig2dig.cli import preset_file
+
+    task, *rest = arguments
+    if preset_file(task) is None:
+        raise UserError(f"no task '{task}': the first argument is ivf, mif, mef, mff or universal")
+    options = [one for one in rest if "=" in one and not Path(one).exists()]
+    files = [Path(one) for one in rest if one not in options]
+    out = next((one.removeprefix("out=") for one in options if one.startswith("out=")), "")
+    if len(files) < 2:
+        raise UserError("give at least two files of one scene, or two folders")
+    if lost := [file for file in files if not file.exists()]:
+        raise UserError(f"{lost[0]}: no such file or folder")
+    from dig2dig.api import fuse_result, named_sources, write_result
+
+    if any(file.is_dir() for file in files):
+        from dig2dig.inference.__main__ import main as infer
+
+        return infer([task, *(f"sources.{name}={file}" for name, file in named_sources(task, files).items()), *options])
+    target = Path(out or f"fused{files[0].suffix.lower()}")
+    if target.resolve() in [file.resolve() for file in files] or (not out and target.exists()):
+        raise UserError(f"{target} exists: give another file, as out=result.png")
+    result = fuse_result(files, task, overrides=[one for one in options if not one.startswith("out=")])
+    write_result(result, target)
+    assert result.image is not None
+    height, width = result.image.shape[-2:]
+    print(f"{target}: {width}x{height}, fused in {result.seconds:.1f} s{f'; {result.note}' if result.note else ''}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command and gives its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    match argv:
+        case ["--version" | "-V"]:
+            from importlib.metadata import version
+
+            print(f"dig2dig {version('dig2dig')}")
+            return 0
+        case ["fuse", *arguments]:
+            return fuse(arguments)
+        case [command, *arguments] if command in PACKAGES:
+            return import_module(f"dig2dig.{PACKAGES[command]}").main(arguments) or 0
+    asked = bool(argv) and argv[0] in ("--help", "-h")
+    if argv and not asked:
+        print(f"error: no command '{argv[0]}'\n", file=sys.stderr)
+    print(USAGE, file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,114 @@
+"""From Python: presets, and files fused in one call."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datamodules.pairing import find_pairs
+from datamodules.pairs import Failure, read_pair
+from dig2dig.cli import load_strictly, preset_file
+from dig2dig.config import InferConfig, SamplerConfig
+from dig2dig.errors import UserError
+from dig2dig.inference.encode import encode, suffix_of, to_pixels
+from dig2dig.inference.state import reading
+from dig2dig.modules.fuser import Fuser
+from dig2dig.modules.results import Result
+from dig2dig.priors.denoiser import Denoiser
+from dig2dig.priors.load import open_prior
+
+MODALITIES = {"ivf": ("visible", "infrared")}
+"""What the sources of a task are called, in their order; others are called source_1, source_2, …"""
+
+
+def preset(task: str, *overrides: str) -> SamplerConfig:
+    """The sampling of a shipped preset, for :func:`dig2dig.fuse`.
+
+    Args:
+        task: ``ivf``, ``mif``, ``mef``, ``mff`` or ``universal``.
+        overrides: As on the command line, as ``sampler.steps=4``.
+
+    Raises:
+        ValueError: There is no such preset or option.
+    """
+    return preset_config(task, {"a": "a", "b": "b"}, *overrides).sampler
+
+
+def preset_config(task: str, sources: Mapping[str, str], *overrides: str) -> InferConfig:
+    """The whole configuration of a preset for given sources."""
+    if preset_file(task) is None:
+        raise ValueError(f"no preset '{task}': there are ivf, mif, mef, mff and universal")
+    named = [f"sources.{modality}={source}" for modality, source in sources.items()]
+    return load_strictly(InferConfig, [task, *named, *overrides])
+
+
+def named_sources(task: str, files: Sequence[str | Path]) -> dict[str, str]:
+    """Sources by modality, in their order."""
+    known = MODALITIES.get(task, ())
+    names = known if len(known) == len(files) else [f"source_{k}" for k in range(1, len(files) + 1)]
+    return {name: str(file) for name, file in zip(names, files, strict=True)}
+
+
+def fuse_files(
+    files: Sequence[str | Path],
+    task: str = "ivf",
+    out: str | Path | None = None,
+    prior: Denoiser | None = None,
+    overrides: Sequence[str] = (),
+) -> np.ndarray:
+    """Fuses the files of one scene, as ``infer.py`` does with a preset.
+
+    Args:
+        files: Two or more pictures of one scene; for ``ivf`` the visible one first. The first one decides the size,
+            the depth and, for ``out``, the colour.
+        task: Name of a preset.
+        out: File for the result; its suffix is the format. None = nothing is written.
+        prior: The pretrained denoiser; the one of the preset if None. Give it to fuse many scenes.
+        overrides: Options as on the command line, as ``sampler.steps=4``.
+
+    Returns:
+        The picture, uint8 or uint16, (h, w) if grey and (h, w, 3) if colour.
+
+    Raises:
+        ValueError: A file cannot be used, or an option does not exist; it says which, and what to do.
+    """
+    result = fuse_result(files, task, prior, overrides)
+    assert result.image is not None and result.sample is not None
+    if out is not None:
+        write_result(result, Path(out))
+    pixels = to_pixels(result.image, result.sample.depth)
+    return pixels[..., 0] if pixels.shape[2] == 1 else pixels
+
+
+def fuse_result(
+    files: Sequence[str | Path], task: str, prior: Denoiser | None = None, overrides: Sequence[str] = ()
+) -> Result:
+    """The result of :func:`fuse_files` with all that is known of it."""
+    if isinstance(files, (str, Path)) or len(files) < 2:
+        raise UserError("give at least two files of one scene")
+    config = preset_config(task, named_sources(task, files), *overrides)
+    (pair,) = find_pairs(config.sources)
+    sample = read_pair(pair, reading(config))
+    if isinstance(sample, Failure):
+        raise UserError(sample.reason)
+    denoiser = prior or open_prior(config.prior)
+    device = next(iter(denoiser.parameters()), torch.zeros(0)).device
+    (result,) = Fuser(denoiser, config).fuse([sample], device)
+    if result.image is None:
+        raise UserError(result.reason)
+    return result
+
+
+def write_result(result: Result, path: Path) -> None:
+    """Writes a fused picture, whole or not at all.
+
+    Raises:
+        ValueError: The suffix is none of a picture, or the format has no room for it.
+    """
+    from dig2dig.atomic import write_atomically
+
+    assert result.image is not None and result.sample is not None
+    if suffix_of("reference", path.suffix.lower()) != path.suffix.lower():
+        raise UserError(f"out={path}: give a picture file, as fused.png, .tif, .jpg, .webp or .bmp")
+    write_atomically(path, encode(result.image, path.suffix.lower(), result.sample.depth))

@@ -1,0 +1,66 @@
+"""What a user can mend, told in one line."""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+
+
+class UserError(ValueError):
+    """Something that the user can mend: one line that says what is wrong, with which file, and what to do."""
+
+
+class PriorError(UserError):
+    """A prior or an adapter that cannot be used."""
+
+
+class PairingError(UserError):
+    """Sources that cannot be paired at all."""
+
+
+class ImageError(UserError):
+    """A file that cannot be used."""
+
+
+class AlignmentError(UserError):
+    """Sources that cannot be brought onto each other."""
+
+
+class RunError(UserError):
+    """A run that cannot start or go on: its folder, its checkpoint, its devices, a package that is not installed."""
+
+
+class MethodError(UserError):
+    """A method that does not exist, or a picture that cannot be compared."""
+
+
+class ReportError(UserError):
+    """Runs that cannot be shown."""
+
+
+class JobError(UserError):
+    """Uploaded images that cannot be fused."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type where the message is empty."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def one_line(error: BaseException | str) -> str:
+    """An error's message in one line; of a worker's traceback only the last line."""
+    text = str(error).strip()
+    return " ".join((text.splitlines()[-1] if "Traceback" in text else text).split())
+
+
+def told(main: Callable[..., int]) -> Callable[..., int]:
+    """A command that prints a user's mistake in one line and exits with 2. Any other exception keeps its traceback."""
+
+    @wraps(main)
+    def run(*arguments: object) -> int:
+        try:
+            return main(*arguments)
+        except (UserError, OSError) as error:
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            return 2
+
+    return run

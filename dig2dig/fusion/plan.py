@@ -1,0 +1,145 @@
+"""What is known before the first step, gains and weights at each time, and what an observer gets of a step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from dig2dig.config import SamplerConfig
+from dig2dig.fusion.gain import Lookup, Measured, measure
+from dig2dig.fusion.guidance import Step
+from dig2dig.fusion.resample import resize
+from dig2dig.fusion.weight import fusion_weight, scoped
+from dig2dig.priors.denoiser import Denoiser
+from dig2dig.priors.schedule import AlphaBar, gain_grid, noise_level, time_grid
+from dig2dig.priors.windows import crop
+from dig2dig.shapes import Gains, Image, Maps, Sources, State, Timestep, Weights
+
+REDUCE_ESTIMATES = 0.15
+"""Least ``dig.reduce`` where a guidance uses the sources' estimates themselves."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known before the loop: where it steps, and what each source weighs there.
+
+    Attributes:
+        config: The configuration.
+        measured: Gains, and estimates if a guidance needs them, at the times where they were measured.
+        weights: Fusion weights at those times.
+        times: Time index of each image in each step, on the CPU, where the schedule is, (steps, b).
+        t: The same on the sources' device.
+        alpha_bar: At these times and, last, of the clean image, (steps + 1, b, 1, 1, 1).
+        schedule: The prior's schedule.
+    """
+
+    config: SamplerConfig
+    measured: Measured
+    weights: list[Maps]
+    times: Int[Tensor, "steps b"]
+    t: Int[Tensor, "steps b"]
+    alpha_bar: Tensor
+    schedule: AlphaBar
+
+    def step(self, i: int, x_t: State | None, sources: Sources) -> Step:
+        """What a guidance may use in step i."""
+        size, estimates = sources.shape[-2:], self.measured.estimates
+        now = Lookup(self.measured, self.times[i], self.schedule, size)
+        estimate, estimate_next = None, None
+        if estimates is not None:
+            estimate, estimate_next = now(estimates), sources
+            if i + 1 < len(self.times):
+                estimate_next = Lookup(self.measured, self.times[i + 1], self.schedule, size)(estimates)
+        sigmas = noise_level(self.schedule)[self.times[i : i + 2]].tolist()
+        return Step(
+            t=self.t[i],
+            alpha_bar=self.alpha_bar[i],
+            alpha_bar_next=self.alpha_bar[i + 1],
+            sigma=tuple(sigmas[0]),
+            sigma_next=tuple(sigmas[1]) if len(sigmas) > 1 else (0.0,) * len(sources),
+            x_t=x_t,
+            sources=sources,
+            weight=now(self.weights),
+            estimate=estimate,
+            estimate_next=estimate_next,
+        )
+
+
+def gains(
+    sources: Sources, noises: list[State], denoiser: Denoiser, config: SamplerConfig, reconstructions: bool = False
+) -> Plan:
+    """Gains and weights of all sources, and the times of the steps, before any of them.
+
+    Args:
+        sources: Clean sources in [-1, 1], padded.
+        noises: Noise draws that gains are averaged over.
+        denoiser: The prior.
+        config: Grid and gains.
+        reconstructions: Whether the guidance uses the sources' estimates themselves.
+    """
+    dig, grid = config.dig, "uniform" if config.grid == "uniform" else "logsnr"
+    times = time_grid(grid, config.steps, denoiser.alpha_bar, config.sigma_start, config.sigma_end)
+    coarse = torch.cat([times[:: dig.refresh], times[-1:]]).unique().flip(0)
+    if reconstructions and dig.reduce > 0:  # what enters the picture must be finer than what only weighs it
+        dig = replace(dig, reduce=max(dig.reduce, REDUCE_ESTIMATES))
+    measured = measure(sources, noises, coarse, denoiser, dig, reconstructions, config.grid == "gain")
+    weights = scoped([fusion_weight(gain, dig.temperature) for gain in measured.gains], config.research.scope)
+    times = times[:, None].expand(-1, len(sources))
+    if measured.cost is not None and len(coarse) > 1:
+        times = gain_grid(measured.cost, coarse, config.steps)
+    alpha_bar = denoiser.alpha_bar[times].to(sources)
+    alpha_bar = torch.cat([alpha_bar, torch.ones_like(alpha_bar[:1])])[..., None, None, None]
+    return Plan(config, measured, weights, times, times.to(sources.device), alpha_bar, denoiser.alpha_bar)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One step for an observer, cropped to the images' size; estimates in [0, 1].
+
+    Attributes:
+        index: Number of the step, from 0.
+        steps: Number of steps.
+        t: Time index of each image.
+        sigma: Noise level of each image, for images in [-1, 1].
+        x0_hat: The prior's estimate before guidance; None where the network did not run.
+        guided: The estimate after guidance.
+        gain: Normalised gain of each source.
+        weight: Fusion weight of each source.
+    """
+
+    index: int
+    steps: int
+    t: Timestep
+    sigma: tuple[float, ...]
+    x0_hat: Image | None
+    guided: Image
+    gain: Gains
+    weight: Weights
+
+    def of(self, sample: int) -> "Snapshot":
+        """The same step of one image of the batch, in main memory."""
+        t, sigma = self.t[sample : sample + 1].cpu(), self.sigma[sample : sample + 1]
+        return self._each(lambda images: images[sample : sample + 1].cpu(), t=t, sigma=sigma)
+
+    def resized(self, side: int) -> "Snapshot":
+        """The same step, its pictures and maps at most ``side`` pixels long: area means."""
+        return self._each(lambda images: resize(images, side))
+
+    def cropped(self, height: int, width: int) -> "Snapshot":
+        """The same step without padding."""
+        return self._each(lambda images: crop(images, height, width))
+
+    def _each(self, change: Callable[[Tensor], Tensor], **rest: Any) -> "Snapshot":
+        names = [name for name in ("x0_hat", "guided", "gain", "weight") if getattr(self, name) is not None]
+        return replace(self, **{name: change(getattr(self, name)) for name in names}, **rest)
+
+
+def snapshot(plan: Plan, i: int, step: Step, x0_hat: Image | None, guided: Image) -> Snapshot:
+    """Step i for an observer, still padded."""
+    gain = Lookup(plan.measured, plan.times[i], plan.schedule, step.weight.shape[-2:])(plan.measured.gains)
+    images = [None if x is None else ((x.detach() + 1) / 2).clamp(0, 1) for x in (x0_hat, guided)]
+    assert images[1] is not None
+    return Snapshot(i, len(plan.times), step.t, step.sigma, images[0], images[1], gain, step.weight)

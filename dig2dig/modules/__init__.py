@@ -1,0 +1,1 @@
+"""Lightning modules: fusing pairs with a prior, and training a prior."""

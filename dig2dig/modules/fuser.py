@@ -1,0 +1,116 @@
+"""Fuses what was read, sample by sample or together, and copes with too little memory. No Lightning."""
+
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from datamodules.pairs import Failure, Sample
+from dig2dig.color import merge
+from dig2dig.config import FusionConfig
+from dig2dig.fusion.noise import noise_levels
+from dig2dig.fusion.plan import Snapshot
+from dig2dig.fusion.sampler import fuse
+from dig2dig.modules.results import Result, Tracing, among, failed
+from dig2dig.priors.denoiser import Denoiser
+
+SMALL_WINDOW = 192
+"""Side of the windows where memory ran out, pixels: networks still get enough around each pixel."""
+
+
+def pair_seed(seed: int, name: str) -> int:
+    """The seed of one pair's noise: from the run's seed and its name, whatever else is fused with it."""
+    return zlib.crc32(f"{seed}/{name}".encode(errors="surrogateescape"))
+
+
+class Fuser:
+    """Fuses samples with a prior as a configuration says.
+
+    Args:
+        denoiser: The prior.
+        config: Steps, gains, guidance, noise and seed.
+        tracing: What is kept of the sampling steps.
+    """
+
+    def __init__(self, denoiser: Denoiser, config: FusionConfig, tracing: Tracing | None = None) -> None:
+        self.denoiser, self.config, self.tracing = denoiser, config, tracing or Tracing()
+
+    def __call__(self, batch: Sequence[Sample | Failure], device: torch.device) -> list[Result]:
+        """Fuses a batch: samples of one shape and the same modalities together, unless the bytes must not depend on
+        it. Failures pass through.
+        """
+        results = [Result(item.name, reason=item.reason) for item in batch if isinstance(item, Failure)]
+        alike: dict[tuple[object, ...], list[Sample]] = defaultdict(list)
+        for item in batch:
+            if isinstance(item, Sample):
+                alone = self.config.exact or among(item.name, self.tracing.estimates)
+                alike[item.name if alone else "", item.sources.shape, item.modalities].append(item)
+        for samples in alike.values():
+            results += self.fuse(samples, device)
+        return results
+
+    def fuse(self, samples: Sequence[Sample], device: torch.device) -> list[Result]:
+        """Fuses samples of one shape and the same modalities; where memory runs out, one by one in small windows."""
+        try:
+            return self._fuse(samples, device, self.denoiser)
+        except (ValueError, MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                if isinstance(error, ValueError):  # options do not fit these sources
+                    return [failed(sample, error) for sample in samples]
+                raise
+        if len(samples) > 1:
+            return [result for sample in samples for result in self.fuse([sample], device)]
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            (result,) = self._fuse(samples, device, self.denoiser.in_windows(SMALL_WINDOW))
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            height, width = samples[0].sources.shape[-2:]
+            return [failed(samples[0], f"{width}x{height} pixels do not fit into memory; make them smaller")]
+        note = "memory ran out: fused in small windows"
+        return [replace(result, note="; ".join(filter(None, [result.note, note])))]
+
+    def _fuse(self, samples: Sequence[Sample], device: torch.device, denoiser: Denoiser) -> list[Result]:
+        started, config, tracing, trace = time.perf_counter(), self.config, self.tracing, list[Snapshot]()
+        seeds = [pair_seed(config.seed, sample.series or sample.name) for sample in samples]
+        images = [sample.sources[None] for sample in samples]
+        sources = (torch.cat(images) if len(images) > 1 else images[0]).to(device)  # large ones without a copy
+        traced = [among(sample.name, tracing.names) for sample in samples]
+
+        def keep(step: Snapshot) -> None:
+            trace.append(step.resized(tracing.side) if tracing.side else step)
+            if tracing.watch:
+                tracing.watch(trace[-1])
+
+        fused = fuse(
+            sources,
+            denoiser,
+            config.sampler,
+            seeds,
+            observe=keep if any(traced) or tracing.watch else None,
+            noise=noise_levels(sources, samples[0].modalities, config.noise),
+            estimates=any(among(sample.name, tracing.estimates) for sample in samples),
+        ).cpu()
+        seconds = (time.perf_counter() - started) / len(samples)
+        return [
+            self._result(sample, fused[i], seconds, seeds[i], [step.of(i) for step in trace] if traced[i] else [])
+            for i, sample in enumerate(samples)
+        ]
+
+    def _result(self, sample: Sample, fused: Tensor, seconds: float, seed: int, trace: list[Snapshot]) -> Result:
+        if not fused.isfinite().all():
+            return failed(sample, "the prior gives numbers that are not finite")
+        image = merge(fused, sample.chroma)
+        return Result(sample.name, sample, image, fused, seconds, seed, trace, note=sample.note)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, which torch reports in several ways."""
+    allocator = "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or allocator

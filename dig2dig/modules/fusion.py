@@ -1,0 +1,63 @@
+"""The Lightning module that fuses pairs: results for files, and scores for validation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning import LightningModule
+
+from datamodules.pairs import Failure, Sample
+from dig2dig.cli import from_dict, to_dict
+from dig2dig.config import FusionConfig
+from dig2dig.modules.fuser import Fuser
+from dig2dig.modules.results import Result, Tracing
+from dig2dig.modules.scores import PairScores
+from dig2dig.priors.build import offload
+from dig2dig.priors.denoiser import Denoiser
+from dig2dig.priors.load import open_prior
+
+
+class FusionModule(LightningModule):
+    """Fuses pairs with a prior, for ``Trainer.predict`` and ``Trainer.validate``.
+
+    ``trainer.validate`` logs the means of fusion metrics (``fusion/NAME``) and of what the gains say (``dig/NAME``).
+
+    Args:
+        config: How pairs are fused; a mapping from a checkpoint is checked like YAML.
+        denoiser: The prior; opened as the configuration says if None.
+        tracing: What is kept of the sampling steps.
+    """
+
+    def __init__(
+        self,
+        config: FusionConfig | Mapping[str, Any],
+        denoiser: Denoiser | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
+        super().__init__()
+        known = config if isinstance(config, FusionConfig) else from_dict(FusionConfig, config)
+        names = FusionConfig.__dataclass_fields__
+        self.config = FusionConfig(**{name: getattr(known, name) for name in names})
+        self.save_hyperparameters({"config": to_dict(self.config)}, logger=False)
+        self.denoiser = denoiser or open_prior(self.config.prior)
+        self.tracing, self.scores = tracing or Tracing(), PairScores()
+
+    def on_predict_start(self) -> None:
+        """Keeps the weights in main memory if they are to stay there."""
+        if self.config.prior.offload:
+            offload(self.denoiser, self.device)
+
+    def on_validation_start(self) -> None:
+        """The same before a validation."""
+        self.on_predict_start()
+
+    def predict_step(self, batch: Sequence[Sample | Failure], _: int = 0) -> list[Result]:
+        """Fuses the pairs of a batch."""
+        return Fuser(self.denoiser, self.config, self.tracing)(batch, self.device)
+
+    def validation_step(self, batch: Sequence[Sample | Failure], _: int = 0) -> dict[str, list[Result]]:
+        """Fuses the pairs of a batch with every step and estimate, and keeps their scores."""
+        return self.scores.add(Fuser(self.denoiser, self.config, Tracing(None, None))(batch, self.device))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the means over all pairs of all processes."""
+        self.log_dict(self.scores.means())

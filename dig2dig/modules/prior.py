@@ -1,0 +1,147 @@
+"""Training a prior: what learns, the loss, the validation."""
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.nn import ModuleList
+from torchmetrics.aggregation import RunningMean
+
+from dig2dig.cli import from_dict, to_dict
+from dig2dig.config import FusionConfig
+from dig2dig.config_train import AdaptConfig, TrainConfig
+from dig2dig.errors import RunError
+from dig2dig.modules.fuser import Fuser
+from dig2dig.modules.results import Result, Tracing
+from dig2dig.modules.scores import PairScores
+from dig2dig.priors.build import build_prior
+from dig2dig.priors.denoiser import Denoiser
+from dig2dig.priors.load import load_prior
+from dig2dig.priors.lora import add_adapter, merge_adapter
+from dig2dig.priors.loss import diffusion_loss, draw_times, loss_weight, psnr_by_noise
+from dig2dig.priors.schedule import draw_noise, generators, noise_level
+
+_EDGES = (0.0, 0.1, 0.3, 1.0, 3.0, math.inf)
+NOISE_BANDS = {f"{low:g}-{high:g}": (low, high) for low, high in pairwise(_EDGES)}
+"""Bands of noise levels, for images in [-1, 1], by which the training loss is logged."""
+
+
+def starting_prior(config: TrainConfig) -> Denoiser:
+    """The prior that a training starts from, or a new one; in fp32, the trainer's precision decides."""
+    if not config.prior:
+        net = config.network
+        return build_prior(net.channels, net.layers, net.patch, net.prediction)
+    denoiser = load_prior(config.prior, config.prior_sha256, "fp32")
+    if config.adapter:
+        merge_adapter(denoiser, Path(config.adapter), config.prior)
+    return denoiser
+
+
+def choose_weights(denoiser: Denoiser, adapt: AdaptConfig) -> Denoiser:
+    """Lets the weights of a mode of adaptation learn, and no others."""
+    denoiser.requires_grad_(adapt.mode == "full").train()
+    if adapt.mode == "lora":
+        add_adapter(denoiser, adapt.rank, adapt.alpha)
+    elif adapt.mode == "last":
+        unet: Any = denoiser.network.unet
+        for part in (unet.up_blocks[-1], unet.conv_norm_out, unet.conv_out):
+            part.requires_grad_(True)
+    return denoiser
+
+
+class PriorModule(LightningModule):
+    """Trains a prior on single images.
+
+    Noise and times come from each sample's index: a resumed run sees what an uninterrupted one would have.
+    Checkpoints hold the weights that learn, not those that an adaptation leaves frozen.
+
+    Validation measures how well the prior denoises single images and, where there are pairs to fuse, what it does to
+    fusions and gains.
+
+    Args:
+        config: The training; a mapping from a checkpoint is checked like YAML.
+        denoiser: The prior; its weights that require gradients learn. Opened as the configuration says if None.
+    """
+
+    def __init__(self, config: TrainConfig | Mapping[str, Any], denoiser: Denoiser | None = None) -> None:
+        super().__init__()
+        self.config = config if isinstance(config, TrainConfig) else from_dict(TrainConfig, config)
+        self.save_hyperparameters({"config": to_dict(self.config)}, logger=False)
+        self.denoiser = denoiser or choose_weights(starting_prior(self.config), self.config.adapt)
+        self.band_losses = ModuleList(RunningMean(50, sync_on_compute=False) for _ in NOISE_BANDS)
+        self.scores = PairScores()
+        self.strict_loading = False
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        """Mean weighted loss of the batch at drawn noise levels."""
+        x0 = 2 * batch["image"] - 1
+        spread = 2654435761 * self.config.seed  # generators read 32 bits of their seed only
+        random = generators([(index + spread) % 2**32 for index in batch["index"].tolist()], len(x0))
+        uniform = torch.stack([torch.rand(2, generator=generator) for generator in random])
+        noise = draw_noise(x0.shape[1:], random, x0)
+        o = self.config.optim
+        times = draw_times(uniform, self.denoiser.alpha_bar, o.sigma_min, o.sigma_max)
+        t = times.to(x0.device)
+        losses = diffusion_loss(self.denoiser, x0, noise, t, o.variance_weight)
+        loss = (loss_weight(o.weighting, o.gamma, self.denoiser, times).to(losses) * losses).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        self._log_bands(times, losses.detach())
+        return loss
+
+    def _log_bands(self, times: Tensor, losses: Tensor) -> None:
+        """Unweighted loss by noise level, mean of the last 50 batches that had any."""
+        sigma = noise_level(self.denoiser.alpha_bar)[times]
+        for band, (name, (low, high)) in zip(self.band_losses, NOISE_BANDS.items(), strict=True):
+            inside = ((sigma >= low) & (sigma < high)).nonzero()[:, 0]
+            if len(inside):
+                band.update(losses[inside.to(losses.device)])  # pyright: ignore[reportCallIssue]
+                self.log(f"train/loss_sigma_{name}", band.compute())  # pyright: ignore[reportCallIssue]
+
+    def validation_step(self, batch: Any, _: int, dataloader_idx: int = 0) -> dict[str, list[Result]] | None:
+        """Denoising PSNR of images at the usual noise levels, or scores of fused pairs."""
+        if isinstance(batch, dict):
+            for name, psnr in psnr_by_noise(self.denoiser, batch).items():
+                shown = name in ("psnr_25", "psnr_50")
+                options: Any = {"prog_bar": shown, "sync_dist": True, "add_dataloader_idx": False}
+                self.log(f"val/{name}", psnr.mean(), batch_size=len(psnr), **options)
+            return None
+        config = FusionConfig(sampler=self.config.fusion.sampler, seed=self.config.seed)
+        return self.scores.add(Fuser(self.denoiser, config, Tracing(None, None))(batch, self.device))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the means over the fused pairs of all processes."""
+        self.log_dict(self.scores.means())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves out what is frozen."""
+        learning = {name for name, weight in self.named_parameters() if weight.requires_grad}
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: weight for name, weight in state.items() if name in learning}
+        checkpoint["processes"] = self.trainer.world_size
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on with another number of processes: the batches would be others."""
+        if checkpoint["processes"] != self.trainer.world_size:
+            raise RunError(
+                f"the run was made by {checkpoint['processes']} processes, now there are {self.trainer.world_size}: "
+                "its batches would change; use as many, or another out="
+            )
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW with warm-up and cosine decay to a hundredth of the peak rate."""
+        o = self.config.optim
+        weights = [weight for weight in self.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(weights, o.lr, (0.9, 0.99), weight_decay=o.weight_decay)
+
+        def rate(step: int) -> float:
+            progress = min(max(step - o.warmup, 0) / max(o.steps - o.warmup, 1), 1.0)
+            return min((step + 1) / max(o.warmup, 1), 1.0) * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

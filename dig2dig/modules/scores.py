@@ -1,0 +1,65 @@
+"""What validation says of fused pairs: metrics, and statistics of gains and weights, as means over all processes."""
+
+import sys
+from collections import defaultdict
+
+import torch
+
+from dig2dig.fusion.statistics import DigStatistics, dig_statistics
+from dig2dig.metrics import fusion_metrics
+from dig2dig.modules.results import Result
+
+
+def pair_statistics(result: Result) -> DigStatistics:
+    """Statistics of a fused pair whose steps were kept with the prior's estimates."""
+    assert result.sample is not None
+    return dig_statistics(result.trace, result.sample.sources[None].cpu())
+
+
+def pair_scores(result: Result) -> dict[str, float]:
+    """``fusion/METRIC`` on luminance, ``dig/entropy``, and per modality mean weight, mean gain and covariance."""
+    sample = result.sample
+    assert sample is not None and result.fused is not None
+    metrics = fusion_metrics(result.fused[None].cpu(), sample.sources[None].cpu())
+    found = {f"fusion/{name}": float(value) for name, value in metrics.items()}
+    statistics = pair_statistics(result)
+    found["dig/entropy"] = float(statistics.entropy.mean())
+    for k, modality in enumerate(sample.modalities):
+        found[f"dig/weight_mean/{modality}"] = float(statistics.weight_mean[:, k].mean())
+        found[f"dig/gain_mean/{modality}"] = float(statistics.gain_mean[:, k].mean())
+        found[f"dig/covariance/{modality}"] = float(statistics.covariance[:, k].sum())
+    return found
+
+
+class PairScores:
+    """Scores of the pairs that one process fused."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def add(self, results: list[Result]) -> dict[str, list[Result]]:
+        """Keeps the scores of fused pairs and prints why the others failed; gives what a validation step returns."""
+        for result in results:
+            if result.fused is None:
+                print(f"not fused: {result.reason}", file=sys.stderr)
+            else:
+                self.rows.append(pair_scores(result))
+        return {"results": results}
+
+    def means(self) -> dict[str, float]:
+        """Means over the pairs of all processes since the last call."""
+        parts = [self.rows]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts = [[] for _ in range(torch.distributed.get_world_size())]
+            torch.distributed.all_gather_object(parts, self.rows)
+        self.rows = []
+        return means([row for part in parts for row in part])
+
+
+def means(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each score over the rows that have it: pairs may have different modalities."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        for name, value in row.items():
+            values[name].append(value)
+    return {name: sum(found) / len(found) for name, found in values.items()}

@@ -1,0 +1,133 @@
+"""Networks behind the contract: around a given UNet, new ones with random weights, and a prior written to disk."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dig2dig.priors.adm import ADM_256
+from dig2dig.priors.denoiser import WINDOW, Denoiser, Layout, Precision, Prediction
+from dig2dig.priors.files import CHECKSUMS, file_sha256
+from dig2dig.priors.schedule import alpha_bar
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+SCHEDULE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
+
+
+class TensorUNet(nn.Module):
+    """A diffusers UNet that takes and gives plain tensors, so that it fits :class:`Denoiser`."""
+
+    def __init__(self, unet: "UNet2DModel") -> None:
+        super().__init__()
+        self.unet = unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """The network's raw output."""
+        return self.unet(x.to(memory_format=torch.channels_last), t, return_dict=False)[0]
+
+
+def as_denoiser(
+    unet: "UNet2DModel", scheduler: Mapping[str, Any], precision: Precision = "fp32", window: int = WINDOW
+) -> Denoiser:
+    """Wraps a UNet and the entries of its ``scheduler_config.json`` into the contract.
+
+    4 or 12 input channels mean grey or colour images as patches of 2×2 pixels.
+    """
+    from diffusers.models.attention_processor import Attention
+
+    inputs = int(unet.config["in_channels"])
+    patch = 2 if inputs in (4, 12) else 1
+    levels = len(unet.config["down_block_types"])
+    attends = any(isinstance(module, Attention) for module in unet.modules())
+    size = unet.config["sample_size"]
+    layout = Layout(
+        scheduler.get("prediction_type", "epsilon"),
+        channels=inputs // patch**2,
+        patch=patch,
+        multiple=patch * 2 ** (levels - 1),
+        native=size * patch if attends and isinstance(size, int) else None,
+    )
+    return Denoiser(TensorUNet(unet), _alpha_bar(scheduler), layout, precision, window)
+
+
+def _alpha_bar(scheduler: Mapping[str, Any]) -> Tensor:
+    if scheduler.get("trained_betas") is not None:
+        return torch.cumprod(1 - torch.tensor(scheduler["trained_betas"], dtype=torch.float64), dim=0)
+    merged = SCHEDULE | {name: value for name, value in scheduler.items() if name in SCHEDULE}
+    return alpha_bar(merged["beta_schedule"], merged["beta_start"], merged["beta_end"], merged["num_train_timesteps"])
+
+
+def offload(denoiser: Denoiser, device: torch.device) -> None:
+    """Keeps the weights in main memory; each layer's travel to the device when it is needed, and back."""
+    from diffusers.hooks.group_offloading import apply_group_offloading
+
+    unet = denoiser.network.unet
+    assert isinstance(unet, nn.Module)
+    apply_group_offloading(
+        unet.cpu(), device, torch.device("cpu"), offload_type="leaf_level", use_stream=device.type == "cuda"
+    )
+
+
+def build_adm(side: int = 256, precision: Precision = "fp32") -> Denoiser:
+    """OpenAI's network for 256 × 256 pixels, 552,814,086 parameters, with random weights: for measurements."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    with torch.device("meta"):
+        unet = UNet2DModel.from_config(ADM_256 | {"sample_size": side})
+    assert isinstance(unet, UNet2DModel)
+    unet.to_empty(device="cpu")
+    for weight in unet.parameters():
+        nn.init.normal_(weight, std=0.7 / weight[0].numel() ** 0.5 if weight.ndim > 1 else 0.1)
+    return as_denoiser(unet.requires_grad_(False).eval(), SCHEDULE, precision)
+
+
+def build_prior(channels: list[int], layers: int, patch: int, prediction: Prediction = "v_prediction") -> Denoiser:
+    """A new prior for colour images with random weights, to be trained."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    unet = UNet2DModel(
+        sample_size=256 // patch,
+        in_channels=3 * patch**2,
+        out_channels=3 * patch**2,
+        block_out_channels=tuple(channels),  # pyright: ignore[reportArgumentType]
+        layers_per_block=layers,
+        down_block_types=("DownBlock2D",) * len(channels),  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpBlock2D",) * len(channels),  # pyright: ignore[reportArgumentType]
+        add_attention=False,
+    )
+    return as_denoiser(unet, SCHEDULE | {"prediction_type": prediction})
+
+
+def save_prior(denoiser: Denoiser, folder: Path) -> None:
+    """Writes a prior as a diffusers DDPM pipeline: model index, UNet with safetensors, scheduler, checksums.
+
+    The checksums are removed first and written last, so that a half-written folder is never taken for a whole one.
+    """
+    from diffusers.models.unets.unet_2d import UNet2DModel
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    unet = denoiser.network.unet
+    assert isinstance(unet, UNet2DModel)
+    copy = UNet2DModel.from_config(unet.config)  # in the plain memory layout that files have
+    assert isinstance(copy, UNet2DModel)
+    copy.load_state_dict(unet.state_dict())
+    (folder / CHECKSUMS).unlink(missing_ok=True)
+    copy.save_pretrained(folder / "unet")
+    kept = denoiser.alpha_bar
+    betas = 1 - kept / torch.cat([kept.new_ones(1), kept[:-1]])
+    schedule = SCHEDULE if torch.equal(_alpha_bar(SCHEDULE), kept) else {"trained_betas": betas.tolist()}
+    kind = {"_class_name": "DDPMScheduler", "clip_sample": False, "prediction_type": denoiser.prediction}
+    scheduler = DDPMScheduler.from_config(kind | schedule | {"num_train_timesteps": len(kept)})
+    assert isinstance(scheduler, DDPMScheduler)
+    scheduler.save_pretrained(folder / "scheduler")
+    index = {"_class_name": "DDPMPipeline"}
+    index |= {part: ["diffusers", name] for part, name in (("scheduler", "DDPMScheduler"), ("unet", "UNet2DModel"))}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    listed = sorted(file for file in folder.rglob("*") if file.suffix in (".json", ".safetensors"))
+    sums = [f"{file_sha256(file)}  {file.relative_to(folder).as_posix()}" for file in listed]
+    (folder / CHECKSUMS).write_text("\n".join(sums) + "\n")

@@ -1,0 +1,60 @@
+"""A progress bar in pictures or steps, with the time left."""
+
+import sys
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from tqdm import tqdm
+
+
+class Progress(Callback):
+    """Shows how many pictures are fused, or how many steps are trained, on the first process.
+
+    Args:
+        total: Pictures or steps of the whole run.
+        unit: ``picture`` or ``step``.
+        start: Steps that an interrupted run has done.
+    """
+
+    def __init__(self, total: int, unit: str, start: int = 0) -> None:
+        self.total, self.unit, self.start = total, unit, start
+        self.bar: tqdm[Any] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Opens the bar."""
+        if trainer.is_global_zero and stage in ("fit", "predict"):
+            if self.start:
+                print(f"resumed at {self.unit} {self.start}", file=sys.stderr)
+            self.bar = tqdm(total=self.total, initial=self.start, unit=self.unit, file=sys.stderr, dynamic_ncols=True)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Counts the pictures of a batch, and as many for each other process."""
+        if self.bar is not None:
+            self.bar.update(min(len(batch) * trainer.world_size, self.total - self.bar.n))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts optimiser steps, and shows the loss and the last validation."""
+        if self.bar is not None:
+            self.bar.update(trainer.global_step - self.bar.n)
+            self.bar.set_postfix({name: f"{float(v):.3g}" for name, v in trainer.progress_bar_metrics.items()})
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Closes the bar."""
+        self.teardown(trainer, pl_module, "")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Closes the bar."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

@@ -1,0 +1,66 @@
+"""Lightning's trainer, and what a process needs before it starts one."""
+
+import io
+import logging
+import sys
+import warnings
+from dataclasses import asdict
+from typing import Any
+
+import cv2
+from lightning import Trainer
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from dig2dig.config import TrainerConfig
+from dig2dig.errors import RunError, first_line
+
+ADVICE = (
+    "does not have many workers",
+    "LeafSpec",
+    "batch sampler `SizeBatches`",
+    "dataloader is not resumable",  # our sampler starts where the run stands
+    "flops_per_batch",
+    "across ranks is zero",
+    "smaller than the logging interval",
+    "Checkpoint directory",
+)
+"""Parts of Lightning's advice that does not apply here."""
+
+
+def prepare() -> None:
+    """Silences what Lightning says about itself, not its warnings about a user's mistakes; names print as they can."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for advice in ADVICE:
+        warnings.filterwarnings("ignore", f".*{advice}.*")
+    cv2.setNumThreads(0)  # OpenCV's threads fight torch's
+
+
+def build_trainer(devices: TrainerConfig, **options: Any) -> Trainer:
+    """Lightning's trainer on the devices of a configuration.
+
+    Raises:
+        RunError: Lightning refuses them.
+    """
+    settings: dict[str, Any] = {
+        **asdict(devices),
+        "use_distributed_sampler": False,  # our samplers split the batches
+        "inference_mode": False,  # posterior guidance needs gradients
+        "enable_model_summary": False,
+        "enable_progress_bar": False,
+        **options,
+        "plugins": [*options.get("plugins", []), *cluster()],
+    }
+    try:
+        return Trainer(**settings)
+    except (ValueError, MisconfigurationException) as error:
+        raise RunError(first_line(error)) from error
+
+
+def cluster() -> list[Any]:
+    """SLURM without Lightning's own checkpoints on signals: any later run beside them would load those."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []

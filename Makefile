@@ -1,13 +1,15 @@
 # Two commands on a fresh machine with Python 3.11+, make and git: `make demo` and `make test`.
+# Where threads share their cores with others, waiting passively keeps torch many times faster than spinning.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 PYTHON ?= python3
 BIN := .venv/bin
 COMPARED := "report.baselines=mean, laplacian"
 
-.PHONY: demo app test check docs figures clean help
+.PHONY: demo app test test-all check dist docs figures clean help
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 demo: .venv/installed  ## set up, and fuse the bundled examples into out/
 	$(BIN)/python infer.py configs/ivf.yaml sources.visible=examples/infrared_visible/visible \
@@ -25,8 +27,17 @@ demo: .venv/installed  ## set up, and fuse the bundled examples into out/
 app: .venv/installed-app  ## set up, and serve a page to try fusion in the browser, on 127.0.0.1
 	$(BIN)/python -m dig2dig.app
 
-test: .venv/installed-dev  ## set up, and run the tests
-	$(BIN)/python -m pytest
+test: .venv/installed-dev  ## set up, and run the fast tests
+	$(BIN)/python -m pytest -m "not slow and not huge"
+
+test-all: .venv/installed-dev  ## set up, and run all tests but those of many gigabytes
+	$(BIN)/python -m pytest -m "not huge"
+
+dist: .venv/installed-dev  ## build the wheel, check it, and fuse with it in a fresh environment
+	rm -rf dist
+	$(BIN)/python -m build --quiet --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m pytest -q tests/test_wheel.py
 
 check: .venv/installed-dev docs  ## lint, formatting, types, and the documentation with all its links
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ python infer.py configs/ivf.yaml sources.visible=DIR_OR_FILE sources.infrared=DI
 
 import sys
 
-from dig2dig.inference.__main__ import main
+from dig2dig.__main__ import infer as main
 
 if __name__ == "__main__":
     raise SystemExit(main(sys.argv[1:]))

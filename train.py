@@ -5,7 +5,7 @@ python train.py configs/finetune.yaml data.root=DIR out=DIR [key=value …]
 
 import sys
 
-from dig2dig.training.__main__ import main
+from dig2dig.__main__ import train as main
 
 if __name__ == "__main__":
     raise SystemExit(main(sys.argv[1:]))

@@ -4,6 +4,9 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from dig2dig.cli import load, preset_file
+from dig2dig.config import InferConfig
+from dig2dig.config_train import TrainConfig
 from dig2dig.errors import UserError, told
 
 USAGE = """dig2dig COMMAND …: image fusion with diffusion information gain
@@ -21,8 +24,6 @@ TASK is ivf (infrared-visible), mif (medical), mef (exposures), mff (focal plane
 dig2dig COMMAND --help says more; dig2dig --version prints the version."""
 
 PACKAGES = {
-    "infer": "inference.__main__",
-    "train": "training.__main__",
     "report": "report.__main__",
     "benchmark": "benchmark.__main__",
     "metrics": "metrics.__main__",
@@ -38,14 +39,30 @@ paired by name, into the folder RESULT. TASK is ivf (visible first, then infrare
 first source decides the size and the depth. All options of dig2dig infer may follow, as sampler.steps=4."""
 
 
+def infer(argv: list[str]) -> int:
+    """Fuses every pair that the configuration names, and gives the exit code: 1 if any pair failed."""
+    config = load(InferConfig, argv)
+    # heavy imports come after the config, so that --help and errors answer at once
+    from dig2dig.inference.run import infer as run
+    from dig2dig.report.writer import ReportWriter
+
+    return run(config, ["python", "infer.py", *argv], ReportWriter)
+
+
+def train(argv: list[str]) -> int:
+    """Trains, or resumes where ``OUT/checkpoints`` stands, and gives the exit code."""
+    config = load(TrainConfig, argv)
+    from dig2dig.training.run import train as run
+
+    return run(config)
+
+
 @told
 def fuse(arguments: list[str]) -> int:
     """Fuses the files of one scene, or folders, with a preset."""
     if len(arguments) < 2 or {"--help", "-h"} & set(arguments):
         print(FUSE, file=sys.stdout if {"--help", "-h"} & set(arguments) else sys.stderr)
         return 0 if {"--help", "-h"} & set(arguments) else 2
-    from dig2dig.cli import preset_file
-
     task, *rest = arguments
     if preset_file(task) is None:
         raise UserError(f"no task '{task}': the first argument is ivf, mif, mef, mff or universal")
@@ -59,8 +76,6 @@ def fuse(arguments: list[str]) -> int:
     from dig2dig.api import fuse_result, named_sources, write_result
 
     if any(file.is_dir() for file in files):
-        from dig2dig.inference.__main__ import main as infer
-
         return infer([task, *(f"sources.{name}={file}" for name, file in named_sources(task, files).items()), *options])
     target = Path(out or f"fused{files[0].suffix.lower()}")
     if target.resolve() in [file.resolve() for file in files] or (not out and target.exists()):
@@ -82,8 +97,8 @@ def main(argv: list[str] | None = None) -> int:
 
             print(f"dig2dig {version('dig2dig')}")
             return 0
-        case ["fuse", *arguments]:
-            return fuse(arguments)
+        case ["fuse" | "infer" | "train" as command, *arguments]:
+            return {"fuse": fuse, "infer": infer, "train": train}[command](arguments)
         case [command, *arguments] if command in PACKAGES:
             return import_module(f"dig2dig.{PACKAGES[command]}").main(arguments) or 0
     asked = bool(argv) and argv[0] in ("--help", "-h")

@@ -8,6 +8,7 @@ import torch
 
 from datamodules.pairing import find_pairs
 from datamodules.pairs import Failure, read_pair
+from dig2dig.atomic import write_atomically
 from dig2dig.cli import load_strictly, preset_file
 from dig2dig.config import InferConfig, SamplerConfig
 from dig2dig.errors import UserError
@@ -25,12 +26,8 @@ MODALITIES = {"ivf": ("visible", "infrared")}
 def preset(task: str, *overrides: str) -> SamplerConfig:
     """The sampling of a shipped preset, for :func:`dig2dig.fuse`.
 
-    Args:
-        task: ``ivf``, ``mif``, ``mef``, ``mff`` or ``universal``.
-        overrides: As on the command line, as ``sampler.steps=4``.
-
-    Raises:
-        ValueError: There is no such preset or option.
+    ``task`` is ``ivf``, ``mif``, ``mef``, ``mff`` or ``universal``; overrides are as on the command line, as
+    ``sampler.steps=4``. A ValueError says that there is no such preset or option.
     """
     return preset_config(task, {"a": "a", "b": "b"}, *overrides).sampler
 
@@ -101,13 +98,7 @@ def fuse_result(
 
 
 def write_result(result: Result, path: Path) -> None:
-    """Writes a fused picture, whole or not at all.
-
-    Raises:
-        ValueError: The suffix is none of a picture, or the format has no room for it.
-    """
-    from dig2dig.atomic import write_atomically
-
+    """Writes a fused picture, whole or not at all; a suffix that is none of a picture's is a ValueError."""
     assert result.image is not None and result.sample is not None
     if suffix_of("reference", path.suffix.lower()) != path.suffix.lower():
         raise UserError(f"out={path}: give a picture file, as fused.png, .tif, .jpg, .webp or .bmp")

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -124,10 +125,15 @@ def _names_a_file(argument: str) -> bool:
         return False
 
 
+@cache
+def _texts(schema: type) -> set[str]:
+    """Options that hold text: a path like 2024_01 is no number."""
+    return {name for name, kind, *_ in _options(schema) if kind in (str, str | None, dict[str, str])}
+
+
 def _override(schema: type, argument: str) -> Any:
-    texts = {name for name, kind, *_ in _options(schema) if kind in (str, str | None, dict[str, str])}
     key, _, value = argument.partition("=")
-    if {key, key.rpartition(".")[0]} & texts and value != "null":  # a path like 2024_01 is no number
+    if {key, key.rpartition(".")[0]} & _texts(schema) and value != "null":
         layer = OmegaConf.create()
         OmegaConf.update(layer, key, value)
         return layer

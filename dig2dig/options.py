@@ -1,17 +1,56 @@
-"""What the schemas are made of: a field with its help, checks, and the ranges of stored values."""
+"""What the schemas are made of: fields with their help and limits, and the ranges of stored values."""
 
 import re
 from dataclasses import field, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from functools import cache, partial
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 
-def option(default: Any, help: str, common: bool = False) -> Any:
-    """A dataclass field with its default and its sentence; ``--help`` alone shows the common ones."""
-    metadata = {"help": help, "common": common}
+def option(default: Any, help: str, common: bool = False, **limits: int | float) -> Any:
+    """A dataclass field with its default and its sentence.
+
+    Args:
+        default: The default, or what makes it.
+        help: The sentence that ``--help`` prints.
+        common: ``--help`` without a topic shows it.
+        limits: ``above``, ``least`` and ``most``; checked where the value is not None.
+    """
+    metadata = {"help": help, "common": common, "limits": limits}
     if callable(default) or isinstance(default, (dict, list)):
         factory = default if callable(default) else lambda: type(default)(default)
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+common = partial(option, common=True)
+_hints = cache(get_type_hints)
+
+
+class Checked:
+    """A schema whose values are checked the same whether they come from YAML or from Python.
+
+    Raises:
+        ValueError: A value is none of its field's choices or outside of its limits; in one line.
+    """
+
+    heading: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        hints = _hints(type(self))
+        for item in fields(self):  # pyright: ignore[reportArgumentType]
+            name, value, limits = (
+                f"{self.heading}{item.name}",
+                getattr(self, item.name),
+                item.metadata.get("limits", {}),
+            )
+            if get_origin(hints[item.name]) is Literal:
+                choices = get_args(hints[item.name])
+                require(value in choices, f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
+            if value is not None and limits:
+                above, least, most = (limits.get(kind) for kind in ("above", "least", "most"))
+                require(above is None or value > above, f"{name} must be above {above}, not {value}")
+                require(least is None or value >= least, f"{name} must be at least {least}, not {value}")
+                require(most is None or value <= most, f"{name} must be at most {most}, not {value}")
 
 
 def require(holds: bool, message: str) -> None:
@@ -20,32 +59,20 @@ def require(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def require_choices(config: Any) -> None:
-    """Refuses a value that is none of its field's choices, as YAML would be refused.
-
-    Raises:
-        ValueError: It names the field, the value and the choices.
-    """
-    hints = get_type_hints(type(config))
-    for item in fields(config):
-        if get_origin(hints[item.name]) is Literal:
-            value, choices = getattr(config, item.name), get_args(hints[item.name])
-            require(value in choices, f"{item.name} must be one of {', '.join(map(str, choices))}, not {value!r}")
-
-
 def parse_range(text: str) -> tuple[float, float] | str:
-    """``auto``, ``full``, ``percentile``, or ``LOW-HIGH`` as two numbers.
-
-    Raises:
-        ValueError: Anything else.
-    """
+    """``auto``, ``full``, ``percentile``, or ``LOW-HIGH`` as two numbers; anything else is a ValueError."""
     if text in ("auto", "full", "percentile"):
         return text
-    match = re.fullmatch(rf"{_NUMBER}-{_NUMBER}", text)
+    number = r"(-?\d+(?:\.\d*)?)"
+    match = re.fullmatch(f"{number}-{number}", text)
     low, high = (float(match[1]), float(match[2])) if match else (0.0, 0.0)
-    if not low < high:
-        raise ValueError(f"must be auto, full, percentile or LOW-HIGH with LOW below HIGH, not {text}")
+    require(low < high, f"must be auto, full, percentile or LOW-HIGH with LOW below HIGH, not {text}")
     return low, high
 
 
-_NUMBER = r"(-?\d+(?:\.\d*)?)"
+def check_range(name: str, text: str) -> None:
+    """Refuses a range that :func:`parse_range` cannot read, with the option's name."""
+    try:
+        parse_range(text)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from error

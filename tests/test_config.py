@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -121,16 +122,22 @@ def test_a_misspelt_heading_and_a_picture_in_place_of_a_config_say_what_to_type(
         assert line in capsys.readouterr().err
 
 
-def test_configs_that_are_built_in_python_are_as_strict() -> None:
-    for build in (
-        lambda: DigConfig(kind="foo"),  # pyright: ignore[reportArgumentType]
-        lambda: GuidanceConfig(kind="pull"),  # pyright: ignore[reportArgumentType]
-        lambda: SamplerConfig(grid="even"),  # pyright: ignore[reportArgumentType]
-        lambda: PriorConfig(precision="fp8"),  # pyright: ignore[reportArgumentType]
-        lambda: ResearchConfig(scope="none"),  # pyright: ignore[reportArgumentType]
-    ):
-        with pytest.raises(ValueError, match="must be one of"):
-            build()
+@pytest.mark.parametrize(
+    ("config", "name", "value", "line"),
+    [
+        (DigConfig(), "kind", "foo", "sampler.dig.kind must be one of gain, change, residual, static, not 'foo'"),
+        (GuidanceConfig(), "sigma_n", -1.0, "sampler.guidance.sigma_n must be at least 0, not -1.0"),
+        (SamplerConfig(), "grid", "even", "sampler.grid must be one of"),
+        (SamplerConfig(), "sigma_start", 0.0, "sampler.sigma_start must be above 0, not 0.0"),
+        (PriorConfig(), "precision", "fp8", "prior.precision must be one of"),
+        (ResearchConfig(), "eta", 1.5, "research.eta must be at most 1, not 1.5"),
+    ],
+)
+def test_configs_that_are_built_in_python_are_as_strict(config, name: str, value: object, line: str) -> None:
+    """Checked after the fact: under pytest, the types of the constructor are checked first."""
+    setattr(config, name, value)
+    with pytest.raises(ValueError, match=re.escape(line)):
+        config.__post_init__()
 
 
 @pytest.mark.parametrize("script", ["infer.py", "train.py"])

@@ -121,11 +121,9 @@ CLASSICAL: dict[str, Callable[[Sources], Image]] = {
 
 
 def ddfm(form: str = "code", steps: int = 100) -> SamplerConfig:
-    """DDFM as a setting of our sampler: static weights, its EM, steps uniform from pure noise, noise recomputed.
+    """DDFM as a setting of our sampler: static weights, its EM, 100 steps uniform from pure noise, noise recomputed.
 
-    Args:
-        form: ``code`` as published (i - x), or ``paper`` (x + v).
-        steps: DDFM takes 100.
+    ``form`` is ``code`` as published (i - x), or ``paper`` (x + v).
 
     References:
         Zhao et al., "DDFM: Denoising diffusion model for multi-modality image fusion", ICCV 2023.

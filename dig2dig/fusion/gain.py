@@ -17,15 +17,10 @@ from dig2dig.shapes import Gains, Maps, Sources, State, Timestep
 
 
 def pixel_loss(estimate: Tensor, target: Tensor, kind: str) -> Tensor:
-    """Distance at each pixel, mean over channels: squared (l2), absolute (l1) or of the gradients (gradient).
+    """Distance at each pixel, mean over channels, (…, c, h, w) to (…, 1, h, w).
 
-    Args:
-        estimate: Shape (…, c, h, w).
-        target: Broadcastable to it.
-        kind: ``l2``, ``l1`` or ``gradient``: the length of the difference's gradient, forward differences.
-
-    Returns:
-        Shape (…, 1, h, w), in squared or absolute intensity.
+    ``l2`` is squared, ``l1`` absolute intensity; ``gradient`` is the length of the difference's gradient, by forward
+    differences.
     """
     difference = estimate - target
     if kind == "l2":
@@ -88,9 +83,9 @@ class Measured:
 
     Attributes:
         times: Decreasing time indices, shape (n,).
-        gains: Normalised gain of each source from each time to the next, n maps (b, k, 1, h / f, w / f).
-        estimates: Reconstructions of the noised sources, (b, k, c, h / f, w / f) in [-1, 1]; None if not asked for.
-        cost: Mean absolute ``gain`` of each step, whatever the kind of the weights, (n, b); None if not asked for.
+        gains: Normalised gain of each source to the next time, n maps (b, k, 1, h / f, w / f).
+        estimates: Reconstructions of the noised sources, (b, k, c, h / f, w / f) in [-1, 1], or None.
+        cost: Mean absolute ``gain`` of each step, (n, b), or None.
     """
 
     times: Times
@@ -108,15 +103,8 @@ def reconstruct(sources: Sources, noise: State, times: Times, denoiser: Denoiser
     independent noise. Where the noise is strong, the estimate is smooth and can be had from smaller images: the mean
     over f × f pixels has noise of level :math:`\sigma / f`, and that is what the network sees.
 
-    Args:
-        sources: Clean sources in [-1, 1], padded.
-        noise: Noise of each image, with the denoiser's channels.
-        times: Decreasing time indices, shape (n,).
-        denoiser: The prior.
-        reduce: Images are halved, at most twice, as long as the noise level stays above this; 0 = never.
-
-    Returns:
-        Estimates at each time, (b, k, c, h / f, w / f).
+    Sources are in [-1, 1] and padded; the noise has the denoiser's channels. Images are halved, at most twice, as long
+    as the noise level stays above ``reduce``; 0 = never. Gives (b, k, c, h / f, w / f) at each time.
     """
     b, k, c, h, w = sources.shape
     images = to_channels(sources, denoiser.channels).flatten(0, 1)
@@ -162,16 +150,10 @@ def measure(
     estimates: bool = True,
     cost: bool = False,
 ) -> Measured:
-    """Gains of all sources at all times, before any sampling.
+    """Gains of all sources in [-1, 1] at decreasing times, averaged over noise draws, before any sampling.
 
-    Args:
-        sources: Clean sources in [-1, 1], padded.
-        noises: One noise (b, c, h, w) for each draw that gains and estimates are averaged over.
-        times: Decreasing time indices, shape (n,).
-        denoiser: The prior.
-        config: Kind, loss, normalisation and smoothing.
-        estimates: Whether the reconstructions themselves are needed; if not, static weights need no network.
-        cost: Whether the summed gain of each step is needed, to place steps by it.
+    Without ``estimates``, the reconstructions themselves, static weights need no network. ``cost`` asks for the mean
+    gain of each step, to place steps by it.
     """
     b, k, _, h, w = sources.shape
     radii = [
@@ -203,11 +185,7 @@ def measure(
 class Lookup:
     """Maps of the size of the sources at any time, interpolated linearly in the log of the noise level.
 
-    Args:
-        measured: What was measured.
-        t: Time index of each image, shape (b,); beyond what was measured, the nearest counts.
-        alpha_bar: The schedule.
-        size: Height and width of the maps that are given.
+    Each image has its own time; beyond what was measured, the nearest time counts.
     """
 
     def __init__(self, measured: Measured, t: Timestep, alpha_bar: AlphaBar, size: Sequence[int]) -> None:

@@ -33,13 +33,7 @@ def estimate_noise(sources: Sources) -> NoiseLevels:
 
 
 def noise_levels(sources: Sources, modalities: Sequence[str], noise: Mapping[str, str]) -> NoiseLevels | None:
-    """The noise of each source as a configuration names it: per modality a number of 255, or ``auto``.
-
-    Args:
-        sources: Sources in [0, 1].
-        modalities: Their names; those without an entry in ``noise`` are clean.
-        noise: Standard deviations.
-    """
+    """The noise of each source in [0, 1], from a number of 255 or ``auto`` per modality; the others are clean."""
     if not set(noise) & set(modalities):
         return None
     found = estimate_noise(sources) if "auto" in noise.values() else torch.zeros(sources.shape[:2])
@@ -60,11 +54,8 @@ def denoise(sources: Sources, noise: NoiseLevels, denoiser: Denoiser, fresh: Sta
     a state of level :math:`\sqrt 3\,\sigma`, whose mean over channels is what was observed. Two estimates are averaged:
     of the image, and of its mirror image with the fresh noise reversed.
 
-    Args:
-        sources: Sources in [-1, 1], padded.
-        noise: Levels for images in [0, 1]; zero is clean.
-        denoiser: The prior.
-        fresh: Unit noise of each image, with the prior's channels.
+    Sources are in [-1, 1] and padded, noise levels for images in [0, 1]; ``fresh`` is unit noise with the prior's
+    channels.
     """
     b, k, c = sources.shape[:3]
     channels = denoiser.channels

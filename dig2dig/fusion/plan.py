@@ -24,25 +24,15 @@ REDUCE_ESTIMATES = 0.15
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is known before the loop: where it steps, and what each source weighs there.
+    """All that is known before the loop: where it steps, and what each source weighs there."""
 
-    Attributes:
-        config: The configuration.
-        measured: Gains, and estimates if a guidance needs them, at the times where they were measured.
-        weights: Fusion weights at those times.
-        times: Time index of each image in each step, on the CPU, where the schedule is, (steps, b).
-        t: The same on the sources' device.
-        alpha_bar: At these times and, last, of the clean image, (steps + 1, b, 1, 1, 1).
-        schedule: The prior's schedule.
-    """
-
-    config: SamplerConfig
-    measured: Measured
-    weights: list[Maps]
-    times: Int[Tensor, "steps b"]
-    t: Int[Tensor, "steps b"]
-    alpha_bar: Tensor
-    schedule: AlphaBar
+    config: SamplerConfig  # the configuration
+    measured: Measured  # gains, and estimates if a guidance needs them, at the times where they were measured
+    weights: list[Maps]  # fusion weights at those times
+    times: Int[Tensor, "steps b"]  # time index of each image in each step, on the CPU
+    t: Int[Tensor, "steps b"]  # the same on the sources' device
+    alpha_bar: Tensor  # at these times and, last, of the clean image, (steps + 1, b, 1, 1, 1)
+    schedule: AlphaBar  # the prior's schedule
 
     def step(self, i: int, x_t: State | None, sources: Sources) -> Step:
         """What a guidance may use in step i."""
@@ -73,12 +63,8 @@ def gains(
 ) -> Plan:
     """Gains and weights of all sources, and the times of the steps, before any of them.
 
-    Args:
-        sources: Clean sources in [-1, 1], padded.
-        noises: Noise draws that gains are averaged over.
-        denoiser: The prior.
-        config: Grid and gains.
-        reconstructions: Whether the guidance uses the sources' estimates themselves.
+    Sources are in [-1, 1] and padded; gains are averaged over ``noises``. ``reconstructions`` says whether the guidance
+    uses the sources' estimates themselves.
     """
     dig, grid = config.dig, "uniform" if config.grid == "uniform" else "logsnr"
     times = time_grid(grid, config.steps, denoiser.alpha_bar, config.sigma_start, config.sigma_end)

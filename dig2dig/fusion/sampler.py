@@ -111,12 +111,7 @@ def fuse(
 
 
 def check_sources(sources: object, channels: int, noisy: bool = False) -> None:
-    """Refuses what cannot be fused.
-
-    Args:
-        sources: What :func:`fuse` was given.
-        channels: Channels of the prior.
-        noisy: Noise may leave [0, 1].
+    """Refuses what :func:`fuse` cannot fuse with a prior of so many channels; noisy sources may leave [0, 1].
 
     Raises:
         ValueError: It says what is wrong in one line.
@@ -149,14 +144,7 @@ def opposite_pairs(draw: Draw, count: int) -> list[State]:
 def compose(sources: Sources, plan: Plan, guide: Guidance, watch: Watch | None = None) -> Image:
     """Applies a guidance that uses the sources alone, step by step: the network does not run.
 
-    Args:
-        sources: Clean sources in [-1, 1], padded.
-        plan: What :func:`gains` gave.
-        guide: The guidance; as ``x0_hat`` it gets its own last result.
-        watch: Called after each step.
-
-    Returns:
-        The result in [-1, 1], padded.
+    Sources and result are in [-1, 1] and padded. The guidance gets its own last result as ``x0_hat``.
     """
     guided, state = sources[:, 0], None
     with torch.no_grad():
@@ -173,16 +161,7 @@ def sample(
 ) -> Image:
     """DDIM from the noised mean of the sources, each estimate of the network pulled by a guidance.
 
-    Args:
-        sources: Clean sources in [-1, 1], padded.
-        plan: What :func:`gains` gave.
-        denoiser: The prior.
-        guide: The guidance.
-        draw: Gives noise.
-        watch: Called after each step.
-
-    Returns:
-        The last guided estimate in [-1, 1], padded.
+    Sources and result, the last guided estimate, are in [-1, 1] and padded. ``draw`` gives the noise.
     """
     guided, state, differentiate = sources.mean(1), None, needs(guide, "graph")
     x_t = add_noise(to_channels(guided, denoiser.channels), draw(), plan.t[0], denoiser.alpha_bar)

@@ -27,10 +27,7 @@ def guidance_contribution(x0_hat: Image, sources: Sources, ideal: Image) -> Floa
 
     Positive where a step towards the source is a step towards the ideal. All images in [-1, 1].
 
-    Args:
-        x0_hat: The prior's estimate, (b, c, h, w).
-        sources: The sources.
-        ideal: The ideal image, or the final result where none is known.
+    The final result stands in for the ideal image where none is known.
     """
     return (2 * (x0_hat[:, None] - sources) * (x0_hat - ideal)[:, None]).sum(2, keepdim=True)
 
@@ -50,30 +47,19 @@ def weight_covariance(weight: Weights, contribution: Float[Tensor, "b k 1 h w"])
 
 @dataclass(frozen=True)
 class DigStatistics:
-    """Statistics of one fusion, of n steps and k sources.
+    """Statistics of one fusion, of n steps and k sources."""
 
-    Attributes:
-        t: Time index of each step, shape (n,).
-        weight_mean: Mean weight of each source over the image, shape (n, k).
-        entropy: Entropy of the weights, in [0, 1], shape (n,).
-        gain_mean: Mean normalised gain of each source, shape (n, k).
-        covariance: Covariance of weight and guidance contribution, shape (n, k).
-    """
-
-    t: Tensor
-    weight_mean: Tensor
-    entropy: Tensor
-    gain_mean: Tensor
-    covariance: Tensor
+    t: Tensor  # time index of each step, shape (n,)
+    weight_mean: Tensor  # mean weight of each source over the image, shape (n, k)
+    entropy: Tensor  # entropy of the weights, in [0, 1], shape (n,)
+    gain_mean: Tensor  # mean normalised gain of each source, shape (n, k)
+    covariance: Tensor  # covariance of weight and guidance contribution, shape (n, k)
 
 
 def dig_statistics(trace: Sequence[Snapshot], sources: Sources, ideal: Image | None = None) -> DigStatistics:
     """Statistics over the steps that ``fuse`` showed its observer, for the first image of the batch.
 
-    Args:
-        trace: Every step, with the prior's estimates.
-        sources: The sources in [0, 1], (1, k, c, h, w).
-        ideal: The ideal image in [0, 1] if it is known; the last guided estimate stands in for it.
+    Sources (1, k, c, h, w) and ideal are in [0, 1]; the last guided estimate stands in for an ideal that is not known.
 
     Raises:
         ValueError: The steps were watched without estimates.

@@ -29,26 +29,14 @@ QUALITY = 95
 
 
 def encode(image: Tensor, suffix: str, depth: int = 8) -> bytes:
-    """An image (1 or 3, h, w) in [0, 1], rounded to 8 or 16 bits, as PNG, TIFF, JPEG, WebP or BMP.
-
-    Args:
-        image: Grey or RGB.
-        suffix: The format, one of ``PICTURES``.
-        depth: Bits of a channel; formats that hold 8 get 8.
+    """An image (1 or 3, h, w) in [0, 1], rounded to 8 or 16 bits, as one of ``PICTURES``; formats that hold 8 get 8.
 
     Raises:
         ValueError: The format has no room for a picture of this size.
     """
     pixels = to_pixels(image, depth if suffix in DEEP else 8)
-    settings = {
-        ".jpg": [
-            cv2.IMWRITE_JPEG_QUALITY,
-            QUALITY,
-            cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
-            cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
-        ],
-        ".webp": [cv2.IMWRITE_WEBP_QUALITY, QUALITY],
-    }
+    jpeg = [cv2.IMWRITE_JPEG_QUALITY, QUALITY, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    settings = {".jpg": jpeg, ".webp": [cv2.IMWRITE_WEBP_QUALITY, QUALITY]}
     name = ".jpg" if suffix == ".jpeg" else suffix
     try:
         done, content = cv2.imencode(name, pixels[..., ::-1], settings.get(name, []))

@@ -9,11 +9,7 @@ from types import FrameType
 
 
 class Interrupted(BaseException):
-    """A signal asked to stop.
-
-    Attributes:
-        exit_code: 128 and the signal's number, as shells have it.
-    """
+    """A signal asked to stop. The exit code is 128 and the signal's number, as in shells."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)

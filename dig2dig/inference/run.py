@@ -31,39 +31,27 @@ from dig2dig.tracking.trainer import build_trainer, prepare
 
 @runtime_checkable
 class Report(Protocol):
-    """A page about a run.
+    """A page about a run."""
 
-    Attributes:
-        names: Pairs whose steps it shows.
-        estimates: Of them, those whose estimates by the prior it shows.
-        side: Longest side of what it shows of a step, pixels.
-    """
-
-    names: Collection[str]
-    estimates: Collection[str]
-    side: int
+    names: Collection[str]  # pairs whose steps it shows
+    estimates: Collection[str]  # of them, those whose estimates by the prior it shows
+    side: int  # longest side of what it shows of a step, pixels
 
     def start(self) -> None:
         """Removes what an earlier run showed of pairs that are fused anew."""
-        ...
 
     def write(self, result: Result, file: str) -> None:
         """Keeps what it shows of a fused pair; called from the thread that writes."""
-        ...
 
     def conclude(self, rows: Rows, command: Sequence[str]) -> None:
-        """Writes the page."""
-        ...
+        """Writes the page, with the command line that made the run."""
 
 
 @told
 def infer(config: InferConfig, command: Sequence[str], open_report: Callable[[Run], Report]) -> int:
     """Fuses every pair that the configuration names, and gives the exit code: 1 if any pair failed.
 
-    Args:
-        config: The configuration.
-        command: The command line, for the report.
-        open_report: Makes the report of a run.
+    ``command`` is the command line, for the page that ``open_report`` makes.
     """
     prepare()
     try:

@@ -27,23 +27,14 @@ RECORDED = ("dig2dig", "torch", "lightning", "diffusers", "numpy")
 
 @dataclass(frozen=True)
 class Run:
-    """Pairs to fuse and rows that an earlier run with the same configuration left.
+    """Pairs to fuse and rows that an earlier run with the same configuration left."""
 
-    Attributes:
-        out: The folder.
-        config: The configuration, with absolute paths.
-        record: SHA-256 of prior and adapter, and versions.
-        pairs: All pairs.
-        todo: Pairs that are to be fused.
-        done: Rows of ``summary.csv`` that stay valid, by name.
-    """
-
-    out: Path
-    config: InferConfig
-    record: dict[str, Any]
-    pairs: Sequence[Pair]
-    todo: list[Pair]
-    done: Rows
+    out: Path  # the folder
+    config: InferConfig  # the configuration, with absolute paths
+    record: dict[str, Any]  # SHA-256 of prior and adapter, and versions
+    pairs: Sequence[Pair]  # all pairs
+    todo: list[Pair]  # pairs that are to be fused
+    done: Rows  # rows of ``summary.csv`` that stay valid, by name
 
     def start(self) -> None:
         """Writes ``OUT/run.yaml``, and ``OUT/summary.csv`` with the rows that stay valid, no other."""
@@ -69,11 +60,7 @@ def find_run(config: InferConfig, pairs: Sequence[Pair]) -> Run:
     """Finds what is left to do; nothing is written yet.
 
     Pairs that an earlier run into the same folder has done are skipped if their files hold the same bytes, and its
-    configuration, as far as it shapes the result, its prior and its version of dig2dig.
-
-    Raises:
-        PriorError: The prior's weights are not there.
-        PairingError: A result would replace one of the sources.
+    configuration, as far as it shapes the result, its prior and its version of dig2dig are the same.
     """
     out = Path(config.out)
     refuse_to_replace_sources(config, pairs)

@@ -13,11 +13,7 @@ from datamodules.readers.video import frames_per_second, is_video, write_video
 def join_videos(out: Path, pairs: Sequence[Pair], rows: Mapping[str, Mapping[str, str]], reference: str) -> None:
     """Writes ``OUT/SERIES.mp4`` for each video whose frames are all fused, as fast as the reference source.
 
-    Args:
-        out: Folder of the frames.
-        pairs: All pairs of the run, frames of one series after each other.
-        rows: What became of them.
-        reference: Modality whose speed the video has.
+    Frames of one series follow each other in ``pairs``.
 
     Raises:
         OSError: It cannot be written.

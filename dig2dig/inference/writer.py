@@ -21,13 +21,9 @@ from dig2dig.tracking.panels import to_colours, to_png
 class FusionWriter(BasePredictionWriter):
     """Writes ``OUT/NAME.png``, maps if asked for, and ``OUT/summary.csv`` after each batch.
 
-    A thread writes while the next batch is fused; what it could not write is raised with the batch after that.
-
-    Args:
-        out: The folder.
-        done: Rows of an earlier run that stay valid.
-        save: Format, and whether weight and gain maps of each step are written.
-        report: Called with each fused result and its file's name before the table says that it is done.
+    A thread writes while the next batch is fused; what it could not write is raised with the batch after that. Rows of
+    an earlier run that stay valid are kept. ``report`` is called with each fused result and its file's name before the
+    table says that it is done.
     """
 
     def __init__(

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from datamodules.pairs import Failure, Sample
 from dig2dig.color import merge
 from dig2dig.config import FusionConfig
-from dig2dig.fusion.noise import noise_levels
+from dig2dig.fusion.noise import NoiseLevels, noise_levels
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.sampler import fuse
 from dig2dig.modules.results import Result, Tracing, among, failed
@@ -28,21 +27,13 @@ def pair_seed(seed: int, name: str) -> int:
 
 
 class Fuser:
-    """Fuses samples with a prior as a configuration says.
-
-    Args:
-        denoiser: The prior.
-        config: Steps, gains, guidance, noise and seed.
-        tracing: What is kept of the sampling steps.
-    """
+    """Fuses samples with a prior as a configuration says, and keeps of the steps what ``tracing`` asks for."""
 
     def __init__(self, denoiser: Denoiser, config: FusionConfig, tracing: Tracing | None = None) -> None:
         self.denoiser, self.config, self.tracing = denoiser, config, tracing or Tracing()
 
     def __call__(self, batch: Sequence[Sample | Failure], device: torch.device) -> list[Result]:
-        """Fuses a batch: samples of one shape and the same modalities together, unless the bytes must not depend on
-        it. Failures pass through.
-        """
+        """Fuses a batch, samples of one shape and modalities together if not ``exact``; failures pass through."""
         results = [Result(item.name, reason=item.reason) for item in batch if isinstance(item, Failure)]
         alike: dict[tuple[object, ...], list[Sample]] = defaultdict(list)
         for item in batch:
@@ -73,8 +64,7 @@ class Fuser:
                 raise
             height, width = samples[0].sources.shape[-2:]
             return [failed(samples[0], f"{width}x{height} pixels do not fit into memory; make them smaller")]
-        note = "memory ran out: fused in small windows"
-        return [replace(result, note="; ".join(filter(None, [result.note, note])))]
+        return [replace(result, note=joined(result.note, "memory ran out: fused in small windows"))]
 
     def _fuse(self, samples: Sequence[Sample], device: torch.device, denoiser: Denoiser) -> list[Result]:
         started, config, tracing, trace = time.perf_counter(), self.config, self.tracing, list[Snapshot]()
@@ -88,26 +78,36 @@ class Fuser:
             if tracing.watch:
                 tracing.watch(trace[-1])
 
+        noise = noise_levels(sources, samples[0].modalities, config.noise)
         fused = fuse(
             sources,
             denoiser,
             config.sampler,
             seeds,
             observe=keep if any(traced) or tracing.watch else None,
-            noise=noise_levels(sources, samples[0].modalities, config.noise),
+            noise=noise,
             estimates=any(among(sample.name, tracing.estimates) for sample in samples),
         ).cpu()
         seconds = (time.perf_counter() - started) / len(samples)
-        return [
-            self._result(sample, fused[i], seconds, seeds[i], [step.of(i) for step in trace] if traced[i] else [])
-            for i, sample in enumerate(samples)
-        ]
+        results = []
+        for i, sample in enumerate(samples):
+            steps = [step.of(i) for step in trace] if traced[i] else []
+            image, notes = merge(fused[i], sample.chroma), [sample.note, *self._found(noise, i, sample)]
+            result = Result(sample.name, sample, image, fused[i], seconds, seeds[i], steps, note=joined(*notes))
+            finite = bool(fused[i].isfinite().all())
+            results.append(result if finite else failed(sample, "the prior gives numbers that are not finite"))
+        return results
 
-    def _result(self, sample: Sample, fused: Tensor, seconds: float, seed: int, trace: list[Snapshot]) -> Result:
-        if not fused.isfinite().all():
-            return failed(sample, "the prior gives numbers that are not finite")
-        image = merge(fused, sample.chroma)
-        return Result(sample.name, sample, image, fused, seconds, seed, trace, note=sample.note)
+    def _found(self, noise: NoiseLevels | None, i: int, sample: Sample) -> list[str]:
+        """What ``auto`` found of the noise in each source of sample i."""
+        auto = [k for k, name in enumerate(sample.modalities) if self.config.noise.get(name) == "auto"]
+        found = [] if noise is None else [(sample.modalities[k], 255 * float(noise[i, k])) for k in auto]
+        return [f"{name}: noise of {sigma:.1f} of 255 found" for name, sigma in found]
+
+
+def joined(*notes: str) -> str:
+    """Notes in one line, empty ones left out."""
+    return "; ".join(filter(None, notes))
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -20,11 +20,7 @@ class FusionModule(LightningModule):
     """Fuses pairs with a prior, for ``Trainer.predict`` and ``Trainer.validate``.
 
     ``trainer.validate`` logs the means of fusion metrics (``fusion/NAME``) and of what the gains say (``dig/NAME``).
-
-    Args:
-        config: How pairs are fused; a mapping from a checkpoint is checked like YAML.
-        denoiser: The prior; opened as the configuration says if None.
-        tracing: What is kept of the sampling steps.
+    A configuration from a checkpoint is a mapping, checked like YAML. Without a denoiser, it names the prior.
     """
 
     def __init__(

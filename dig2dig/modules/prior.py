@@ -64,9 +64,7 @@ class PriorModule(LightningModule):
     Validation measures how well the prior denoises single images and, where there are pairs to fuse, what it does to
     fusions and gains.
 
-    Args:
-        config: The training; a mapping from a checkpoint is checked like YAML.
-        denoiser: The prior; its weights that require gradients learn. Opened as the configuration says if None.
+    A configuration from a checkpoint is a mapping, checked like YAML. Without a denoiser, it names the prior.
     """
 
     def __init__(self, config: TrainConfig | Mapping[str, Any], denoiser: Denoiser | None = None) -> None:
@@ -76,7 +74,7 @@ class PriorModule(LightningModule):
         self.denoiser = denoiser or choose_weights(starting_prior(self.config), self.config.adapt)
         self.band_losses = ModuleList(RunningMean(50, sync_on_compute=False) for _ in NOISE_BANDS)
         self.scores = PairScores()
-        self.strict_loading = False
+        self.strict_loading, self.processes = False, 0
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         """Mean weighted loss of the batch at drawn noise levels."""
@@ -126,11 +124,16 @@ class PriorModule(LightningModule):
         checkpoint["processes"] = self.trainer.world_size
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes how many processes made the run."""
+        self.processes = checkpoint["processes"]
+
+    def on_fit_start(self) -> None:
         """Refuses to go on with another number of processes: the batches would be others."""
-        if checkpoint["processes"] != self.trainer.world_size:
+        before, now = self.processes, self.trainer.world_size
+        if before not in (0, now):
             raise RunError(
-                f"the run was made by {checkpoint['processes']} processes, now there are {self.trainer.world_size}: "
-                "its batches would change; use as many, or another out="
+                f"the run was made by {before} processes, now there are {now}: its batches would change; "
+                "use as many, or another out="
             )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

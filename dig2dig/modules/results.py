@@ -12,29 +12,17 @@ from dig2dig.fusion.plan import Snapshot
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one pair.
+    """What became of one pair."""
 
-    Attributes:
-        name: Name of the pair.
-        sample: What was read; None if it could not be.
-        image: The fused picture, (1 or 3, h, w) in [0, 1]; None if it failed.
-        fused: The channels that were fused, before they got their colour back.
-        seconds: Time it took; a batch's time is shared equally.
-        seed: Seed of its noise.
-        trace: Every step of the sampling, if asked for.
-        reason: Why it failed.
-        note: What a user may want to know.
-    """
-
-    name: str
-    sample: Sample | None = None
-    image: Tensor | None = None
-    fused: Tensor | None = None
-    seconds: float = 0.0
-    seed: int = 0
-    trace: list[Snapshot] = field(default_factory=list)
-    reason: str = ""
-    note: str = ""
+    name: str  # name of the pair
+    sample: Sample | None = None  # what was read; None if it could not be
+    image: Tensor | None = None  # the fused picture, (1 or 3, h, w) in [0, 1]; None if it failed
+    fused: Tensor | None = None  # the channels that were fused, before they got their colour back
+    seconds: float = 0.0  # time it took; a batch's time is shared equally
+    seed: int = 0  # seed of its noise
+    trace: list[Snapshot] = field(default_factory=list)  # every step of the sampling, if asked for
+    reason: str = ""  # why it failed
+    note: str = ""  # what a user may want to know
 
 
 @dataclass(frozen=True)
@@ -42,8 +30,8 @@ class Tracing:
     """What is kept of the sampling steps.
 
     Attributes:
-        names: Of which pairs; None = of all.
-        estimates: Of which pairs also the prior's estimates, for which the network runs in each step; None = of all.
+        names: Of which pairs; None = all.
+        estimates: Of which also the prior's estimates, by the network in each step; None = all.
         side: Longest side of what is kept, pixels; None = as large as the pictures.
         watch: Called with each step when it is done, of whatever pair, for progress.
     """

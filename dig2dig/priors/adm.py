@@ -66,9 +66,8 @@ def _sizes(state: State) -> tuple[int, int]:
 def unet_config(state: State, head_channels: int = 64) -> dict[str, Any]:
     """The ``UNet2DModel`` arguments of an ADM state dict.
 
-    Args:
-        state: ADM's state dict; class-conditional networks are not supported.
-        head_channels: Channels of an attention head, which the tensors do not tell; 64 in all published networks.
+    Class-conditional networks are not supported. The tensors do not tell the channels of an attention head; they are
+    64 in all published networks.
 
     Raises:
         KeyError: A tensor that the architecture is read from is missing.

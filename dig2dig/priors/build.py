@@ -45,13 +45,9 @@ def as_denoiser(
     levels = len(unet.config["down_block_types"])
     attends = any(isinstance(module, Attention) for module in unet.modules())
     size = unet.config["sample_size"]
-    layout = Layout(
-        scheduler.get("prediction_type", "epsilon"),
-        channels=inputs // patch**2,
-        patch=patch,
-        multiple=patch * 2 ** (levels - 1),
-        native=size * patch if attends and isinstance(size, int) else None,
-    )
+    native = size * patch if attends and isinstance(size, int) else None
+    prediction = scheduler.get("prediction_type", "epsilon")
+    layout = Layout(prediction, inputs // patch**2, patch, patch * 2 ** (levels - 1), native)
     return Denoiser(TensorUNet(unet), _alpha_bar(scheduler), layout, precision, window)
 
 

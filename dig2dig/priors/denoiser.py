@@ -37,21 +37,13 @@ def supports_bf16(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a network predicts, and of which images.
+    """What a network predicts, and of which images."""
 
-    Attributes:
-        prediction: What the network predicts, named as in diffusers.
-        channels: Channels of the images, 1 or 3.
-        patch: Side of the patches that the network works on.
-        multiple: Height and width must be divisible by this.
-        native: Side of the images that a network with attention was trained on; None without attention.
-    """
-
-    prediction: Prediction = "epsilon"
-    channels: int = 3
-    patch: int = 1
-    multiple: int = 1
-    native: int | None = None
+    prediction: Prediction = "epsilon"  # what the network predicts, named as in diffusers
+    channels: int = 3  # channels of the images, 1 or 3
+    patch: int = 1  # side of the patches that the network works on
+    multiple: int = 1  # height and width must be divisible by this
+    native: int | None = None  # side of the images that a network with attention was trained on; None without attention
 
 
 class Denoiser(nn.Module):

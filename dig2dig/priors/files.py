@@ -35,11 +35,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise PriorError(f"{path}: damaged or cut short ({first_line(error)})") from error
     except Exception as error:  # UnpicklingError and what else a foreign pickle can raise
-        reason = (
-            "holds more than tensors, so it was not loaded"
-            if "weights_only" in str(error).lower()
-            else first_line(error)
-        )
+        code = "weights_only" in str(error).lower()
+        reason = "holds more than tensors, so it was not loaded" if code else first_line(error)
         raise PriorError(f"{path}: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise PriorError(f"{path}: expected a state dict of tensors, found {type(state).__name__}")
@@ -85,7 +82,7 @@ def find_folder(path: str) -> Path:
         return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.bin"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise PriorError(
-            f"{path}: neither a local folder nor to be had from the Hugging Face hub ({str(error).splitlines()[0]})"
+            f"{path}: neither a local folder nor to be had from the Hugging Face hub ({first_line(error)})"
         ) from error
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dig2dig.config import PriorConfig
-from dig2dig.errors import PriorError
+from dig2dig.errors import PriorError, first_line
 from dig2dig.priors import adm
 from dig2dig.priors.build import SCHEDULE, as_denoiser
 from dig2dig.priors.denoiser import WINDOW, Denoiser, Precision, Prediction
@@ -115,7 +115,7 @@ def _build(config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -
         with torch.device("meta"):  # every weight must come from the file
             unet = UNet2DModel.from_config(dict(config))
     except (ValueError, TypeError, KeyError) as error:
-        raise PriorError(f"{path}: its config does not describe a network ({str(error).splitlines()[0]})") from error
+        raise PriorError(f"{path}: its config does not describe a network ({first_line(error)})") from error
     assert isinstance(unet, UNet2DModel)
     try:
         unet.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True, assign=True)

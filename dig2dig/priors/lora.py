@@ -61,11 +61,7 @@ def save_adapter(denoiser: Denoiser, folder: Path, prior: str, rank: int, alpha:
 
 
 def adapter_file(folder: Path) -> Path:
-    """The file that holds an adapter's weights.
-
-    Raises:
-        PriorError: The folder holds no adapter.
-    """
+    """The file that holds an adapter's weights; a folder without one is a PriorError."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise PriorError(f"{folder / name}: no such file; an adapter is a folder with {CONFIG} and {WEIGHTS}")

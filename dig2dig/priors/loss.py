@@ -22,11 +22,7 @@ UNIFORM_SHARE = 0.1
 def draw_times(uniform: Tensor, alpha_bar: AlphaBar, sigma_min: float, sigma_max: float) -> Timestep:
     """Time indices whose noise levels are uniform in log sigma, ``UNIFORM_SHARE`` of them uniform in time instead.
 
-    Args:
-        uniform: Two random numbers in [0, 1) for each sample, shape (b, 2).
-        alpha_bar: Schedule, shape (n,).
-        sigma_min: Smallest noise level, for images in [-1, 1].
-        sigma_max: Largest noise level.
+    ``uniform`` holds two random numbers in [0, 1) for each sample, (b, 2); noise levels are for images in [-1, 1].
     """
     position, choice = uniform.double().unbind(1)
     sigmas = sigma_min * (sigma_max / sigma_min) ** position

@@ -28,14 +28,8 @@ def alpha_bar(
 
     .. math:: \bar\alpha_t = \prod_{i \le t} (1 - \beta_i)
 
-    Args:
-        kind: How the betas run from ``beta_start`` to ``beta_end``, named as in diffusers' schedulers.
-        beta_start: First beta.
-        beta_end: Last beta.
-        steps: Number of time indices.
-
-    Returns:
-        Decreasing values in (0, 1), float64, shape (steps,).
+    Betas run from ``beta_start`` to ``beta_end`` as ``kind`` says, named as in diffusers' schedulers. Values decrease
+    within (0, 1), float64, shape (steps,).
 
     References:
         Ho et al., "Denoising diffusion probabilistic models", 2020 (linear); Nichol and Dhariwal,
@@ -111,18 +105,11 @@ def time_grid(
 ) -> Times:
     r"""Decreasing time indices that a sampler visits.
 
-    Args:
-        kind: ``uniform`` spaces the indices evenly, ``logsnr`` the logarithm of the noise level.
-        steps: How many network evaluations.
-        alpha_bar: The schedule, shape (n,).
-        sigma_start: Noise level of the first index; the schedule's last index if None.
-        sigma_end: Noise level of the last index; the schedule's first index if None.
-
-    Returns:
-        Strictly decreasing indices, int64, shape (steps,).
+    ``uniform`` spaces the indices evenly, ``logsnr`` the logarithm of the noise level. The first and the last one have
+    the noise levels ``sigma_start`` and ``sigma_end``; None stands for the schedule's own end.
 
     Raises:
-        ValueError: There are fewer indices between the two levels than steps.
+        ValueError: There are fewer indices between the two noise levels than steps.
     """
     first = len(alpha_bar) - 1 if sigma_start is None else _index(alpha_bar, sigma_start)
     last = 0 if sigma_end is None else _index(alpha_bar, sigma_end)
@@ -153,14 +140,8 @@ def strictly_decreasing(times: Int[Tensor, "n ..."]) -> Int[Tensor, "n ..."]:
 def gain_grid(cost: Float[Tensor, "n b"], coarse: Times, steps: int) -> Int[Tensor, "steps b"]:
     """Time indices that share a summed gain equally: few steps where the denoiser learns little.
 
-    Args:
-        cost: Gain of each image in each interval of the coarse grid; entry i belongs to the step from
-            ``coarse[i]`` to ``coarse[i + 1]`` (the last one, to the clean image, is not divided).
-        coarse: Strictly decreasing time indices, shape (n,), n ≥ 2.
-        steps: How many indices to place.
-
-    Returns:
-        Strictly decreasing indices of each image, from ``coarse[0]`` to ``coarse[-1]``, on the CPU.
+    ``cost[i]`` is the gain of each image from ``coarse[i]`` to ``coarse[i + 1]``, n ≥ 2; the last one, to the clean
+    image, is not divided. Gives strictly decreasing indices from ``coarse[0]`` to ``coarse[-1]``, on the CPU.
     """
     cost, coarse = cost.cpu().double().clamp(min=0)[:-1], coarse.cpu()
     cost = cost + 0.05 * cost.mean(0) + 1e-12  # no interval may be left without any step

@@ -13,10 +13,7 @@ from dig2dig.shapes import Image, Timestep
 
 
 def pad(images: Tensor, multiple: int) -> Tensor:
-    """Extends the last two axes by reflection until both are divisible by ``multiple``, at the bottom and right.
-
-    Images may be smaller than what is added: the reflection is then reflected again.
-    """
+    """Reflects images at the bottom and right, again where they are small, until ``multiple`` divides both sides."""
     height, width = images.shape[-2:]
     if height % multiple == width % multiple == 0:
         return images
@@ -72,30 +69,16 @@ def window_shares(starts: list[int], side: int, length: int, overlap: int) -> Fl
 
 @dataclass(frozen=True)
 class Windows:
-    """How images are cut into windows.
+    """How images are cut into windows."""
 
-    Attributes:
-        side: Height and width of a window, at most.
-        overlap: Pixels that neighbours share.
-        multiple: Windows begin at multiples of this.
-        pixels: Of all windows in one call, at most; a single window may have more.
-    """
-
-    side: int
-    overlap: int
-    multiple: int
-    pixels: int
+    side: int  # height and width of a window, at most
+    overlap: int  # pixels that neighbours share
+    multiple: int  # windows begin at multiples of this
+    pixels: int  # of all windows in one call, at most; a single window may have more
 
 
 def in_windows(function: Callable[[Image, Timestep], Image], x_t: Image, t: Timestep, windows: Windows) -> Image:
-    """Applies a function to overlapping windows of images and blends the results.
-
-    Args:
-        function: Maps windows and their times to images of the same shape.
-        x_t: Images, height and width divisible by ``windows.multiple``.
-        t: Time index of each image.
-        windows: How the images are cut.
-    """
+    """Applies a function to overlapping windows of images whose sides ``multiple`` divides, and blends the results."""
     w = windows
     (tops, height), (lefts, width) = (window_starts(n, w.side, w.overlap, w.multiple) for n in x_t.shape[-2:])
     rows, columns = (

@@ -31,11 +31,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of an earlier run.
-
-    Raises:
-        RunError: It is damaged.
-    """
+    """A checkpoint of an earlier run; a damaged one is a RunError."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a damaged pickle or archive raises
@@ -51,9 +47,6 @@ class WeightAverage(Callback):
     after n averaged steps; the first step is copied. torch's ``AveragedModel`` holds the weights that learn, not the
     frozen ones, so that adapters of a large prior cost no second copy of it. Lightning's ``EMAWeightAveraging`` would
     copy the whole module, and knows no warm-up of d.
-
-    Args:
-        decay: Decay d in the long run, in [0, 1).
     """
 
     def __init__(self, decay: float) -> None:

@@ -54,8 +54,7 @@ def fusion_samples(config: TrainConfig) -> list[Sample]:
     transform = PairTransform(validation_crop(fusion.crop)) if fusion.crop else None
     pairs = PairDataset(find_pairs(fusion.sources), Reading(fusion.task, True, transform=transform))
     samples: list[Sample] = []
-    for index in range(len(pairs)):
-        item = pairs[index]
+    for item in (pairs[index] for index in range(len(pairs))):
         if len(samples) == config.logger.pairs:
             break
         if isinstance(item, Sample):
@@ -73,8 +72,7 @@ def checkpoint_path(config: TrainConfig) -> Path:
 def find_start(config: TrainConfig) -> tuple[TrainConfig, int]:
     """The configuration with the prior's hash, and the step at which a run in ``out`` stands, 0 if there is none.
 
-    Raises:
-        RunError: The folder holds a run with other options, or its checkpoint is damaged.
+    A run with other options and a damaged checkpoint are a RunError.
     """
     if config.prior:
         sha256 = config.prior_sha256 or file_sha256(weights_file(config.prior))
@@ -84,7 +82,8 @@ def find_start(config: TrainConfig) -> tuple[TrainConfig, int]:
         return config, 0
     steps = int(read_checkpoint(path)["global_step"])
     earlier = from_yaml(TrainConfig, Path(config.out) / "config.yaml")
-    changed = _differences(_shaping(earlier), _shaping(config)) if earlier else ["its config.yaml cannot be read"]
+    now, before = _shaping(config), _shaping(earlier) if earlier else {}
+    changed = [f"{name} was {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]]
     if steps and changed:
         raise RunError(f"{config.out}: holds a run with other options ({changed[0]}); give another out=")
     return config, steps
@@ -94,23 +93,14 @@ def _shaping(config: TrainConfig) -> dict[str, Any]:
     """What the weights depend on, by option."""
     free = ("val_crop", "workers", "cache")
     data = {name: value for name, value in asdict(config.data).items() if name not in free}
-    groups = {"data": data, "network": asdict(config.network), "adapt": asdict(config.adapt)}
-    groups["optim"] = asdict(config.optim)
+    groups = {"data": data} | {name: asdict(getattr(config, name)) for name in ("network", "adapt", "optim")}
     values = {f"{group}.{name}": value for group, options in groups.items() for name, value in options.items()}
     names = ("prior", "prior_sha256", "adapter", "seed", "precision", "overfit")
     return values | {name: getattr(config, name) for name in names}
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    return [f"{name} was {before[name]}, now {now[name]}" for name in now if before[name] != now[name]]
-
-
 def check_sizes(config: TrainConfig, denoiser: Denoiser) -> None:
-    """Refuses crops that the network cannot take, before hours have passed.
-
-    Raises:
-        RunError: A side is not divisible as the network needs it, or the prior is not one for colour.
-    """
+    """Refuses crops that the network cannot take, and priors for grey images, before hours have passed."""
     if denoiser.channels != 3:
         raise RunError(f"{config.prior}: a prior for grey images; training reads colour")
     for name in ("crop", "val_crop"):
@@ -122,9 +112,9 @@ def check_sizes(config: TrainConfig, denoiser: Denoiser) -> None:
 class Throughput(ThroughputMonitor):
     """Lightning's monitor without validation, whose batches it would log at steps that are not the training's."""
 
-    def _update(self, trainer: Trainer, *rest: Any) -> None:
+    def _update(self, trainer: Trainer, pl_module: Any, batch: Any, iter_num: int) -> None:
         if trainer.training:
-            super()._update(trainer, *rest)
+            super()._update(trainer, pl_module, batch, iter_num)
 
     def _compute(self, trainer: Trainer, iter_num: int | None = None) -> None:
         if trainer.training:
@@ -170,7 +160,6 @@ def make_trainer(config: TrainConfig, start: int) -> Trainer:
         enable_checkpointing=not config.fast_dev_run,
         callbacks=make_callbacks(config, start),
         plugins=[AtomicCheckpointIO()],
-        inference_mode=True,
     )
     if not config.fast_dev_run:  # now each process knows its rank
         trainer.loggers = make_loggers(config.logger, out, asdict(config), start)

@@ -223,7 +223,7 @@ def test_ways_to_run_a_prior_give_the_same_picture(pairs: list[str], tmp_path: P
     assert (tmp_path / "plain" / "a.png").read_bytes() == (tmp_path / "windows" / "a.png").read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.huge
 def test_a_compiled_prior_gives_the_same_picture(pairs: list[str], tmp_path: Path) -> None:
     for name, option in (("plain", "prior.compile=false"), ("compiled", "prior.compile=true")):
         assert run(*pairs, option, f"out={tmp_path / name}", "prior.precision=fp32") == 0
@@ -297,6 +297,7 @@ def test_real_sets_pair_and_read(task: str, row: tuple[str, ...]) -> None:
     assert all(coloured) if "PET" in row else not any(coloured)
 
 
+@pytest.mark.slow
 def test_two_processes_write_every_pair_once(tmp_path: Path) -> None:
     """The same pictures as one process makes, and one row for each."""
     for name, size in (("a", 24), ("b", 24), ("c", 32), ("d", 32), ("e", 40)):

@@ -34,6 +34,7 @@ def pairs(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_completed_by_the_next(tmp_path: Path) -> None:
     assert survive(tmp_path, kills=1, seed=1, pairs=6) >= 1
 
@@ -63,6 +64,7 @@ def test_a_worker_ends_as_torch_wants_it() -> None:
     assert worker.exitcode == 7
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_run_in_order(tmp_path: Path) -> None:
     make_pairs(tmp_path)
     sources = [f"sources.{side}={tmp_path / side}" for side in ("visible", "infrared")]

@@ -166,6 +166,7 @@ def test_an_interrupted_training_ends_where_an_unbroken_one_does(
     assert DDPMPipeline.from_pretrained(tmp_path / "prior").unet.config.in_channels == 12  # diffusers reads it, too
 
 
+@pytest.mark.slow
 def test_accumulation_goes_on_exactly_when_interrupted_twice(tmp_path: Path) -> None:
     more = [*STEPS, "data.batch_size=1", "optim.accumulate=2", "save_every=2"]
     unbroken = fit(tmp_path / "unbroken", *more)
@@ -174,6 +175,7 @@ def test_accumulation_goes_on_exactly_when_interrupted_twice(tmp_path: Path) -> 
     same(unbroken, fit(tmp_path / "parts", *more))
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_with_its_logs(whole: dict[str, torch.Tensor], tmp_path: Path) -> None:
     """SIGKILL in mid-epoch, a half-written checkpoint left behind: the same command ends with the same weights."""
     command = [sys.executable, "train.py", *arguments(tmp_path, *STEPS, "logger.wandb.mode=offline", "logger.every=1")]
@@ -200,6 +202,7 @@ def test_a_killed_training_goes_on_with_its_logs(whole: dict[str, torch.Tensor],
     assert steps == sorted(set(steps)) and steps[-1] == 9 and len(steps) >= 10 - 1
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(
     whole: dict[str, torch.Tensor], start: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
@@ -209,6 +212,7 @@ def test_two_processes_train_like_one(
     alike(whole, load_file(weights_file(tmp_path / "prior")), start)
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_large_batch(
     whole: dict[str, torch.Tensor], start: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
@@ -217,6 +221,7 @@ def test_accumulated_batches_are_one_large_batch(
         alike(whole, fit(tmp_path / "other", *STEPS, "data.grey=0.9"), start)
 
 
+@pytest.mark.slow
 def test_a_prior_is_adapted_and_used(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     """LoRA: a small checkpoint, an adapter with a card, and an infer.py that uses it."""
     more = ["prior=bundled", "adapt.mode=lora", "adapt.rank=2", "optim.steps=2", "optim.lr=1e-2", "optim.warmup=1"]

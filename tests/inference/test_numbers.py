@@ -1,0 +1,122 @@
+"""Files that a run writes, decoded, against the tensors that it had."""
+
+import csv
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+from datamodules.pairs import Sample
+from dig2dig.config import SaveConfig
+from dig2dig.fusion.plan import Snapshot
+from dig2dig.inference.encode import encode, suffix_of, to_pixels
+from dig2dig.inference.table import COLUMNS, read_summary, write_summary
+from dig2dig.inference.writer import FusionWriter
+from dig2dig.modules.results import Result
+
+VIRIDIS = np.asarray(matplotlib.colormaps["viridis"].colors)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def values_of(path: Path) -> np.ndarray:
+    """The numbers in [0, 1] behind the colours of a map: the nearest entry of matplotlib's own table."""
+    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    assert pixels is not None and pixels.dtype == np.uint8
+    distance = np.linalg.norm(pixels[:, :, None] / 255 - VIRIDIS, axis=-1)
+    assert distance.min(-1).max() < 0.02
+    return distance.argmin(-1) / 255
+
+
+def step(index: int, t: int) -> Snapshot:
+    """Weights that sum to one, gains from -1 to 3: two sources, 3 × 4 pixels."""
+    random = torch.Generator().manual_seed(index)
+    weight = torch.rand(1, 1, 1, 3, 4, generator=random)
+    gain = torch.rand(1, 2, 1, 3, 4, generator=random) * torch.tensor([1.0, 3.0]).view(1, 2, 1, 1, 1)
+    gain[0, 0, 0, 0, 0], gain[0, 1, 0, 2, 3] = -1.0, 3.0
+    image = torch.zeros(1, 1, 3, 4)
+    return Snapshot(index, 2, torch.tensor([t]), (1.0,), None, image, gain, torch.cat([weight, 1 - weight], 1))
+
+
+def result(**changes) -> Result:
+    image = torch.tensor([0.0, 0.1, 0.2, 0.5, 0.7, 1.0]).view(1, 2, 3)
+    sample = Sample("night", ("visible", "infrared"), torch.zeros(2, 1, 2, 3), None, depth=16, digest="d", note="seen")
+    return Result("night", sample, image, image, 1.23456, 77, [step(0, 805), step(1, 7)], note="seen", **changes)
+
+
+def written(out: Path, *results: Result, **save) -> FusionWriter:
+    writer = FusionWriter(out, {"old": {"name": "old", "status": "done"}}, SaveConfig(**save))
+    writer.write(list(results), out / "summary.csv")
+    return writer
+
+
+def test_maps_hold_the_weights_and_the_gains_of_their_source_and_step(tmp_path: Path) -> None:
+    """Weights from 0 to 1; gains between the least and the largest of both sources in the step."""
+    made = result()
+    (tmp_path / "night_maps").mkdir()
+    (tmp_path / "night_maps" / "left.png").write_bytes(b"of an earlier run")
+    written(tmp_path, made, weights=True)
+    names = {path.name for path in (tmp_path / "night_maps").iterdir()}
+    ends = ("step000_t805", "step001_t007")
+    assert names == {f"{kind}_{m}_{end}.png" for kind in ("gain", "weight") for m in ("visible", "infrared") for end in ends}  # fmt: skip
+    for snapshot, end in zip(made.trace, ends, strict=True):
+        for k, modality in enumerate(("visible", "infrared")):
+            weight = values_of(tmp_path / "night_maps" / f"weight_{modality}_{end}.png")
+            np.testing.assert_allclose(weight, snapshot.weight[0, k, 0].numpy(), rtol=0, atol=2.5 / 255)
+            gain = values_of(tmp_path / "night_maps" / f"gain_{modality}_{end}.png")
+            np.testing.assert_allclose(gain, (snapshot.gain[0, k, 0].numpy() + 1) / 4, rtol=0, atol=2.5 / 255)
+
+
+def test_no_map_is_written_unless_asked_for(tmp_path: Path) -> None:
+    written(tmp_path, result())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["night.png", "summary.csv"]
+
+
+def test_a_picture_has_its_values_rounded_and_its_row_what_became_of_it(tmp_path: Path) -> None:
+    failure = Result("day", reason="day: no file")
+    seen: list[str] = []
+    writer = written(tmp_path, result(), failure)
+    pixels = cv2.imread(str(tmp_path / "night.png"), cv2.IMREAD_UNCHANGED)
+    assert pixels.tolist() == [[0, 6554, 13107], [32768, 45874, 65535]]  # 6553.5 and 32767.5 to even; 45874.5 as well
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["day", "night", "old"] and set(rows["day"]) == set(COLUMNS)
+    assert rows["night"] == {
+        "name": "night", "status": "done", "file": "night.png", "seconds": "1.235", "size": "3x2", "seed": "77",
+        "inputs": "d", "note": "seen", "reason": "",
+    }  # fmt: skip
+    assert rows["day"]["status"] == "failed" and rows["day"]["reason"] == "day: no file" and not rows["day"]["file"]
+    writer.report = lambda result, file: seen.append(f"{result.name} {file}")
+    writer.write([result(), failure], tmp_path / "summary.csv")
+    assert seen == ["night night.png"]
+
+
+@pytest.mark.parametrize(("suffix", "depth", "top"), [(".png", 8, 255), (".tif", 16, 65535), (".bmp", 16, 255)])
+def test_colours_and_depths_survive(suffix: str, depth: int, top: int) -> None:
+    """Red, green and blue in their order; formats of 8 bits get 8."""
+    image = torch.tensor([[1.0, 0.2], [0.4, 0.0], [-0.3, 1.7]]).view(3, 1, 2)
+    content = np.frombuffer(encode(image, suffix, depth), np.uint8)
+    pixels = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)[..., ::-1]  # pyright: ignore[reportOptionalSubscript]
+    assert pixels.tolist() == [[[top, round(0.4 * top), 0], [round(0.2 * top), 0, top]]]
+
+
+def test_pixels_are_rounded_and_clipped() -> None:
+    image = torch.tensor([0.0, 1.4 / 255, 1.6 / 255, 2.0]).view(1, 1, 4)
+    assert to_pixels(image).ravel().tolist() == [0, 1, 2, 255] and to_pixels(image).dtype == np.uint8
+    assert to_pixels(image, 16).ravel().tolist() == [0, 360, 411, 65535] and to_pixels(image, 16).shape == (1, 4, 1)
+
+
+def test_a_result_has_the_format_of_the_reference_where_that_is_a_picture() -> None:
+    assert [suffix_of("reference", source) for source in (".jpg", ".nii", ".tif")] == [".jpg", ".png", ".tif"]
+    assert suffix_of("webp", ".jpg") == ".webp"
+
+
+def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
+    rows = {"b": dict.fromkeys(COLUMNS, "x") | {"name": "b"}, "a": {"name": "a", "status": "done"}}
+    write_summary(tmp_path / "t.csv", rows)
+    assert read_summary(tmp_path / "t.csv") == {
+        "a": dict.fromkeys(COLUMNS, "") | rows["a"], "b": rows["b"],
+    }  # fmt: skip
+    (tmp_path / "u.csv").write_text("name,status\na,done\n")
+    assert read_summary(tmp_path / "u.csv") == read_summary(tmp_path / "none.csv") == {}

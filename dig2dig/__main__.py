@@ -60,9 +60,10 @@ def train(argv: list[str]) -> int:
 @told
 def fuse(arguments: list[str]) -> int:
     """Fuses the files of one scene, or folders, with a preset."""
-    if len(arguments) < 2 or {"--help", "-h"} & set(arguments):
-        print(FUSE, file=sys.stdout if {"--help", "-h"} & set(arguments) else sys.stderr)
-        return 0 if {"--help", "-h"} & set(arguments) else 2
+    asked = bool({"--help", "-h"} & set(arguments))
+    if len(arguments) < 2 or asked:
+        print(FUSE, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
     task, *rest = arguments
     if preset_file(task) is None:
         raise UserError(f"no task '{task}': the first argument is ivf, mif, mef, mff or universal")
@@ -73,11 +74,13 @@ def fuse(arguments: list[str]) -> int:
         raise UserError("give at least two files of one scene, or two folders")
     if lost := [file for file in files if not file.exists()]:
         raise UserError(f"{lost[0]}: no such file or folder")
-    from dig2dig.api import fuse_result, named_sources, write_result
+    from dig2dig.api import check_picture_file, fuse_result, named_sources, write_result
+    from dig2dig.inference.encode import suffix_of
 
     if any(file.is_dir() for file in files):
         return infer([task, *(f"sources.{name}={file}" for name, file in named_sources(task, files).items()), *options])
-    target = Path(out or f"fused{files[0].suffix.lower()}")
+    target = Path(out or f"fused{suffix_of('reference', files[0].suffix.lower())}")
+    check_picture_file(target)
     if target.resolve() in [file.resolve() for file in files] or (not out and target.exists()):
         raise UserError(f"{target} exists: give another file, as out=result.png")
     result = fuse_result(files, task, overrides=[one for one in options if not one.startswith("out=")])

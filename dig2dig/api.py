@@ -12,7 +12,7 @@ from dig2dig.atomic import write_atomically
 from dig2dig.cli import load_strictly, preset_file
 from dig2dig.config import InferConfig, SamplerConfig
 from dig2dig.errors import UserError
-from dig2dig.inference.encode import encode, suffix_of, to_pixels
+from dig2dig.inference.encode import PICTURES, encode, to_pixels
 from dig2dig.inference.state import reading
 from dig2dig.modules.fuser import Fuser
 from dig2dig.modules.results import Result
@@ -70,6 +70,8 @@ def fuse_files(
     Raises:
         ValueError: A file cannot be used, or an option does not exist; it says which, and what to do.
     """
+    if out is not None:
+        check_picture_file(Path(out))
     result = fuse_result(files, task, prior, overrides)
     assert result.image is not None and result.sample is not None
     if out is not None:
@@ -97,9 +99,13 @@ def fuse_result(
     return result
 
 
-def write_result(result: Result, path: Path) -> None:
-    """Writes a fused picture, whole or not at all; a suffix that is none of a picture's is a ValueError."""
-    assert result.image is not None and result.sample is not None
-    if suffix_of("reference", path.suffix.lower()) != path.suffix.lower():
+def check_picture_file(path: Path) -> None:
+    """Refuses a name whose suffix is none of a picture's."""
+    if path.suffix.lower() not in PICTURES:
         raise UserError(f"out={path}: give a picture file, as fused.png, .tif, .jpg, .webp or .bmp")
+
+
+def write_result(result: Result, path: Path) -> None:
+    """Writes a fused picture, whole or not at all."""
+    assert result.image is not None and result.sample is not None
     write_atomically(path, encode(result.image, path.suffix.lower(), result.sample.depth))

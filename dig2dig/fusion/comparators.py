@@ -11,11 +11,11 @@ import numpy as np
 import pywt
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, interpolate, pad
+from torch.nn.functional import conv2d, pad
 
 from dig2dig.color import luminance
 from dig2dig.config import DigConfig, GuidanceConfig, ResearchConfig, SamplerConfig
-from dig2dig.fusion.resample import box, guided_filter, smooth
+from dig2dig.fusion.resample import box, guided_filter, smooth, upsample
 from dig2dig.shapes import Image, Sources
 
 _BINOMIAL = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
@@ -30,11 +30,6 @@ def _blur(images: Tensor) -> Tensor:
     kernel = _BINOMIAL.to(images)
     flat = pad(images.flatten(0, -3)[:, None], (2, 2, 2, 2), mode="replicate")
     return conv2d(conv2d(flat, kernel.view(1, 1, 1, 5)), kernel.view(1, 1, 5, 1))[:, 0].view(images.shape)
-
-
-def _grow(images: Tensor, size: torch.Size) -> Tensor:
-    flat = interpolate(images.flatten(0, -3)[:, None], size=size[-2:], mode="bilinear", align_corners=False)[:, 0]
-    return flat.view(*images.shape[:-2], *size[-2:])
 
 
 def _choose_largest(bands: Tensor) -> Tensor:
@@ -53,11 +48,11 @@ def laplacian(sources: Sources, levels: int = 5) -> Image:
         if min(level.shape[-2:]) < 4:
             break
         smaller = _blur(level)[..., ::2, ::2]
-        bands.append(level - _grow(smaller, level.shape))
+        bands.append(level - upsample(smaller, *level.shape[-2:]))
         level = smaller
     fused = level.mean(1)
     for band in reversed(bands):
-        fused = _grow(fused, band.shape) + _choose_largest(band)
+        fused = upsample(fused, *band.shape[-2:]) + _choose_largest(band)
     return fused.clamp(0, 1)
 
 

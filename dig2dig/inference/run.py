@@ -19,8 +19,7 @@ from dig2dig.inference.interrupts import Interrupted, heed_signals
 from dig2dig.inference.listing import list_pairs
 from dig2dig.inference.state import Run, find_run, reading
 from dig2dig.inference.table import Rows
-from dig2dig.inference.videos import join_videos
-from dig2dig.inference.writer import FusionWriter
+from dig2dig.inference.writer import FusionWriter, join_videos
 from dig2dig.modules.fusion import FusionModule
 from dig2dig.modules.results import Result, Tracing
 from dig2dig.tracking.loggers import close, make_loggers

@@ -1,14 +1,19 @@
 """Writes pictures, maps and the table of what was done, each whole or not at all."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from datamodules.pairing import Pair
+from datamodules.pairs import reference_of
+from datamodules.readers.pixels import read_image
+from datamodules.readers.video import frames_per_second, is_video, write_video
 from dig2dig.atomic import write_atomically
 from dig2dig.config import SaveConfig
 from dig2dig.errors import first_line
@@ -122,3 +127,23 @@ class FusionWriter(BasePredictionWriter):
                     folder / f"gain_{stem}", to_png(to_colours(gain, float(snapshot.gain[0].amin()), high))
                 )
                 write_atomically(folder / f"weight_{stem}", to_png(to_colours(weight, 0.0, 1.0)))
+
+
+def join_videos(out: Path, pairs: Sequence[Pair], rows: Mapping[str, Mapping[str, str]], reference: str) -> None:
+    """Writes ``OUT/SERIES.mp4`` for each video whose frames are all fused, as fast as the reference source.
+
+    Frames of one series follow each other in ``pairs``.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    for series, group in groupby(pairs, key=lambda pair: pair.series):
+        frames = list(group)
+        done = [rows[frame.name] for frame in frames if rows[frame.name]["status"] == "done"]
+        if not series or len(done) < len(frames):
+            continue
+        source = frames[0].files[reference_of(frames[0], reference)]
+        if not is_video(source):
+            continue
+        pictures = (read_image(out / row["file"]) for row in done)
+        write_video(out / f"{series}.mp4", pictures, frames_per_second(source))

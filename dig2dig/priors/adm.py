@@ -5,7 +5,7 @@ References:
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -27,22 +27,6 @@ OUTER = {
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
 }
-
-ADM_256 = {
-    "sample_size": 256,
-    "in_channels": 3,
-    "out_channels": 6,
-    "block_out_channels": (256, 256, 512, 512, 1024, 1024),
-    "layers_per_block": 2,
-    "down_block_types": ("ResnetDownsampleBlock2D",) * 3 + ("AttnDownBlock2D",) * 3,
-    "up_block_types": ("AttnUpBlock2D",) * 3 + ("ResnetUpsampleBlock2D",) * 3,
-    "downsample_type": "resnet",
-    "upsample_type": "resnet",
-    "resnet_time_scale_shift": "scale_shift",
-    "attn_norm_num_groups": 32,
-    "attention_head_dim": 64,
-}
-"""The ``UNet2DModel`` arguments of 256x256_diffusion_uncond.pt."""
 
 
 def is_adm(state: State) -> bool:
@@ -76,10 +60,19 @@ def unet_config(state: State, head_channels: int = 64) -> dict[str, Any]:
     firsts = [1 + level * (layers + 1) for level in range(levels)]
     channels = tuple(len(state[f"input_blocks.{first}.0.in_layers.2.weight"]) for first in firsts)
     attends = [f"input_blocks.{first}.1.qkv.weight" in state for first in firsts]
+    inputs, outputs = state["input_blocks.0.0.weight"].shape[1], len(state["out.2.weight"])
+    return _arguments(2 ** (levels + 2), (inputs, outputs), channels, layers, attends) | {
+        "attention_head_dim": head_channels
+    }
+
+
+def _arguments(
+    side: int, in_out: tuple[int, int], channels: tuple[int, ...], layers: int, attends: Sequence[bool]
+) -> dict[str, Any]:
     return {
-        "sample_size": 2 ** (levels + 2),
-        "in_channels": state["input_blocks.0.0.weight"].shape[1],
-        "out_channels": len(state["out.2.weight"]),
+        "sample_size": side,
+        "in_channels": in_out[0],
+        "out_channels": in_out[1],
         "block_out_channels": channels,
         "layers_per_block": layers,
         "down_block_types": tuple("AttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in attends),
@@ -88,8 +81,12 @@ def unet_config(state: State, head_channels: int = 64) -> dict[str, Any]:
         "upsample_type": "resnet",
         "resnet_time_scale_shift": "scale_shift",
         "attn_norm_num_groups": 32,
-        "attention_head_dim": head_channels,
+        "attention_head_dim": 64,
     }
+
+
+ADM_256 = _arguments(256, (3, 6), (256, 256, 512, 512, 1024, 1024), 2, [False] * 3 + [True] * 3)
+"""The ``UNet2DModel`` arguments of 256x256_diffusion_uncond.pt."""
 
 
 def convert(state: State, head_channels: int = 64) -> dict[str, Tensor]:

@@ -1,0 +1,123 @@
+"""From Python and from the command line: files fused in one call are what ``infer.py`` writes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dig2dig
+import infer
+from datamodules.readers.pixels import read_image
+from dig2dig.__main__ import main
+from dig2dig.api import named_sources
+from dig2dig.errors import UserError
+from dig2dig.priors.load import load_prior
+from tests.conftest import EXAMPLES, ROOT
+
+
+@pytest.fixture
+def exposures(tmp_path: Path) -> list[Path]:
+    files = []
+    for name, kind in zip("abc", ("dark", "middle", "bright"), strict=True):
+        files.append(tmp_path / f"{name}.png")
+        with Image.open(EXAMPLES / "multi_exposure_stack" / kind / "Tower.png") as picture:
+            picture.crop((100, 200, 164, 248)).save(files[-1])
+    return files
+
+
+def test_files_become_the_picture_that_infer_writes(exposures: list[Path], tmp_path: Path) -> None:
+    pixels = dig2dig.fuse_files(exposures, "mef", out=tmp_path / "out.png", overrides=["sampler.steps=3"])
+    assert pixels.shape == (48, 64, 3) and pixels.dtype == np.uint8
+    np.testing.assert_array_equal(read_image(tmp_path / "out.png"), pixels)
+    sources = [f"sources.source_{k}={file}" for k, file in enumerate(exposures, 1)]
+    options = ["sampler.steps=3", "trainer.accelerator=cpu", "report.pairs=0", f"out={tmp_path / 'run'}"]
+    assert infer.main([str(ROOT / "configs" / "mef.yaml"), *sources, *options]) == 0
+    np.testing.assert_array_equal(read_image(tmp_path / "run" / "a.png"), pixels)
+
+
+def test_a_prior_is_opened_once_for_many_scenes(exposures: list[Path]) -> None:
+    prior = load_prior()
+    first, second = (dig2dig.fuse_files(exposures[:2], "mff", prior=prior, overrides=["sampler.steps=2"]) for _ in "12")
+    np.testing.assert_array_equal(first, second)
+
+
+def test_grey_sources_give_a_grey_picture_and_keep_sixteen_bits(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1)):
+        pixels = np.random.default_rng(seed).integers(0, 65536, (24, 20)).astype(np.uint16)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    fused = dig2dig.fuse_files([tmp_path / "a.png", tmp_path / "b.png"], "ivf", overrides=["sampler.steps=2"])
+    assert fused.shape == (24, 20) and fused.dtype == np.uint16
+
+
+def test_presets_are_the_shipped_ones() -> None:
+    assert dig2dig.preset("mff").guidance.scale == 64.0 and dig2dig.preset("ivf").dig.normalise == "mean"
+    assert dig2dig.preset("ivf", "sampler.steps=3", "research.eta=0.5").research.eta == 0.5
+    fused = dig2dig.fuse(torch.rand(1, 2, 1, 16, 16), load_prior(), dig2dig.preset("ivf", "sampler.steps=2"))
+    assert fused.shape == (1, 1, 16, 16)
+    with pytest.raises(ValueError, match="no preset 'video'"):
+        dig2dig.preset("video")
+    with pytest.raises(ValueError, match=r"did you mean 'sampler\.steps'"):
+        dig2dig.preset("ivf", "sampler.step=3")
+
+
+def test_mistakes_say_which_file(exposures: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "no.png").write_bytes(b"no picture")
+    for files, line in (
+        ([exposures[0], tmp_path / "no.png"], "no.png: not an image file"),
+        ([exposures[0]], "at least two files"),
+        ([exposures[0], tmp_path / "gone.png"], "gone.png"),
+    ):
+        with pytest.raises(UserError, match=line):
+            dig2dig.fuse_files(files, "mef")
+    with pytest.raises(UserError, match="give a picture file"):
+        dig2dig.fuse_files(exposures, "mef", out=tmp_path / "fused.txt", overrides=["sampler.steps=1"])
+    assert named_sources("ivf", ["v", "i"]) == {"visible": "v", "infrared": "i"}
+    assert named_sources("ivf", ["v", "i", "x"]) == {"source_1": "v", "source_2": "i", "source_3": "x"}
+
+
+def test_the_command_fuses_files_and_replaces_nothing(
+    exposures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fuse = ["fuse", "mef", "a.png", "b.png", "c.png", "sampler.steps=2"]
+    assert main([*fuse, "out=fused.jpg"]) == 0 and "fused.jpg: 64x48" in capsys.readouterr().out
+    with Image.open("fused.jpg") as picture:
+        assert picture.size == (64, 48) and picture.format == "JPEG"
+    assert main(fuse) == 0 and Path("fused.png").is_file()  # the suffix of the first file
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for arguments, line in (
+        (fuse, "fused.png exists"),
+        ([*fuse, "out=a.png"], "a.png exists"),
+        (["fuse", "a.png", "b.png"], "no task 'a.png'"),
+        (["fuse", "mef", "a.png"], "at least two files"),
+        (["fuse", "mef", "a.png", "z.png"], "z.png: no such file"),
+        ([*fuse, "sampler.stepz=2", "out=x.png"], "did you mean 'sampler.steps'"),
+    ):
+        assert main(arguments) == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith("error: ") and line in printed and printed.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_command_fuses_folders_into_a_folder(exposures: list[Path], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in exposures[:2]:
+        (tmp_path / file.stem).mkdir()
+        file.rename(tmp_path / file.stem / "scene.png")
+    options = ["sampler.steps=2", "trainer.accelerator=cpu", "report.pairs=0"]
+    assert main(["fuse", "mef", "a", "b", "out=results", *options]) == 0
+    assert Path("results/scene.png").is_file()
+
+
+def test_the_front_door_knows_its_rooms(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--version"]) == 0 and capsys.readouterr().out == f"dig2dig {dig2dig.__version__}\n"
+    assert main(["--help"]) == 0
+    usage = capsys.readouterr().out
+    for command in ("fuse", "infer", "train", "report", "benchmark", "metrics", "prior", "app"):
+        assert f"\n  {command} " in usage
+    assert main([]) == 2 and main(["fusee"]) == 2
+    assert "no command 'fusee'" in capsys.readouterr().err
+    for command in ("fuse", "report", "benchmark", "prior"):
+        assert main([command, "--help"]) == 0 and len(capsys.readouterr().out) > 100

@@ -1,74 +1,49 @@
 """Sources of one scene in one frame: resizing, registration, and doubts whether they lie on each other."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from datamodules.readers.pixels import convert
 from dig2dig.errors import AlignmentError
 
-LEAST_SCORE = 12.0
-"""Registrations that score less are refused: of unrelated images nine in ten do, of infrared and visible ones none."""
+LEAST_SCORE = 12.0  # nine in ten registrations of unrelated images score less, none of infrared with visible
 
 _SIDES = (96, 192, 384, 768)  # images are registered from coarse to fine, longer sides in pixels
-_MOTIONS = (
-    (cv2.MOTION_EUCLIDEAN, _SIDES[:3]),
-    (cv2.MOTION_AFFINE, _SIDES[1:3]),
-    (cv2.MOTION_HOMOGRAPHY, _SIDES[1:]),
-)
+_MOTIONS = ((cv2.MOTION_EUCLIDEAN, _SIDES[:3]), (cv2.MOTION_AFFINE, _SIDES[1:3]), (cv2.MOTION_HOMOGRAPHY, _SIDES[1:]))
 _CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 50, 1e-5)
-
 
 Structure = NDArray[np.complex64]
 
 
 @dataclass(frozen=True)
 class Registration:
-    """A source in the reference's frame.
+    """A source in the reference's frame."""
 
-    Attributes:
-        image: The source, resampled; shape (h, w[, c]) of the reference.
-        matrix: Homography (3, 3) from the reference's pixels to the source's, both counted from the top left.
-        score: How clearly the two agree there, see :func:`agreement`.
-    """
-
-    image: np.ndarray
-    matrix: np.ndarray
-    score: float
+    image: np.ndarray  # the source, resampled; shape (h, w[, c]) of the reference
+    matrix: np.ndarray  # homography (3, 3) from the reference's pixels to the source's, both from the top left
+    score: float  # how clearly the two agree there, see agreement
+    size: tuple[int, int]  # height and width of the source before
 
     def __str__(self) -> str:
-        (a, b, dx), (c, d, dy), _ = self.matrix
-        words = [f"moved by {_pixels(-dx)}, {_pixels(-dy)} px"]
-        turn, scale = np.degrees(np.arctan2(c, a)), 1 / np.sqrt(max(a * d - b * c, 1e-12))
-        if abs(turn) >= 0.05:
-            words.append(f"turned by {-turn:.1f}°")
-        if abs(scale - 1) >= 0.0005:
-            words.append(f"scaled to {100 * scale:.1f} %")
-        if not np.allclose(self.matrix[2, :2], 0, atol=1e-9):
-            words.append("with perspective")
+        """What was done to the source: how its middle moved, and its turn, clockwise if positive, and scale there."""
+        (height, width), (h, w) = self.image.shape[:2], self.size
+        points = np.array([[0, 0], [w, 0], [0, h], [w, h], [w / 2, h / 2]], float)
+        placed = cv2.perspectiveTransform(points[None], np.linalg.inv(self.matrix))[0] @ (1, 1j)
+        offsets = (points - points[4]) @ (1, 1j)
+        shift = placed[4] - (width + 1j * height) / 2
+        factor = np.vdot(offsets, placed) / np.vdot(offsets, offsets)  # the similarity of least squares
+        numbers = (shift.real, shift.imag, np.degrees(np.angle(factor)), 100 * np.abs(factor))
+        dx, dy, turn, percent = (round(float(number), 1) + 0.0 for number in numbers)  # no minus before a zero
+        words = [f"moved by {dx:g}, {dy:g} px"]
+        words += [f"turned by {turn:g}°"] if turn else []
+        words += [f"scaled to {percent:g} %"] if percent != 100 else []
+        bent = abs(placed @ (1, -1, -1, 1, 0)) / 4  # pixels by which the corners leave a parallelogram
+        words += ["with perspective"] if bent >= 1 else []
         return f"{', '.join(words)} (agreement {self.score:.0f}, at least {LEAST_SCORE:g} is needed)"
-
-
-def _pixels(length: float) -> str:
-    return f"{round(length, 1) + 0.0:g}"  # no minus before a zero
-
-
-@dataclass(frozen=True)
-class Shift:
-    """How far a source seems to lie beside the reference.
-
-    Attributes:
-        dx: To the right, pixels.
-        dy: Down, pixels.
-        suspicious: Whether it is clear enough to tell the user.
-    """
-
-    dx: float
-    dy: float
-    suspicious: bool
 
 
 def rescale(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -83,15 +58,9 @@ def structure(image: np.ndarray, blur: float = 1.5, window: int = 31) -> Structu
 
     .. math:: z = \frac{(g_x + i g_y)^2}{|g| \sqrt{\langle |g|^2 \rangle}}
 
-    with the gradient g and a local mean. Modalities that see one scene share it, though their grey values differ.
-
-    Args:
-        image: Grey, (h, w) in [0, 1].
-        blur: Standard deviation of the Gaussian before the gradient, pixels.
-        window: Side of the local mean, pixels.
-
-    Returns:
-        complex64, (h, w), at most 1.5 in size; zero at the image's border.
+    with the gradient g of a grey image (h, w) in [0, 1] after a Gaussian, and a mean over a square; ``blur`` and
+    ``window`` are in pixels. Modalities share the structure of a scene, though their grey values differ. It is at most
+    1.5 in size, and zero at the image's border.
     """
     smooth = cv2.GaussianBlur(image, (0, 0), blur)
     g = cv2.Scharr(smooth, cv2.CV_32F, 1, 0, scale=1 / 32) + 1j * cv2.Scharr(smooth, cv2.CV_32F, 0, 1, scale=1 / 32)
@@ -104,20 +73,18 @@ def structure(image: np.ndarray, blur: float = 1.5, window: int = 31) -> Structu
     return inner
 
 
-def correlation(fixed: Structure, moving: Structure) -> np.ndarray:
-    """Correlation of two structures at every shift, half whitened; no shift stands in the middle, (2h', 2w')."""
+def correlation(fixed: Structure, moving: Structure, reach: tuple[int, int]) -> np.ndarray:
+    """Correlation of two structures at shifts up to ``reach``, half whitened; no shift stands in the middle."""
     size = [scipy.fft.next_fast_len(2 * side) for side in fixed.shape]
     cross = np.conj(scipy.fft.fft2(fixed, size)) * scipy.fft.fft2(moving, size)  # pyright: ignore
-    return np.fft.fftshift(scipy.fft.ifft2(cross / np.sqrt(np.maximum(np.abs(cross), 1e-9))).real)  # pyright: ignore
-
-
-def peak(surface: np.ndarray, reach: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Where a correlation is largest within reach of the middle: dx, dy, and scores there and in the middle.
-
-    A score is the distance from the median in robust standard deviations, over the shifts within reach.
-    """
+    surface = np.fft.fftshift(scipy.fft.ifft2(cross / np.sqrt(np.maximum(np.abs(cross), 1e-9))).real)  # pyright: ignore
     (cy, cx), (ry, rx) = (side // 2 for side in surface.shape), reach
-    near = surface[cy - ry : cy + ry + 1, cx - rx : cx + rx + 1]
+    return surface[cy - ry : cy + ry + 1, cx - rx : cx + rx + 1]
+
+
+def peak(near: np.ndarray) -> tuple[float, float, float, float]:
+    """Where a correlation is largest: dx, dy; and how many robust deviations it reaches there and at no shift."""
+    ry, rx = (side // 2 for side in near.shape)
     median = np.median(near)
     near = (near - median) / (1.4826 * np.median(np.abs(near - median)) + 1e-12)
     i, j = np.unravel_index(near.argmax(), near.shape)
@@ -133,18 +100,14 @@ def _vertex(values: np.ndarray, i: np.intp) -> float:
     return 0.5 * (before - after) / bend if bend < 0 else 0.0
 
 
-def misregistration(fixed: np.ndarray, moving: np.ndarray) -> Shift:
-    """Whether two images of one size seem shifted, and how far.
-
-    Suspicious where some other shift explains the shared structure twice as well as none, and stands out itself.
-    """
-    a, b = (_small(grey(image), 512) for image in (fixed, moving))
+def misregistration(fixed: np.ndarray, moving: np.ndarray) -> tuple[float, float] | None:
+    """How far right and down, in pixels, an image seems to lie beside another of its size; None if it does not."""
+    a, b = (structure(_small(convert(image, "L"), 512)) for image in (fixed, moving))
     scale = fixed.shape[1] / a.shape[1]
-    reach = max(8, min(a.shape) // 8)
-    reach = min(reach, min(a.shape) // 2 - 1)
-    dx, dy, found, now = peak(correlation(structure(a), structure(b)), (reach, reach))
-    clear = found > 6 and now < 0.5 * found and found - now > 4
-    return Shift(dx * scale, dy * scale, bool(clear and np.hypot(dx, dy) > 2))
+    reach = min(max(8, min(a.shape) // 8), min(a.shape) // 2 - 1)
+    dx, dy, found, now = peak(correlation(a, b, (reach, reach)))
+    clear = found > 6 and now < 0.5 * found and found - now > 4  # this shift explains twice as much as none
+    return (dx * scale, dy * scale) if clear and np.hypot(dx, dy) > 2 else None
 
 
 def agreement(fixed: np.ndarray, moving: np.ndarray) -> float:
@@ -153,47 +116,39 @@ def agreement(fixed: np.ndarray, moving: np.ndarray) -> float:
     Exposures and focal planes of one scene score 40 to 100, infrared and visible 14 to 35, CT and MRI 16 to 21;
     unrelated images after a registration 3 to 13.
     """
-    a, b = (structure(_small(grey(image), 512)) for image in (fixed, moving))
-    surface = correlation(a, b)
-    (cy, cx), (ry, rx) = (side // 2 for side in surface.shape), (side // 4 for side in a.shape)
-    near = surface[cy - ry : cy + ry + 1, cx - rx : cx + rx + 1]
+    a, b = (structure(_small(convert(image, "L"), 512)) for image in (fixed, moving))
+    ry, rx = (side // 4 for side in a.shape)
+    near = correlation(a, b, (ry, rx))
     return float((near[ry - 1 : ry + 2, rx - 1 : rx + 2].max() - near.mean()) / (near.std() + 1e-12))
 
 
-def register(
-    fixed: np.ndarray, moving: np.ndarray, how: Literal["ecc", "phase"], least: float = LEAST_SCORE
-) -> Registration:
-    """Brings an image onto another of the same scene.
+def register(fixed: np.ndarray, moving: np.ndarray, how: str, least: float = LEAST_SCORE) -> Registration:
+    """Brings an image, of any size and kind of light, onto another of the same scene, (h, w[, 3]) in [0, 1].
 
-    Args:
-        fixed: The reference, (h, w[, 3]) in [0, 1].
-        moving: The other one, of any size and kind of light.
-        how: ``phase`` finds the shift, by the phase of the correlation of structures; ``ecc`` also rotation, scale
-            and perspective, by enhanced correlation coefficients, from coarse to fine.
-        least: Score that is needed.
+    ``phase`` finds the shift, by the phase of the correlation of structures; ``ecc`` also finds rotation, scale and
+    perspective, by enhanced correlation coefficients, from coarse to fine.
 
     Raises:
-        AlignmentError: The score is lower, or the homography is none that a camera makes.
+        AlignmentError: The score is below ``least``, or the homography is none that a camera makes.
 
     References:
         Evangelidis and Psarakis, "Parametric image alignment using enhanced correlation coefficient maximization",
         TPAMI 2008. Kuglin and Hines, "The phase correlation image alignment method", 1975.
     """
     height, width = fixed.shape[:2]
-    a, b = grey(fixed), rescale(grey(moving), (height, width))
+    a, b = convert(fixed, "L"), rescale(convert(moving, "L"), (height, width))
     matrix = _translation(a, b)
     if how == "ecc":
         for motion, sides in _MOTIONS:
             matrix = _refined(a, b, matrix, motion, sides)
-    stretch = np.diag([moving.shape[1] / width, moving.shape[0] / height, 1.0])
-    whole = stretch @ matrix
     _check(matrix, height, width)
-    image = _warp(moving, whole, (height, width)).clip(0, 1)
-    covered = _warp(np.ones(moving.shape[:2], np.float32), whole, (height, width), cv2.BORDER_CONSTANT)
-    score = agreement(a * (covered > 0.99), grey(image) * (covered > 0.99))
+    whole = np.diag([moving.shape[1] / width, moving.shape[0] / height, 1.0]) @ matrix
+    image = _warp(moving, whole, a).clip(0, 1)
+    covered = _warp(np.ones(moving.shape[:2], np.float32), whole, a, cv2.BORDER_CONSTANT) > 0.99
+    score = agreement(a * covered, convert(image, "L") * covered)
     if score < least:
         raise AlignmentError(f"does not register: the two agree with a score of {score:.1f}, {least:g} is needed")
-    return Registration(image, whole / whole[2, 2], score)
+    return Registration(image, whole / whole[2, 2], score, moving.shape[:2])
 
 
 def _check(matrix: np.ndarray, height: int, width: int) -> None:
@@ -208,10 +163,10 @@ def _translation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The shift between two images of one size, coarse and then fine."""
     matrix = np.eye(3)
     for side, part in ((256, 3), (1024, 32)):
-        fixed, moving = _small(a, side), _small(_warp(b, matrix, (a.shape[0], a.shape[1])), side)
-        reach = tuple(max(2, length // part) for length in fixed.shape)
-        dx, dy, _, _ = peak(correlation(structure(fixed), structure(moving)), (reach[0], reach[1]))
-        matrix[:2, 2] += np.array([dx, dy]) * a.shape[1] / fixed.shape[1]
+        fixed, moving = _small(a, side), _small(_warp(b, matrix, a), side)
+        height, width = fixed.shape
+        near = correlation(structure(fixed), structure(moving), (max(2, height // part), max(2, width // part)))
+        matrix[:2, 2] += np.array(peak(near)[:2]) * a.shape[1] / width
     return matrix
 
 
@@ -219,7 +174,8 @@ def _refined(a: np.ndarray, b: np.ndarray, matrix: np.ndarray, motion: int, side
     """A better matrix of a kind of motion; the one that was there where none is found."""
     found = matrix
     for side in sides:
-        fixed, moving = (_features(_small(image, side)) for image in (a, b))
+        layers = (structure(_small(image, side), 1.0) for image in (a, b))
+        fixed, moving = (np.dstack([z.real, z.imag, np.abs(z)]) for z in layers)
         scale = np.diag([fixed.shape[1] / a.shape[1], fixed.shape[0] / a.shape[0], 1.0])
         start = (scale @ found @ np.linalg.inv(scale)).astype(np.float32)
         rows = 3 if motion == cv2.MOTION_HOMOGRAPHY else 2
@@ -232,23 +188,10 @@ def _refined(a: np.ndarray, b: np.ndarray, matrix: np.ndarray, motion: int, side
     return found
 
 
-def _features(image: np.ndarray) -> np.ndarray:
-    """Structure as three channels, for ECC."""
-    z = structure(image, 1.0)
-    return np.dstack([z.real, z.imag, np.abs(z)])
-
-
-def _warp(
-    image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], border: int = cv2.BORDER_REPLICATE
-) -> np.ndarray:
-    """An image seen through a homography from the result's pixels to its own."""
+def _warp(image: np.ndarray, matrix: np.ndarray, like: np.ndarray, border: int = cv2.BORDER_REPLICATE) -> np.ndarray:
+    """An image seen through a homography from the pixels of the result, of another's size, to its own."""
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    return cv2.warpPerspective(image, matrix, size[::-1], flags=flags, borderMode=border)
-
-
-def grey(image: np.ndarray) -> np.ndarray:
-    """One channel, BT.601."""
-    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    return cv2.warpPerspective(image, matrix, like.shape[1::-1], flags=flags, borderMode=border)
 
 
 def _small(image: np.ndarray, side: int) -> np.ndarray:

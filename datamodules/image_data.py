@@ -21,16 +21,7 @@ from dig2dig.errors import ImageError
 
 
 def read_deep(path: Path, mode: Literal["L", "RGB"] = "RGB", scale: str = "percentile") -> np.ndarray:
-    """Pixels of a file of any depth: uint8 as stored, or float32 in [0, 1].
-
-    Args:
-        path: The file.
-        mode: Grey or RGB.
-        scale: For more than 8 bits, see :func:`datamodules.ranges.to_unit`.
-
-    Raises:
-        ImageError: As for :func:`datamodules.readers.pixels.read_picture`.
-    """
+    """Pixels of a file of any depth: uint8 as stored, or float32 in [0, 1], scaled as by ``to_unit``."""
     picture = read_picture(path)
     pixels = picture.pixels if picture.depth == 8 else to_unit(picture.pixels, scale)[0]
     return convert(pixels, mode)
@@ -42,9 +33,10 @@ def hold_out(paths: list[Path], share: float, seed: int) -> tuple[list[Path], li
     The sources of one scene, which share a stem, fall on one side; a file that is added moves no other.
     """
     place = {path.stem: zlib.crc32(f"{seed}/{path.stem}".encode(errors="surrogateescape")) for path in paths}
-    limit = max(share * 2**32, min(place.values(), default=0) + 1) if share and len(place) > 1 else share * 2**32
-    held = [path for path in paths if place[path.stem] < limit]
-    return [path for path in paths if place[path.stem] >= limit], held
+    limit = share * 2**32
+    if share and len(place) > 1:
+        limit = max(limit, min(place.values()) + 1)
+    return [path for path in paths if place[path.stem] >= limit], [path for path in paths if place[path.stem] < limit]
 
 
 class ImageCrops(Dataset):
@@ -55,17 +47,10 @@ class ImageCrops(Dataset):
     """
 
     def __init__(
-        self,
-        paths: list[Path],
-        transform: A.Compose,
-        seed: int | None,
-        cache: bool = False,
-        range: str = "percentile",
+        self, paths: list[Path], transform: A.Compose, seed: int | None, cache: bool = False, range: str = "percentile"
     ) -> None:
-        self.paths, self.transform, self.seed = paths, transform, seed
-        self.range = range
-        self.cache: dict[Path, np.ndarray] | None = {} if cache else None
-        self.unreadable: set[Path] = set()
+        self.paths, self.transform, self.seed, self.range, self.keep = paths, transform, seed, range, cache
+        self.cache: dict[Path, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -78,32 +63,24 @@ class ImageCrops(Dataset):
             path = self.paths[random.integers(len(self.paths))]
             self.transform.set_random_seed(int(random.integers(2**31)))
         try:
-            pixels = self._read(path)
+            pixels = self.cache[path] if path in self.cache else read_deep(path, "RGB", self.range)
         except ImageError as error:
             return self._instead_of(path, index, error)
+        if self.keep:
+            self.cache[path] = pixels
         image = self.transform(image=pixels)["image"]
         scale = 255 if image.dtype == np.uint8 else 1
         return {"image": torch.from_numpy(np.array(image)).permute(2, 0, 1) / scale, "index": index}
 
     def _instead_of(self, path: Path, index: int, error: ImageError) -> dict[str, Any]:
         """Reports a file that cannot be read, once, and takes the one after it from now on."""
-        readable = [other for other in self.paths if other not in self.unreadable | {path}]
+        readable = [other for other in self.paths if other != path]
         if not readable:
             raise error
-        if path not in self.unreadable:
-            print(f"skipped: {error}", file=sys.stderr)
-            self.unreadable.add(path)
-        place = self.paths.index(path)
-        following = next((other for other in self.paths[place:] if other in readable), readable[0])
+        print(f"skipped: {error}", file=sys.stderr)
+        following = next((other for other in self.paths[self.paths.index(path) :] if other != path), readable[0])
         self.paths = [following if other == path else other for other in self.paths]
         return self[index]
-
-    def _read(self, path: Path) -> np.ndarray:
-        if self.cache is None:
-            return read_deep(path, "RGB", self.range)
-        if path not in self.cache:
-            self.cache[path] = read_deep(path, "RGB", self.range)
-        return self.cache[path]
 
 
 class StepSampler(Sampler[int]):
@@ -140,12 +117,7 @@ class ImageDataModule(LightningDataModule):
     """
 
     def __init__(
-        self,
-        config: ImageDataConfig,
-        seed: int,
-        steps: int,
-        overfit: bool = False,
-        samples: Sequence[Sample] = (),
+        self, config: ImageDataConfig, seed: int, steps: int, overfit: bool = False, samples: Sequence[Sample] = ()
     ) -> None:
         super().__init__()
         self.config, self.seed, self.steps, self.overfit, self.samples = config, seed, steps, overfit, list(samples)
@@ -153,11 +125,7 @@ class ImageDataModule(LightningDataModule):
         self.val: ImageCrops | None = None
 
     def setup(self, stage: str) -> None:
-        """Lists the files.
-
-        Raises:
-            FileNotFoundError: A folder does not exist or holds no image.
-        """
+        """Lists the files; a folder that does not exist or holds no image is a FileNotFoundError."""
         config = self.config
         val = list_images(config.val) if config.val else []
         held_out = {path.resolve() for path in val}
@@ -177,22 +145,10 @@ class ImageDataModule(LightningDataModule):
         trainer, config = self.trainer, self.config
         assert trainer is not None and self.train is not None
         per_step = config.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-        sampler = StepSampler(
-            trainer.global_step * per_step,
-            self.steps * per_step,
-            config.batch_size,
-            trainer.global_rank,
-            trainer.world_size,
-            per_step if self.overfit else None,
-        )
-        return DataLoader(
-            self.train,
-            config.batch_size,
-            sampler=sampler,
-            num_workers=config.workers,
-            drop_last=True,
-            pin_memory=torch.cuda.is_available(),
-        )
+        first, last, period = trainer.global_step * per_step, self.steps * per_step, per_step if self.overfit else None
+        sampler = StepSampler(first, last, config.batch_size, trainer.global_rank, trainer.world_size, period)
+        workers = {"num_workers": config.workers, "pin_memory": torch.cuda.is_available()}
+        return DataLoader(self.train, config.batch_size, sampler=sampler, drop_last=True, **workers)
 
     def val_dataloader(self) -> list[DataLoader]:
         """Centre crops, four at a time, which every process measures whole; and this process's share of the pairs."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from datamodules.pairing import Pair, expand, find_pairs
 from datamodules.pairs import Failure, Reading, Sample, batch_key, read_pair
@@ -29,7 +29,7 @@ class PairDataset(Dataset):
         return read_pair(self.pairs[index], self.reading)
 
 
-class SizeBatches(Sampler[list[int]]):
+class SizeBatches(list[list[int]]):
     """Batches of pairs that share size and K; each process takes its share of whole batches."""
 
     def __init__(
@@ -38,17 +38,11 @@ class SizeBatches(Sampler[list[int]]):
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, pair in enumerate(pairs):
             groups[batch_key(pair, reference)].append(index)
-        self.batches: list[list[int]] = []
+        batches: list[list[int]] = []
         for key, group in groups.items():
             size = max(1, min(batch_size, PIXELS_PER_BATCH // max(math.prod(key), 1)))
-            self.batches += [group[i : i + size] for i in range(0, len(group), size)]
-        self.batches = self.batches[rank::world_size] or [[]]  # a process without work must still take part
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
+            batches += [group[i : i + size] for i in range(0, len(group), size)]
+        super().__init__(batches[rank::world_size] or [[]])  # a process without work must still take part
 
 
 class ReadAhead(DataLoader):
@@ -97,9 +91,7 @@ class FusionDataModule(LightningDataModule):
         loader = DataLoader if self.workers else ReadAhead
         return loader(self.dataset, batch_sampler=batches, num_workers=self.workers, collate_fn=list)
 
-    def val_dataloader(self) -> DataLoader:
-        """The same pairs."""
-        return self.predict_dataloader()
+    val_dataloader = predict_dataloader
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leaves pairs where they are: those of one shape travel together as one tensor."""

@@ -1,8 +1,8 @@
 """Which files belong together: K sources of one scene, by file stem, pattern, manifest or folder."""
 
 import csv
+import glob
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,26 +41,19 @@ class Pair:
 
 
 def scenes(config: InferConfig) -> list[Pair]:
-    """All that the configuration asks to fuse, a pair for each frame of videos and volumes.
-
-    Raises:
-        PairingError: There is nothing, or not two sources.
-    """
+    """All that the configuration asks to fuse, a pair for each frame of videos and volumes."""
     if config.manifest:
         pairs = read_manifest(Path(config.manifest))
-    elif config.stacks:
-        pairs = find_stacks(Path(config.stacks))
     else:
-        pairs = find_pairs(config.sources)
+        pairs = find_stacks(Path(config.stacks)) if config.stacks else find_pairs(config.sources)
     return expand(pairs, config.sequence)
 
 
 def find_pairs(sources: Mapping[str, str]) -> list[Pair]:
     """Pairs the files of all sources by name, sorted.
 
-    Args:
-        sources: For each modality a folder or a text file that lists images, paired by stem; or a pattern as
-            ``DIR/{name}_vis.png``, paired by what ``{name}`` stands for; or one file.
+    A source is a folder or a text file that lists images, paired by stem; or a pattern as ``DIR/{name}_vis.png``,
+    paired by what ``{name}`` stands for; or one file.
 
     Raises:
         PairingError: A source does not exist, is given twice, or holds no image; single files and folders are mixed;
@@ -82,8 +75,8 @@ def find_pairs(sources: Mapping[str, str]) -> list[Pair]:
     pairs = []
     for name in sorted(set().union(*named.values())):
         found = {modality: files[name] for modality, files in named.items() if name in files}
-        repeated = next((files for files in found.values() if len(files) > 1), [])
-        problem = f"{name}: which of {', '.join(map(str, repeated))}? leave one of them" if repeated else ""
+        repeated = next((", ".join(map(str, files)) for files in found.values() if len(files) > 1), "")
+        problem = f"{name}: which of {repeated}? leave one of them" if repeated else ""
         missing = tuple(modality for modality in paths if modality not in found)
         pairs.append(Pair(name, {modality: files[0] for modality, files in found.items()}, missing, problem))
     if len(paths) > 1 and all(len(pair.files) == 1 for pair in pairs):
@@ -91,13 +84,42 @@ def find_pairs(sources: Mapping[str, str]) -> list[Pair]:
     return pairs
 
 
+def _by_name(modality: str, source: Path) -> dict[str, list[Path]]:
+    """Files of one modality by name; several files of a name are a mistake, which is reported later."""
+    try:
+        if "{name}" in str(source):
+            found = _matching(source)
+        else:
+            paths = list_images(str(source)) if source.is_file() else filter(is_source, sorted(source.iterdir()))
+            found = [(stem(path), path) for path in paths]
+    except FileNotFoundError as error:
+        raise PairingError(f"sources.{modality}: {error}") from error
+    except OSError as error:
+        raise PairingError(f"sources.{modality}: {source} cannot be read ({error.strerror})") from error
+    if not found:
+        raise PairingError(f"sources.{modality}: {source} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    named: dict[str, list[Path]] = {}
+    for name, path in found:
+        named.setdefault(name, []).append(path)
+    return named
+
+
+def _matching(pattern: Path) -> list[tuple[str, Path]]:
+    """What ``{name}`` stands for in each file that fits a pattern, in one part of the path or several."""
+    parts = pattern.parts
+    first = next(i for i, part in enumerate(parts) if "{name}" in part)
+    root, inner = Path(*parts[:first]), "/".join(parts[first:])
+    before, *others = map(re.escape, inner.split("{name}"))
+    regex = re.compile(f"{before}(?P<name>[^/]+){'(?P=name)'.join(others)}", re.DOTALL)
+    paths = sorted(root.glob(glob.escape(inner).replace("{name}", "*")))
+    matches = ((regex.fullmatch(path.relative_to(root).as_posix()), path) for path in paths)
+    return [(match["name"], path) for match, path in matches if match]
+
+
 def read_manifest(path: Path) -> list[Pair]:
     """Pairs that a CSV table lists: a column ``name`` and one for each modality, empty where a scene has none.
 
     Relative paths start at the table's folder. Without a column ``name`` a row is called after its first file.
-
-    Raises:
-        PairingError: There is no such table, or it has no two modalities.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -110,49 +132,39 @@ def read_manifest(path: Path) -> list[Pair]:
         raise PairingError(f"manifest: {path} needs a line of modalities, as name,visible,infrared, and rows under it")
     pairs: dict[str, Pair] = {}
     for number, row in enumerate(rows, 2):
+        place = f"{path}, line {number}"
         files = {modality: path.parent / row[modality] for modality in modalities if row[modality]}
         first = stem(next(iter(files.values()))) if files else f"line {number}"
-        pair = _checked(Pair((row.get("name") or first), files), f"{path}, line {number}")
+        pair = _checked(Pair(row.get("name") or first, files), place)
         if pair.name in pairs:
-            pair = replace(pairs[pair.name], problem=f"{path}, line {number}: {pair.name} stands there twice")
+            pair = replace(pairs[pair.name], problem=f"{place}: {pair.name} stands there twice")
         pairs[pair.name] = pair
     return [pairs[name] for name in sorted(pairs)]
 
 
-def _checked(pair: Pair, place: str) -> Pair:
-    """Notes what is wrong with a row of a manifest."""
-    if Path(pair.name).name != pair.name or pair.name in (".", ".."):
-        return replace(pair, name=Path(pair.name).name or place, problem=f"{place}: name '{pair.name}' is no file name")
-    if len(pair.files) < 2:
-        return replace(pair, problem=f"{place}: {pair.name} has {len(pair.files)} of at least 2 sources")
-    return pair
-
-
 def find_stacks(root: Path) -> list[Pair]:
-    """One stack for each folder under ``root``: its images in order of name are the sources 1, 2, …
-
-    Raises:
-        PairingError: There is no such folder, or no folder in it.
-    """
+    """One stack for each folder under ``root``: its images in order of name are the sources 1, 2, …"""
     if not root.is_dir():
         raise PairingError(f"stacks: no such folder: {root}")
     pairs = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        images = sorted(path for path in folder.iterdir() if is_source(path))
-        files = {str(k): path for k, path in enumerate(images, 1)}
-        pairs.append(_checked(Pair(folder.name, files), str(folder)))
+        images = enumerate(filter(is_source, sorted(folder.iterdir())), 1)
+        pairs.append(_checked(Pair(folder.name, {str(k): path for k, path in images}), str(folder)))
     if not pairs:
         raise PairingError(f"stacks: {root} holds no folder of images")
     return pairs
 
 
-def expand(pairs: Sequence[Pair], sequence: bool = False) -> list[Pair]:
-    """Videos and volumes become a pair for each frame, called ``NAME_000000`` and so on, of one series.
+def _checked(pair: Pair, place: str) -> Pair:
+    """Notes what is wrong with a row of a manifest or with a stack."""
+    if Path(pair.name).name != pair.name or pair.name in (".", ".."):
+        return replace(pair, name=Path(pair.name).name or place, problem=f"{place}: name '{pair.name}' is no file name")
+    problem = f"{place}: {pair.name} has {len(pair.files)} of at least 2 sources" if len(pair.files) < 2 else ""
+    return replace(pair, problem=problem)
 
-    Args:
-        pairs: What belongs together.
-        sequence: All pairs are frames of one series.
-    """
+
+def expand(pairs: Sequence[Pair], sequence: bool = False) -> list[Pair]:
+    """Videos and volumes become a series of pairs, ``NAME_000000`` and so on; with ``sequence`` all pairs are one."""
     frames: list[Pair] = []
     for pair in pairs:
         try:
@@ -160,20 +172,21 @@ def expand(pairs: Sequence[Pair], sequence: bool = False) -> list[Pair]:
         except ImageError as error:
             frames.append(replace(pair, problem=pair.problem or str(error)))
             continue
-        if pair.problem or set(counts.values()) <= {None}:
+        lengths = set(counts.values())
+        if pair.problem or lengths <= {None}:
             frames.append(pair)
-        elif len(set(counts.values())) > 1:
+        elif len(lengths) > 1:
             told = ", ".join(f"{pair.files[m]} {'an image' if n is None else f'{n} frames'}" for m, n in counts.items())
             frames.append(replace(pair, problem=f"{pair.name}: sources differ in length: {told}"))
         else:
-            count = next(iter(counts.values())) or 0
+            count = lengths.pop() or 0
             frames += as_series([replace(pair, name=f"{pair.name}_{i:06d}", frame=i) for i in range(count)], pair.name)
     return as_series(frames, "sequence") if sequence else frames
 
 
-def as_series(pairs: Sequence[Pair], name: str, probes: int = 9) -> list[Pair]:
-    """Pairs as frames of one series, with some of them, evenly spread, by which its range is found."""
-    some = [pairs[i * (len(pairs) - 1) // max(probes - 1, 1)] for i in range(probes)]
+def as_series(pairs: Sequence[Pair], name: str) -> list[Pair]:
+    """Pairs as frames of one series, with nine of them, evenly spread, by which its range is found."""
+    some = [pairs[i * (len(pairs) - 1) // 8] for i in range(9)]
     found = {
         modality: tuple(dict.fromkeys((one.files[modality], one.frame) for one in some if modality in one.files))
         for modality in set().union(*(pair.files for pair in pairs))
@@ -185,36 +198,3 @@ def extra_files(sources: Mapping[str, str]) -> list[Path]:
     """Files in the sources' folders that are not read as images."""
     folders = [Path(source) for source in sources.values() if Path(source).is_dir()]
     return [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file() and not is_source(path)]
-
-
-def _by_name(modality: str, source: Path) -> dict[str, list[Path]]:
-    """Files of one modality by name; more than one of a name is a mistake that is told later."""
-    try:
-        if "{name}" in str(source):
-            found = _matching(source)
-        elif source.is_file():
-            found = [(stem(path), path) for path in list_images(str(source))]
-        else:
-            found = [(stem(path), path) for path in sorted(source.iterdir()) if is_source(path)]
-    except FileNotFoundError as error:
-        raise PairingError(f"sources.{modality}: {error}") from error
-    except OSError as error:
-        raise PairingError(f"sources.{modality}: {source} cannot be read ({error.strerror})") from error
-    if not found:
-        raise PairingError(f"sources.{modality}: {source} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    named: dict[str, list[Path]] = defaultdict(list)
-    for name, path in found:
-        named[name].append(path)
-    return named
-
-
-def _matching(pattern: Path) -> list[tuple[str, Path]]:
-    """What ``{name}`` stands for in each file that fits a pattern, in one part of the path or several."""
-    parts = pattern.parts
-    first = next(i for i, part in enumerate(parts) if "{name}" in part)
-    root, inner = Path(*parts[:first]), parts[first:]
-    literal = [re.escape(piece) for piece in "/".join(inner).split("{name}")]
-    regex = re.compile(literal[0] + "(?P<name>[^/]+)" + "(?P=name)".join(literal[1:]), re.DOTALL)
-    globbed = "/".join(re.sub(r"([*?[])", r"[\1]", part).replace("{name}", "*") for part in inner)
-    matches = [(regex.fullmatch(path.relative_to(root).as_posix()), path) for path in sorted(root.glob(globbed))]
-    return [(match["name"], path) for match, path in matches if match]

@@ -92,23 +92,17 @@ def read_pair(pair: Pair, reading: Reading) -> Sample | Failure:
     arrays = list(images.values())
     if reading.transform:
         arrays = reading.transform(arrays)
-    tensors = [torch.from_numpy(np.ascontiguousarray(array)).view(*array.shape[:2], -1) for array in arrays]
-    sources, chroma = split([tensor.permute(2, 0, 1) for tensor in tensors], reading.task)
-    return Sample(
-        pair.name,
-        tuple(pair.files),
-        sources,
-        chroma,
-        pictures[reference].depth,
-        pair.files[reference].suffix.lower(),
-        pair.series,
-        join_digests(pair, {modality: picture.digest for modality, picture in pictures.items()}, reading),
-        "; ".join(notes + told),
-    )
+    tensors = [torch.from_numpy(np.atleast_3d(array).transpose(2, 0, 1).copy()) for array in arrays]
+    sources, chroma = split(tensors, reading.task)
+    depth, suffix = pictures[reference].depth, pair.files[reference].suffix.lower()
+    digest = pair_digest(pair, reading, {modality: picture.digest for modality, picture in pictures.items()})
+    note = "; ".join(notes + told)
+    return Sample(pair.name, tuple(pair.files), sources, chroma, depth, suffix, pair.series, digest, note)
 
 
-def join_digests(pair: Pair, digests: Mapping[str, str], reading: Reading) -> str:
+def pair_digest(pair: Pair, reading: Reading, digests: Mapping[str, str] | None = None) -> str:
     """What identifies all files of a pair, in their order; of frames also the range that their series shares."""
+    digests = digests or {modality: source_digest(file) for modality, file in pair.files.items()}
     ranges = {modality: f" {wanted_range(pair, modality, reading)}" if pair.series else "" for modality in digests}
     return "/".join(f"{modality}:{digest}{ranges[modality]}" for modality, digest in digests.items())
 
@@ -119,11 +113,7 @@ def reference_of(pair: Pair, reference: str) -> str:
 
 
 def scaled(pair: Pair, pictures: Mapping[str, Picture], reading: Reading) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Pixels in [0, 1], and notes on how they got there.
-
-    Raises:
-        ImageError: A source is the same value everywhere, or given twice.
-    """
+    """Pixels in [0, 1], and notes on how they got there; refuses constant sources and those given twice."""
     images: dict[str, np.ndarray] = {}
     notes: list[str] = []
     for modality, picture in pictures.items():
@@ -149,38 +139,33 @@ def wanted_range(pair: Pair, modality: str, reading: Reading) -> str:
 def aligned(
     pair: Pair, images: Mapping[str, np.ndarray], reference: str, reading: Reading
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """All sources in the reference's frame, and what was done or seems to be needed.
-
-    Raises:
-        ImageError: Sizes differ and ``align`` is none.
-        AlignmentError: A registration is not good enough.
-    """
-    fixed, notes = images[reference], []
+    """All sources in the reference's frame, and notes on them; refuses what cannot be brought there."""
     sizes = {modality: image.shape[:2] for modality, image in images.items()}
     if reading.align == "none" and len(set(sizes.values())) > 1:
         told = ", ".join(f"{pair.files[m]} {w}x{h}" for m, (h, w) in sizes.items())
         raise ImageError(f"{pair.name}: sources differ in size: {told}; align=resize, ecc or phase brings them to one")
-    moved: dict[str, np.ndarray] = {}
-    for modality, image in images.items():
-        if modality == reference:
-            moved[modality] = image
-            continue
+    moved, notes = dict(images), []
+    for modality in (modality for modality in images if modality != reference):
         try:
-            if reading.align in ("ecc", "phase"):
-                found = register(fixed, image, reading.align)
-                image = found.image
-                notes.append(f"{modality}: {found}")
-            elif image.shape[:2] != fixed.shape[:2]:
-                height, width = image.shape[:2]
-                image = rescale(image, fixed.shape[:2])
-                notes.append(f"{modality}: resized from {width}x{height}")
+            moved[modality], found = placed(images[reference], images[modality], reading.align)
         except AlignmentError as error:
             raise AlignmentError(f"{pair.files[modality]}: {error}") from error
-        moved[modality] = image
-        doubt = misregistration(fixed, image)
-        if doubt.suspicious:
-            notes.append(f"{modality}: seems shifted by {round(doubt.dx)}, {round(doubt.dy)} px; align=ecc registers")
+        notes += [f"{modality}: {note}" for note in found]
     return moved, notes
+
+
+def placed(fixed: np.ndarray, image: np.ndarray, align: Align) -> tuple[np.ndarray, list[str]]:
+    """An image in the frame of another, and what was done or seems to be needed."""
+    notes = []
+    if align in ("ecc", "phase"):
+        found = register(fixed, image, align)
+        image, notes = found.image, [str(found)]
+    elif image.shape[:2] != fixed.shape[:2]:
+        notes = [f"resized from {image.shape[1]}x{image.shape[0]}"]
+        image = rescale(image, fixed.shape[:2])
+    if shift := misregistration(fixed, image):
+        notes.append(f"seems shifted by {round(shift[0])}, {round(shift[1])} px; align=ecc registers")
+    return image, notes
 
 
 def batch_key(pair: Pair, reference: str = "") -> tuple[int, ...]:
@@ -189,8 +174,3 @@ def batch_key(pair: Pair, reference: str = "") -> tuple[int, ...]:
         return (len(pair.files), *source_size(pair.files[reference_of(pair, reference)], pair.frame))
     except (ImageError, StopIteration):
         return ()
-
-
-def pair_digest(pair: Pair, reading: Reading) -> str:
-    """The digest that a sample of these files would have."""
-    return join_digests(pair, {modality: source_digest(file) for modality, file in pair.files.items()}, reading)

@@ -1,14 +1,16 @@
-"""One image as its file has it."""
+"""One image as its file has it, and the lines that say why a file cannot be used."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dig2dig.errors import ImageError
+from dig2dig.errors import ImageError, first_line
 
-MIN_SIDE = 4
-"""Pixels; anything smaller is a mistake, not a picture."""
+MIN_SIDE = 4  # pixels; a smaller image is a mistake
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,7 @@ class Picture:
 
 
 def check_pixels(pixels: np.ndarray, path: Path) -> np.ndarray:
-    """Pixels that can be fused, three equal channels as one.
-
-    Raises:
-        ImageError: Not grey or RGB, too small, or numbers that are not finite.
-    """
+    """Pixels that can be fused, three equal channels as one; refuses other channels, sizes and values."""
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         channels = pixels.shape[2] if pixels.ndim == 3 else pixels.ndim
         raise ImageError(f"{path}: {channels} channels; grey and RGB are read, with or without alpha")
@@ -48,3 +46,23 @@ def check_pixels(pixels: np.ndarray, path: Path) -> np.ndarray:
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         return pixels[..., 0]
     return pixels
+
+
+@contextmanager
+def one_line(path: Path, kind: str = "image") -> Iterator[None]:
+    """Turns whatever a reader raises into an ImageError: a damaged file can raise any exception in a decoder."""
+    try:
+        yield
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
+        raise ImageError(f"{path}: damaged {kind} ({first_line(error)}); copy it again") from error
+
+
+def version(path: Path) -> tuple[int, int, int]:
+    """A key for caches, which changes with the file and with the process: an open file is not shared."""
+    with one_line(path):
+        stat = path.stat()
+        return stat.st_size, stat.st_mtime_ns, os.getpid()

@@ -6,21 +6,18 @@ from dig2dig.options import parse_range
 
 
 def to_unit(pixels: np.ndarray, scale: str = "auto") -> tuple[np.ndarray, str]:
-    """Pixels as float32 in [0, 1], and a note on the range that was taken.
+    """Stored pixels as float32 in [0, 1], and a note on the range that was taken.
 
-    Args:
-        pixels: As a file has them.
-        scale: ``full``: all that the type can hold, for floating point 0 to 1; ``percentile``: from the 0.1 to the
-            99.9 percentile, for thermal frames, which use a small part of their range; ``LOW-HIGH``: these stored
-            values, linear; ``auto``: percentiles for grey images of more than 8 bits whose values fill less than a
-            quarter of the range, and for integers of 32 bits and floating point beyond 0 to 1, else full.
+    ``full`` takes all that the type can hold, for floating point 0 to 1; ``percentile`` the 0.1 to the 99.9
+    percentile, for thermal frames, which use a small part of their range; ``LOW-HIGH`` these stored values. ``auto``
+    takes percentiles for grey images of 16 bits whose values fill less than a quarter of the range, and for integers
+    of 32 bits and floating point beyond 0 to 1, else all.
     """
-    top = full_scale(pixels)
     wanted = parse_range(scale)
     if wanted == "auto":
         wanted = "full" if fills(pixels) else "percentile"
     if wanted == "full":
-        return (pixels / np.float32(top)).clip(0, 1).astype(np.float32), ""
+        return (pixels / np.float32(full_scale(pixels))).clip(0, 1).astype(np.float32), ""
     low, high = limits(pixels) if isinstance(wanted, str) else wanted
     if not high > low:  # nearly constant: show what little there is
         low, high = float(pixels.min()), max(float(pixels.max()), float(pixels.min()) + 1e-6)

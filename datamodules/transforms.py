@@ -12,41 +12,25 @@ import numpy as np
 
 
 def training_crops(side: int, scales: list[float], grey: float) -> A.Compose:
-    """Random square crops at several scales, mirrored, some of them grey, gamma-shifted or inverted.
+    """Random square crops of ``side`` pixels: mirrored, some gamma-shifted or inverted, a share ``grey`` made grey.
 
-    Args:
-        side: Side of the result, pixels.
-        scales: Crops are this many times larger and reduced by area averaging; one is drawn for each.
-        grey: Share of crops that lose their colour.
+    One of ``scales`` is drawn for each: the crop is cut so many times larger, and reduced by area averaging.
     """
     crops = []
     for scale in scales:
         large = round(side * scale)
         crop: list[Any] = [A.RandomCrop(large, large, pad_if_needed=True, border_mode=cv2.BORDER_REFLECT_101)]
-        if large != side:
-            crop.append(A.Resize(side, side, interpolation=cv2.INTER_AREA))
+        crop += [A.Resize(side, side, interpolation=cv2.INTER_AREA)] if large != side else []
         crops.append(A.Sequential(crop, p=1))
-    return A.Compose(
-        [
-            A.OneOf(crops, p=1),
-            A.HorizontalFlip(p=0.5),
-            A.Transpose(p=0.2),
-            A.ToGray(p=grey),
-            A.RandomGamma(gamma_limit=(50, 200), p=0.2),
-            A.InvertImg(p=0.05),
-        ]
-    )
+    colours = [A.ToGray(p=grey), A.RandomGamma(gamma_limit=(50, 200), p=0.2), A.InvertImg(p=0.05)]
+    return A.Compose([A.OneOf(crops, p=1), A.HorizontalFlip(p=0.5), A.Transpose(p=0.2), *colours])
 
 
 class PairTransform:
-    """Augments aligned sources: one spatial transform for all of them, a photometric one for each.
+    """Augments aligned sources: one spatial transform for all of them, a photometric one for each if it is given.
 
     albumentations' own ``additional_targets`` would repeat photometric draws too, so the sources go through the
     spatial transform as channels of one image.
-
-    Args:
-        spatial: Crops, flips, rotations.
-        photometric: Gamma, noise and the like, drawn anew for each source; none if None.
     """
 
     def __init__(self, spatial: A.Compose, photometric: A.Compose | None = None) -> None:
@@ -57,10 +41,9 @@ class PairTransform:
         layers = [array[..., None] if array.ndim == 2 else array for array in arrays]
         edges = np.cumsum([layer.shape[2] for layer in layers])[:-1]
         moved = np.split(self.spatial(image=np.concatenate(layers, 2))["image"], edges, axis=2)
-        moved = [layer[..., 0] if array.ndim == 2 else layer for layer, array in zip(moved, arrays, strict=True)]
-        if self.photometric is None:
-            return [np.ascontiguousarray(layer) for layer in moved]
-        return [self.photometric(image=np.ascontiguousarray(layer))["image"] for layer in moved]
+        pairs = zip(moved, arrays, strict=True)
+        results = [np.ascontiguousarray(layer[..., 0] if array.ndim == 2 else layer) for layer, array in pairs]
+        return [self.photometric(image=result)["image"] for result in results] if self.photometric else results
 
 
 def validation_crop(side: int) -> A.Compose:

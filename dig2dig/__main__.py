@@ -1,6 +1,7 @@
 """The command ``dig2dig``."""
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -39,14 +40,14 @@ paired by name, into the folder RESULT. TASK is ivf (visible first, then infrare
 first source decides the size and the depth. All options of dig2dig infer may follow, as sampler.steps=4."""
 
 
-def infer(argv: list[str]) -> int:
+def infer(argv: list[str], command: Sequence[str] = ("python", "infer.py")) -> int:
     """Fuses every pair that the configuration names, and gives the exit code: 1 if any pair failed."""
     config = load(InferConfig, argv)
     # heavy imports come after the config, so that --help and errors answer at once
     from dig2dig.inference.run import infer as run
     from dig2dig.report.writer import ReportWriter
 
-    return run(config, ["python", "infer.py", *argv], ReportWriter)
+    return run(config, [*command, *argv], ReportWriter)
 
 
 def train(argv: list[str]) -> int:
@@ -101,7 +102,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"dig2dig {version('dig2dig')}")
             return 0
         case ["fuse" | "infer" | "train" as command, *arguments]:
-            return {"fuse": fuse, "infer": infer, "train": train}[command](arguments)
+            own = {"fuse": fuse, "infer": lambda words: infer(words, ("dig2dig", "infer")), "train": train}
+            return own[command](arguments)
         case [command, *arguments] if command in PACKAGES:
             return import_module(f"dig2dig.{PACKAGES[command]}").main(arguments) or 0
     asked = bool(argv) and argv[0] in ("--help", "-h")

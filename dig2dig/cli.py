@@ -21,8 +21,6 @@ T = TypeVar("T")
 RECORD = "record"
 """Top-level key of a run.yaml that holds facts, not options; ``load`` ignores it."""
 
-PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".nii", ".dcm", ".mp4")
-
 
 def load(schema: type[T], argv: list[str]) -> T:
     """What :func:`load_strictly` gives, for a command line.
@@ -127,13 +125,14 @@ def _names_a_file(argument: str) -> bool:
 
 @cache
 def _texts(schema: type) -> set[str]:
-    """Options that hold text: a path like 2024_01 is no number."""
-    return {name for name, kind, *_ in _options(schema) if kind in (str, str | None, dict[str, str])}
+    """Options that hold text, ``NAME.`` for those of a dictionary of texts: a path like 2024_01 is no number."""
+    kinds = {str: "", str | None: "", dict[str, str]: "."}
+    return {f"{name}{kinds[kind]}" for name, kind, *_ in _options(schema) if kind in kinds}
 
 
 def _override(schema: type, argument: str) -> Any:
     key, _, value = argument.partition("=")
-    if {key, key.rpartition(".")[0]} & _texts(schema) and value != "null":
+    if {key, f"{key.rpartition('.')[0]}."} & _texts(schema) and value != "null":
         layer = OmegaConf.create()
         OmegaConf.update(layer, key, value)
         return layer
@@ -144,9 +143,9 @@ def _override(schema: type, argument: str) -> Any:
 
 
 def _file(path: str) -> Any:
-    if path.lower().endswith(PICTURES):
+    if Path(path).suffix not in ("", ".yaml", ".yml"):
         _fail(
-            f"'{path}' is a picture: name its modality, as sources.visible={path} sources.infrared=FILE, "
+            f"'{path}' is no config: name a picture's modality, as sources.visible={path} sources.infrared=FILE, "
             f"or use the short form, dig2dig fuse TASK FILE FILE out=RESULT"
         )
     found = Path(path) if Path(path).is_file() else preset_file(path)

@@ -9,10 +9,9 @@ Task = Literal["ivf", "mif", "mef", "mff"]
 
 
 @dataclass
-class DigConfig(Checked):
+class DigConfig(Checked, heading="sampler.dig."):
     """How information gains are measured and turned into weights."""
 
-    heading = "sampler.dig."
     kind: Literal["gain", "change", "residual", "static"] = common(
         "residual", "what a step is worth: loss removed, change of the estimate, loss that is left; static = 1/K"
     )
@@ -33,10 +32,9 @@ class DigConfig(Checked):
 
 
 @dataclass
-class GuidanceConfig(Checked):
+class GuidanceConfig(Checked, heading="sampler.guidance."):
     """How the estimate is pulled to the weighted sources."""
 
-    heading = "sampler.guidance."
     kind: Literal["bands", "blend", "increments", "em", "posterior"] = option(
         "bands",
         "pull to the weighted sources, summed band by band; to their mean; to the sum of the denoiser's increments; "
@@ -50,10 +48,9 @@ class GuidanceConfig(Checked):
 
 
 @dataclass
-class ResearchConfig(Checked):
+class ResearchConfig(Checked, heading="research."):
     """Variants of the method that only experiments need: research.NAME=VALUE is short for sampler.research.NAME."""
 
-    heading = "research."
     noise: Literal["recomputed", "network"] = option(
         "recomputed", "noise of the next state: from the guided estimate (DDFM, DiffPIR) or the network's (CCF)"
     )
@@ -68,10 +65,9 @@ class ResearchConfig(Checked):
 
 
 @dataclass
-class SamplerConfig(Checked):
+class SamplerConfig(Checked, heading="sampler."):
     """The sampling loop."""
 
-    heading = "sampler."
     steps: int = common(8, "steps of the sampling loop", least=1)
     grid: Literal["uniform", "logsnr", "gain"] = option(
         "logsnr", "how steps are spread over time: evenly, evenly in log-SNR, or by equal shares of gain"
@@ -89,10 +85,9 @@ class SamplerConfig(Checked):
 
 
 @dataclass
-class PriorConfig(Checked):
+class PriorConfig(Checked, heading="prior."):
     """Which pretrained denoiser, and how it is run."""
 
-    heading = "prior."
     path: str = common("bundled", "bundled, a diffusers folder or hub id, or an ADM .pt checkpoint")
     adapter: str = common("", "folder of a LoRA adapter that train.py made for this prior; empty = none")
     sha256: str | None = option(None, "refuse weights whose file has another SHA-256")
@@ -115,10 +110,9 @@ class TrainerConfig:
 
 
 @dataclass
-class WandbConfig(Checked):
+class WandbConfig(Checked, heading="logger.wandb."):
     """Weights & Biases."""
 
-    heading = "logger.wandb."
     mode: Literal["disabled", "offline", "online"] = common("offline", "W&B: offline runs are sent by wandb sync")
     project: str = option("dig2dig", "project")
     entity: str | None = option(None, "user or team")
@@ -141,10 +135,9 @@ def _unlogged() -> LoggerConfig:
 
 
 @dataclass
-class SaveConfig(Checked):
+class SaveConfig(Checked, heading="save."):
     """What is written beside the fused image."""
 
-    heading = "save."
     weights: bool = common(False, "weight and gain maps of each step, as pictures in OUT/NAME_maps/")
     format: Literal["reference", "png", "tif", "jpg", "webp", "bmp"] = common(
         "reference", "format of the fused pictures; reference = that of the reference source, with its 8 or 16 bits"
@@ -152,10 +145,9 @@ class SaveConfig(Checked):
 
 
 @dataclass
-class ReportConfig(Checked):
+class ReportConfig(Checked, heading="report."):
     """The page to look at what a run made, OUT/report.html."""
 
-    heading = "report."
     pairs: int = common(20, "most pairs shown with pictures, metrics up to four megapixels; 0 = no report", least=0)
     estimates: int = option(0, "of so many also the prior's estimates: the network runs in each step", least=0)
     baselines: str = common(

@@ -8,10 +8,9 @@ from dig2dig.options import Checked, check_range, common, option, require
 
 
 @dataclass
-class ImageDataConfig(Checked):
+class ImageDataConfig(Checked, heading="data."):
     """Single images that a prior learns from."""
 
-    heading = "data."
     root: str = common("", "folder tree with training images, or a text file with a path on each line")
     exclude: list[str] = option([], "path parts to leave out, as in [Kodak]")
     val: str = common("", "the same for validation images; they never train; empty = none")
@@ -35,10 +34,9 @@ class ImageDataConfig(Checked):
 
 
 @dataclass
-class NetworkConfig(Checked):
+class NetworkConfig(Checked, heading="network."):
     """A UNet2DModel trained from scratch."""
 
-    heading = "network."
     channels: list[int] = option([64, 96, 128], "channels of each level, multiples of 32")
     layers: int = option(1, "residual blocks per level", least=1)
     patch: Literal[1, 2] = option(2, "side of the pixel patches the network works on: 2 halves the cost")
@@ -53,10 +51,9 @@ class NetworkConfig(Checked):
 
 
 @dataclass
-class AdaptConfig(Checked):
+class AdaptConfig(Checked, heading="adapt."):
     """Which weights learn."""
 
-    heading = "adapt."
     mode: Literal["full", "lora", "last"] = common(
         "full", "all weights; low-rank adapters beside them; only the last block"
     )
@@ -65,10 +62,9 @@ class AdaptConfig(Checked):
 
 
 @dataclass
-class OptimConfig(Checked):
+class OptimConfig(Checked, heading="optim."):
     """Optimisation of the prior."""
 
-    heading = "optim."
     steps: int = common(10000, "optimiser steps", least=1)
     accumulate: int = option(1, "batches whose gradients make one step", least=1)
     lr: float = common(8e-4, "peak learning rate; cosine decay after the warm-up")
@@ -91,10 +87,9 @@ class OptimConfig(Checked):
 
 
 @dataclass
-class FusionCheckConfig(Checked):
+class FusionCheckConfig(Checked, heading="fusion."):
     """Pairs that are fused at each validation: what training does to the result and to the gains."""
 
-    heading = "fusion."
     sources: dict[str, str] = common({}, "as in infer.py; empty = no fusion during training")
     task: Task = common("ivf", "as in infer.py")
     crop: int = option(256, "side of the centre crop that is fused, pixels; 0 = whole images")

@@ -33,13 +33,16 @@ class Checked:
         ValueError: A value is none of its field's choices or outside of its limits; in one line.
     """
 
-    heading: ClassVar[str] = ""
+    _heading: ClassVar[str] = ""
+
+    def __init_subclass__(cls, heading: str = "") -> None:
+        cls._heading = heading
 
     def __post_init__(self) -> None:
         hints = _hints(type(self))
         for item in fields(self):  # pyright: ignore[reportArgumentType]
             name, value, limits = (
-                f"{self.heading}{item.name}",
+                f"{self._heading}{item.name}",
                 getattr(self, item.name),
                 item.metadata.get("limits", {}),
             )

@@ -1,5 +1,6 @@
 """Makes the figures of README.md and docs/tracking.md from the bundled examples: make figures."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,11 @@ from PIL import Image
 
 from datamodules.pairing import find_pairs
 from datamodules.pairs import Sample, read_pair
-from datamodules.readers.pixels import read_picture
+from datamodules.readers.pixels import read_image
 from dig2dig.atomic import write_atomically
 from dig2dig.cli import load
 from dig2dig.config import InferConfig
 from dig2dig.fusion.statistics import dig_statistics
-from dig2dig.inference.encode import encode
 from dig2dig.inference.state import reading
 from dig2dig.modules.fuser import Fuser
 from dig2dig.modules.results import Result, Tracing
@@ -57,17 +57,17 @@ def tile(pixels: np.ndarray) -> np.ndarray:
 def overview_row(files: list[Path], sample: Sample, result: Result) -> np.ndarray:
     """Two sources, the weight of the first in the middle of the sampling, and the result."""
     assert result.image is not None
-    sources = [read_picture(file) for file in files]
-    weight = result.trace[len(result.trace) // 2].weight[0, 0, 0]
-    pictures = [to_pixels(image) for image in (*sources, result.image) if image is not None]
-    pictures.insert(2, to_colours(weight, 0.0, 1.0))
+    weight = to_colours(result.trace[len(result.trace) // 2].weight[0, 0, 0], 0.0, 1.0)
+    pictures = [np.atleast_3d(pixels) for pixels in (*map(read_image, files), weight, to_pixels(result.image))]
     titles = [*sample.modalities, f"weight of {sample.modalities[0]}, 0 to 1", "fused"]
     return row([tile(one) for one in pictures], titles)
 
 
 def write_jpeg(path: Path, pixels: np.ndarray) -> None:
     """Writes RGB pixels (h, w, 3)."""
-    write_atomically(path, encode(torch.from_numpy(pixels).permute(2, 0, 1) / 255, ".jpg", quality=88))
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "JPEG", quality=88, subsampling=0)
+    write_atomically(path, content.getvalue())
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ def to_markdown(text: str) -> str:
 
 def _one_line(formula: str) -> str:
     joined = " ".join(dedent(formula).split())
-    return rf"\begin{{aligned}} {joined} \end{{aligned}}" if "&" in joined else joined
+    return rf"\begin{{align*}} {joined} \end{{align*}}" if "&" in joined else joined  # aligned is not converted
 
 
 class Formulas(Extension):

@@ -114,6 +114,6 @@ def test_public_names_are_there() -> None:
 
     assert len(dig2dig.__all__) <= 15
     assert all(getattr(dig2dig, name) for name in dig2dig.__all__)
-    assert set(dir(dig2dig)) == {*dig2dig.__all__, "__version__"} and dig2dig.__version__
+    assert set(dir(dig2dig)) == set(dig2dig.__all__) and dig2dig.__version__
     with pytest.raises(AttributeError, match="nothing"):
         _ = dig2dig.nothing

@@ -115,7 +115,7 @@ def test_help_is_short_and_research_has_a_page_of_its_own(capsys: pytest.Capture
 def test_a_misspelt_heading_and_a_picture_in_place_of_a_config_say_what_to_type(capsys: pytest.CaptureFixture) -> None:
     for argument, line in (
         ("samplr.steps=4", "unknown option 'samplr.steps'; did you mean 'sampler.steps'?"),
-        ("a.jpg", "'a.jpg' is a picture: name its modality, as sources.visible=a.jpg"),
+        ("a.jpg", "'a.jpg' is no config: name a picture's modality, as sources.visible=a.jpg"),
     ):
         with pytest.raises(SystemExit):
             load(InferConfig, [*SOURCES, argument])

@@ -1,10 +1,15 @@
-"""Formulas on the site: from the docstrings of the code to what a browser shows."""
+"""The site: formulas from the docstrings of the code to what a browser shows, and the page of the public names."""
+
+import html
+import re
 
 import pytest
 
+import dig2dig
 from dig2dig.fusion.gain import information_gain
 from dig2dig.fusion.weight import fusion_weight
 from docs.hooks import on_page_content, to_markdown
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize("function", [fusion_weight, information_gain])
@@ -19,3 +24,22 @@ def test_formulas_become_mathml() -> None:
     made = on_page_content(page)
     assert made.count("<math") == 2 and "arithmatex" not in made
     assert "σ" in made or "&#x003C3;" in made
+
+
+def test_formulas_of_several_lines_become_tables() -> None:
+    text = to_markdown(information_gain.__doc__ or "")
+    page = on_page_content(f'<div class="arithmatex">\\[{html.escape(text.split("$$")[1])}\\]</div>')
+    assert page.count("<mtr>") == 3 and "<mi>&</mi>" not in page
+
+
+def test_the_page_of_the_api_lists_every_public_name_at_home() -> None:
+    text = (ROOT / "docs" / "api.md").read_text()
+    listed = set(re.findall(r"^::: ([\w.]+)", text, re.M))
+    assert {f"dig2dig.{home}.{name}" for home, names in dig2dig._HOMES.items() for name in names} <= listed
+    assert len(dig2dig.__all__) == 15 and "The 15 public names" in text
+
+
+def test_every_page_is_in_the_site() -> None:
+    menu = (ROOT / "mkdocs.yml").read_text()
+    pages = [path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")]
+    assert pages and all(f": {page.as_posix()}\n" in menu for page in pages)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datamodules.picture import one_line, version
 from dig2dig.errors import ImageError
 
 NIFTI = (".nii", ".nii.gz")
@@ -17,50 +18,31 @@ def is_medical(path: Path) -> bool:
 
 
 def slice_count(path: Path) -> int:
-    """Slices of a volume, frames of a DICOM file, often one.
-
-    Raises:
-        ImageError: The file cannot be read, or its reader is not installed.
-    """
-    return len(_volume(path))
+    """Slices of a volume, or frames of a DICOM file, which is often one."""
+    return len(_volume(path, version(path)))
 
 
 def read_slice(path: Path, index: int) -> np.ndarray:
     """One slice as float32 in the file's units, or 8-bit RGB; shape (h, w) or (h, w, 3).
 
     NIfTI volumes are cut axially, front up, the patient's right on the left. CT has Hounsfield units.
-
-    Raises:
-        ImageError: As for :func:`slice_count`, or there is no such slice.
     """
-    volume = _volume(path)
+    volume = _volume(path, version(path))
     if index >= len(volume):
         raise ImageError(f"{path}: has {len(volume)} slices, no slice {index}")
     return np.ascontiguousarray(volume[index])
 
 
-def _volume(path: Path) -> np.ndarray:
-    try:
-        return _read(path, path.stat().st_mtime_ns)
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-
 @lru_cache(maxsize=4)  # each slice asks again
-def _read(path: Path, changed: int) -> np.ndarray:
+def _volume(path: Path, version: tuple[int, int, int]) -> np.ndarray:
     """All slices, (n, h, w) or (n, h, w, 3)."""
     nifti = path.name.lower().endswith(NIFTI)
-    try:
-        return _nifti(path) if nifti else _dicom(path)
-    except ImportError as error:
-        if error.name in ("nibabel", "pydicom"):
-            raise ImageError(f"{path}: needs {error.name}; pip install 'dig2dig[medical]'") from error
-        raise ImageError(f"{path}: {error}") from error
-    except (ImageError, MemoryError, PermissionError, FileNotFoundError, IsADirectoryError):
-        raise
-    except Exception as error:  # readers raise whatever a damaged file makes them stumble over
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ImageError(f"{path}: damaged {'NIfTI' if nifti else 'DICOM'} file ({line}); copy it again") from error
+    with one_line(path, "NIfTI file" if nifti else "DICOM file"):
+        try:
+            return _nifti(path) if nifti else _dicom(path)
+        except ImportError as error:
+            needed = f"needs {error.name}; pip install 'dig2dig[medical]'"
+            raise ImageError(f"{path}: {needed if error.name in ('nibabel', 'pydicom') else error}") from error
 
 
 def _nifti(path: Path) -> np.ndarray:

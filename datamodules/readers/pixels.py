@@ -3,32 +3,22 @@
 import hashlib
 import io
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from datamodules.picture import Picture, check_pixels
+from datamodules.picture import Picture, check_pixels, one_line
 from datamodules.ranges import full_scale
-from dig2dig.errors import ImageError, first_line
+from dig2dig.errors import ImageError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-MAX_PIXELS = 2**28
-"""Larger headers are taken for decompression bombs."""
-
-_UPRIGHT = {  # what turns pixels that are stored with an EXIF orientation upright
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: a.swapaxes(0, 1)[::-1],
-}
+MAX_PIXELS = 2**28  # a larger header is taken for a decompression bomb
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PILLOW = threading.Lock()  # held while Pillow's own limit is lifted
 
 
 def is_image(path: Path) -> bool:
@@ -39,10 +29,8 @@ def is_image(path: Path) -> bool:
 def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
     """All image files under a folder in sorted order, or those that a text file names, one path on each line.
 
-    Relative paths in a text file start at its folder. Paths with an excluded part are left out.
-
-    Raises:
-        FileNotFoundError: There is no such folder or file, it names no image, or one that does not exist.
+    Relative paths in a text file start at its folder. Paths with an excluded part are left out. No image at all, and a
+    file that does not exist, are a FileNotFoundError.
     """
     place = Path(root)
     if place.is_file():
@@ -66,20 +54,13 @@ def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
 
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) as ``read_picture`` gives it, from the file's header."""
-    try:
-        with path.open("rb") as file:
-            try:
-                image = _open(file, path)
-            except ImageError:
-                file.seek(0)
-                if file.read(4) not in TIFF_STARTS:
-                    raise
-                return read_picture(path).pixels.shape[:2]  # of a rare kind, see below
-            with image:
-                lying = _orientation(image) >= 5
-                return (image.width, image.height) if lying else (image.height, image.width)
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    with one_line(path), path.open("rb") as file:
+        image = _open(file, path)
+        if image is None:
+            return read_picture(path).pixels.shape[:2]
+        with image:
+            lying = _orientation(image) >= 5
+            return (image.width, image.height) if lying else (image.height, image.width)
 
 
 def read_picture(path: Path) -> Picture:
@@ -89,28 +70,21 @@ def read_picture(path: Path) -> Picture:
         ImageError: The file is missing, not an image, truncated, too small or too large, of other channels than
             grey or RGB with or without alpha, or holds numbers that are not finite.
     """
-    content = read_bytes(path)
-    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-    try:
+    with one_line(path):
+        content = path.read_bytes()
+        if not content:
+            raise ImageError(f"{path}: empty file; copy it again")
         pixels, alpha, pages = _decode(content, path)
-    except (ImageError, MemoryError):
-        raise
-    except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
-        raise ImageError(f"{path}: damaged image ({first_line(error)}); copy it again") from error
     pixels = check_pixels(pixels, path)
     notes = [f"first of {pages} pages"] if pages > 1 else []
     if alpha is not None and (alpha < 1).any():
         pixels = (pixels * (alpha if pixels.ndim == 2 else alpha[..., None])).astype(pixels.dtype)
         notes.append("alpha composed over black")
-    return Picture(pixels, digest, ", ".join(notes))
+    return Picture(pixels, hashlib.blake2b(content, digest_size=16).hexdigest(), ", ".join(notes))
 
 
 def read_image(path: Path, mode: Literal["auto", "L", "RGB"] = "auto") -> np.ndarray:
-    """8-bit pixels of a file, shape (h, w) if grey and (h, w, 3) if RGB; ``L`` or ``RGB`` convert.
-
-    Raises:
-        ImageError: As for :func:`read_picture`, or more than 8 bits.
-    """
+    """8-bit pixels of a file, (h, w) if grey and (h, w, 3) if RGB; ``L`` or ``RGB`` convert. More bits are refused."""
     pixels = read_picture(path).pixels
     if pixels.dtype != np.uint8:
         raise ImageError(f"{path}: more than 8 bits a channel; only 8-bit images are read here")
@@ -128,22 +102,35 @@ def convert(pixels: np.ndarray, mode: Literal["L", "RGB"]) -> np.ndarray:
     return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
 
 
+def _open(file: Any, path: Path) -> Image.Image | None:
+    """An image of which only the header is read; None for a TIFF that Pillow does not open."""
+    start = file.read(4)
+    file.seek(0)
+    try:
+        with one_line(path), _PILLOW, patch.object(Image, "MAX_IMAGE_PIXELS", None):  # it only warns up to its double
+            image = Image.open(file)
+        if image.width * image.height > MAX_PIXELS:
+            megapixels = image.width * image.height / 1e6
+            raise ImageError(f"{path}: claims {megapixels:.0f} megapixels; at most {MAX_PIXELS / 1e6:.0f} are read")
+        return image
+    except ImageError as error:
+        if start in TIFF_STARTS:
+            return None
+        if isinstance(error.__cause__, UnidentifiedImageError):
+            raise ImageError(f"{path}: not an image file, or of a kind that is not read") from error
+        raise
+
+
 def _decode(content: bytes, path: Path) -> tuple[np.ndarray, np.ndarray | None, int]:
     """Upright pixels, alpha in [0, 1] where there is one, and the number of pages."""
-    try:
-        image = _open(io.BytesIO(content), path)
-    except ImageError:
-        if content[:4] not in TIFF_STARTS:
-            raise
+    image = _open(io.BytesIO(content), path)
+    if image is None:
         return _rare_tiff(content, path), None, 1
     with image:
         pages = getattr(image, "n_frames", 1)
-        image.load()  # all of it: a truncated file must not pass
+        image.load()  # all of it: a truncated file is refused
         deep = image.mode in ("F", "I") or image.mode.startswith("I;16") or _bit_depth(image, content) > 8
         return *(_deep(image, content, path) if deep else _shallow(image)), pages
-
-
-TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _rare_tiff(content: bytes, path: Path) -> np.ndarray:
@@ -175,13 +162,19 @@ def _shallow(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
 def _deep(image: Image.Image, content: bytes, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Pixels of more than 8 bits, and alpha in [0, 1]: Pillow has them in grey only, OpenCV also in colour."""
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        pixels = np.asarray(image)
-        if pixels.dtype == np.int32 and image.format == "PNG":  # how older Pillows give 16 bits
+        pixels: Any = np.asarray(image)
+        if pixels.dtype == ">u2" or (pixels.dtype == np.int32 and image.format == "PNG"):  # Pillow 10 gives 32 bits
             pixels = pixels.astype(np.uint16)
     else:
-        pixels = decode(content, path)
-    pixels = _UPRIGHT.get(_orientation(image), lambda a: a)(pixels)
-    pixels = pixels.astype(np.uint16) if pixels.dtype == ">u2" else pixels
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        if pixels is None:
+            raise ImageError(f"{path}: of a kind that cannot be decoded; save it as PNG or plain TIFF")
+        if pixels.ndim == 3 and pixels.shape[2] in (3, 4):
+            pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+    orientation = _orientation(image)
+    pixels = pixels.swapaxes(0, 1) if orientation >= 5 else pixels
+    pixels = pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
+    pixels = pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
     if pixels.dtype not in (np.uint16, np.int32, np.float32, np.uint8):
         raise ImageError(f"{path}: pixels are {pixels.dtype}; 8 and 16 bits, 32-bit integers and floats are read")
     if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
@@ -190,76 +183,18 @@ def _deep(image: Image.Image, content: bytes, path: Path) -> tuple[np.ndarray, n
     return pixels, None
 
 
-def decode(content: bytes, path: Path) -> np.ndarray:
-    """Pixels as OpenCV reads them, RGB or RGBA."""
-    pixels: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise ImageError(f"{path}: of a kind that cannot be decoded; save it as PNG or plain TIFF")
-    if pixels.ndim == 3 and pixels.shape[2] in (3, 4):
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
-    return pixels
-
-
 def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where the tag is broken."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError):  # a broken tag is no reason to refuse pixels
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError):
         return 1
+    return found if found in range(1, 9) else 1
 
 
 def _bit_depth(image: Image.Image, content: bytes) -> int:
     """Bits of a channel as the file has them: Pillow opens 16-bit colour as if it had 8."""
     if image.format == "PNG":
         return content[24]  # in the IHDR chunk, which comes first
-    if image.format == "TIFF":
-        bits = getattr(image, "tag_v2", {}).get(258, 8)
-        return max(bits) if isinstance(bits, tuple) else bits
-    return 8
-
-
-def read_bytes(path: Path) -> bytes:
-    """All of a file.
-
-    Raises:
-        ImageError: It is missing, empty, a folder, or cannot be read.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if not content:
-        raise ImageError(f"{path}: empty file; copy it again")
-    return content
-
-
-_LIMIT = threading.RLock()
-
-
-@contextmanager
-def _no_pixel_limit() -> Iterator[None]:
-    """Lifts Pillow's own limit, which only warns up to its double, while a header is read: ours refuses."""
-    with _LIMIT:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
-def _open(file: Any, path: Path) -> Image.Image:
-    """An image of which only the header is read.
-
-    Raises:
-        ImageError: It is none, or claims to be huge.
-    """
-    try:
-        with _no_pixel_limit():
-            image = Image.open(file)
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not an image file, or of a kind that is not read") from error
-    except (OSError, SyntaxError, ValueError, TypeError, OverflowError, KeyError) as error:
-        raise ImageError(f"{path}: damaged image ({first_line(error)}); copy it again") from error
-    if image.width * image.height > MAX_PIXELS:
-        megapixels = image.width * image.height / 1e6
-        raise ImageError(f"{path}: claims {megapixels:.0f} megapixels; at most {MAX_PIXELS / 1e6:.0f} are read")
-    return image
+    bits = getattr(image, "tag_v2", {}).get(258, 8)  # of a TIFF
+    return max(bits) if isinstance(bits, tuple) else bits

@@ -1,6 +1,5 @@
 """Frames of video files, read and written."""
 
-import os
 import threading
 from collections.abc import Iterable
 from functools import lru_cache
@@ -9,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from datamodules.picture import version
 from dig2dig.atomic import replacing
 from dig2dig.errors import ImageError
 
@@ -21,30 +21,22 @@ def is_video(path: Path) -> bool:
 
 
 def frame_count(path: Path) -> int:
-    """Frames that a video's header tells.
-
-    Raises:
-        ImageError: It cannot be read, or has none.
-    """
-    return _video(path).count
+    """Frames of a video according to its header, at least 1."""
+    return _video(path, version(path)).count
 
 
 def frames_per_second(path: Path) -> float:
-    """Of a video, as its header tells; 25 where it does not."""
-    return _video(path).rate
+    """The rate in a video's header; 25 where there is none."""
+    return _video(path, version(path)).rate
 
 
 def read_frame(path: Path, index: int) -> np.ndarray:
-    """One frame, 8-bit RGB, (h, w, 3).
-
-    Raises:
-        ImageError: It cannot be read.
-    """
-    return _video(path).read(index)
+    """One frame, 8-bit RGB, (h, w, 3)."""
+    return _video(path, version(path)).read(index)
 
 
 class Video:
-    """An open video that is read forwards; seeking is exact in few formats, so going back starts again."""
+    """An open video. It is read forwards: few formats seek exactly, so an earlier frame means a new start."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.lock = path, threading.Lock()
@@ -68,32 +60,20 @@ class Video:
         return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
 
-def _video(path: Path) -> Video:
-    try:
-        return _open(path, path.stat().st_mtime_ns, os.getpid())
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-
-@lru_cache(maxsize=8)
-def _open(path: Path, changed: int, process: int) -> Video:  # an open file is not shared with workers
+@lru_cache(maxsize=8)  # each frame asks again
+def _video(path: Path, version: tuple[int, int, int]) -> Video:
     return Video(path)
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], rate: float) -> None:
-    """Writes 8-bit frames (h, w) or (h, w, 3) in RGB as MP4, whole or not at all.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Writes 8-bit frames (h, w) or (h, w, 3) in RGB as MP4, whole or not at all; OSError if it cannot be written."""
     writer = None
     with replacing(path) as part:
         try:
             for frame in frames:
                 colour = cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR if frame.ndim == 2 else cv2.COLOR_RGB2BGR)
                 if writer is None:
-                    size = (colour.shape[1], colour.shape[0])
-                    writer = cv2.VideoWriter(str(part), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+                    writer = cv2.VideoWriter(str(part), cv2.VideoWriter.fourcc(*"mp4v"), rate, colour.shape[1::-1])
                 writer.write(colour)
             if writer is None or not writer.isOpened():
                 raise OSError(f"{path}: the video cannot be written")

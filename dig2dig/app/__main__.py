@@ -10,8 +10,6 @@ from dig2dig.app.config import AppConfig
 from dig2dig.cli import load
 from dig2dig.errors import RunError, told
 
-HOST = "127.0.0.1"
-
 
 @told
 def main(argv: list[str]) -> int:
@@ -22,7 +20,7 @@ def main(argv: list[str]) -> int:
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}  # read when it is imported
     import torch
 
-    from dig2dig.app.page import CSS, build
+    from dig2dig.app.page import build
     from dig2dig.inference.interrupts import Interrupted, heed_signals
     from dig2dig.priors.build import offload
     from dig2dig.priors.load import open_prior
@@ -35,13 +33,13 @@ def main(argv: list[str]) -> int:
             os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(folder) / "uploads"))
             page = build(config, denoiser, Path(folder))
             _, url, _ = page.launch(
-                server_name=HOST,
+                server_name="127.0.0.1",
                 server_port=config.port or None,
                 share=False,
                 quiet=True,
                 prevent_thread_lock=True,
                 max_file_size=f"{config.megabytes}mb",
-                css=CSS,
+                css_paths=Path(__file__).with_name("page.css"),
                 enable_monitoring=False,
             )
             print(f"the page is at {url} until Ctrl-C", flush=True)

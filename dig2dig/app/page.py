@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from datamodules.pairs import Align
 from datamodules.readers.pixels import IMAGE_SUFFIXES
 from dig2dig.api import preset
 from dig2dig.app.config import AppConfig
-from dig2dig.app.job import TASKS, Done, Order, Progress, fuse_order, guess_task
-from dig2dig.errors import JobError
+from dig2dig.app.job import TASKS, Order, Progress, fuse_order, guess_task
+from dig2dig.errors import UserError
 from dig2dig.priors.denoiser import Denoiser
 
 INTRO = """# dig2dig
@@ -27,84 +28,28 @@ ALIGNMENTS = [
     ("find the homography", "ecc"),
 ]
 
-CSS = """
-footer {display: none !important}
-#status {min-height: 3.2em}
-#fused img {object-fit: contain}
-.maps {display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr))}
-.maps > div {max-width: 420px}
-.maps figure {margin: 0 0 8px}
-.maps img {width: 100%; border-radius: 4px}
-.maps figcaption {font-size: 13px; overflow-wrap: anywhere}
-.scale {font-size: 12px; display: flex; gap: 6px; align-items: center}
-.scale i {width: 120px; height: 10px; border-radius: 2px;
-  background: linear-gradient(90deg, #440154, #3b528b, #21918c, #5ec962, #fde725)}
-"""
-
 SCALE = "<div class='scale'>weight 0 <i></i> 1</div>"
-
-Outputs = dict[Any, Any]
 
 
 def build(config: AppConfig, denoiser: Denoiser, folder: Path) -> gr.Blocks:
-    """The page.
-
-    Args:
-        config: Limits.
-        denoiser: The prior of all fusions.
-        folder: Where fusions have their files as long as they run.
-    """
-    start = preset("ivf")
+    """The page, within limits and with one prior; a fusion has its files in ``folder`` as long as it runs."""
+    quiet: Any = {"queue": False, "show_progress": "hidden"}
     with gr.Blocks(title="dig2dig", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown(INTRO)
         names = gr.State([])
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                files = gr.File(
-                    label=f"2 to {config.images} images, up to {config.megabytes} MB each",
-                    file_count="multiple",
-                    file_types=sorted(IMAGE_SUFFIXES),
-                    height=190,
-                    elem_id="files",
-                )
-                task = gr.Dropdown(list(TASKS.items()), value="ivf", label="What they are")
-                steps = gr.Slider(1, 50, start.steps, step=1, label="Steps")
-                temperature = gr.Slider(
-                    0.01, 4, start.dig.temperature, step=0.01, label="Temperature: low decides, high averages"
-                )
-                align = gr.Dropdown(ALIGNMENTS, value="none", label="If they do not lie on each other")
-                seed = gr.Number(0, label="Seed of the noise", precision=0)
+                files, task, steps, temperature, align, seed = controls(config)
                 button = gr.Button("Fuse", variant="primary", elem_id="fuse")
             with gr.Column(scale=5, min_width=320):
-                status = gr.Markdown("", elem_id="status")
-                fused = gr.Image(
-                    label="Fused",
-                    format="png",
-                    interactive=False,
-                    height=460,
-                    visible=False,
-                    buttons=["fullscreen"],
-                    elem_id="fused",
-                )
-                download = gr.DownloadButton("Download", visible=False, variant="primary", elem_id="download")
-                line = gr.Code(
-                    label="The command that makes the same bytes",
-                    language="shell",
-                    lines=1,
-                    wrap_lines=True,
-                    visible=False,
-                    elem_id="command",
-                )
-                maps = gr.HTML("", elem_id="maps")
-        shown = Shown(status, fused, download, line, maps)
-        work = Work(config, denoiser, folder, shown)
-        files.change(names_of, files, names, preprocess=False, queue=False, show_progress="hidden")
-        files.change(guessed, [files, task], task, queue=False, show_progress="hidden")
-        task.change(defaults, task, [steps, temperature], queue=False, show_progress="hidden")
+                results = empty_results()
+        files.change(names_of, files, names, preprocess=False, **quiet)
+        files.change(guess_task, [files, task], task, **quiet)
+        task.change(defaults, task, [steps, temperature], **quiet)
         button.click(
-            work.fuse,
+            partial(fuse, config, denoiser, folder),
             [files, names, task, steps, temperature, align, seed],
-            shown.all,
+            results,
             concurrency_limit=1,
             show_progress="hidden",
             api_name="fuse",
@@ -113,48 +58,42 @@ def build(config: AppConfig, denoiser: Denoiser, folder: Path) -> gr.Blocks:
     return page
 
 
+def controls(config: AppConfig) -> list[Any]:
+    """Files, task, steps, temperature, alignment and seed."""
+    start = preset("ivf")
+    label = f"2 to {config.images} images, up to {config.megabytes} MB each"
+    kinds, soft = sorted(IMAGE_SUFFIXES), "Temperature: low decides, high averages"
+    return [
+        gr.File(label=label, file_count="multiple", file_types=kinds, height=190, elem_id="files"),
+        gr.Dropdown(list(TASKS.items()), value="ivf", label="What they are"),
+        gr.Slider(1, 50, start.steps, step=1, label="Steps"),
+        gr.Slider(0.01, 4, start.dig.temperature, step=0.01, label=soft),
+        gr.Dropdown(ALIGNMENTS, value="none", label="If they do not lie on each other"),
+        gr.Number(0, label="Seed of the noise", precision=0),
+    ]
+
+
+def empty_results() -> list[Any]:
+    """Status, picture, download, command and maps, before there is a result."""
+    line = "The command that makes the same bytes"
+    return [
+        gr.Markdown("", elem_id="status"),
+        gr.Image(label="Fused", format="png", height=460, visible=False, buttons=["fullscreen"], elem_id="fused"),
+        gr.DownloadButton("Download", visible=False, variant="primary", elem_id="download"),
+        gr.Code(label=line, language="shell", lines=1, wrap_lines=True, visible=False, elem_id="command"),
+        gr.HTML("", elem_id="maps"),
+    ]
+
+
 def names_of(files: Any) -> list[str]:
     """The uploaded files' names on their owner's disk, which Gradio changes on the way."""
     return [str(file.get("orig_name") or Path(file["path"]).name) for file in files or []]
-
-
-def guessed(files: Sequence[str] | None, task: str) -> str:
-    """The task that the files suggest, or the one that is chosen."""
-    return guess_task([Path(file) for file in files or []]) or task
 
 
 def defaults(task: str) -> tuple[int, float]:
     """Steps and temperature of a task's config."""
     sampler = preset(task)
     return sampler.steps, sampler.dig.temperature
-
-
-class Shown:
-    """The parts of the page that a fusion writes to."""
-
-    def __init__(
-        self, status: gr.Markdown, fused: gr.Image, download: gr.DownloadButton, line: gr.Code, maps: gr.HTML
-    ) -> None:
-        self.status, self.fused, self.download, self.line, self.maps = status, fused, download, line, maps
-        self.all: list[Any] = [status, fused, download, line, maps]
-
-    def waiting(self, text: str) -> Outputs:
-        """No result yet, or none at all."""
-        hidden = (gr.Image(value=None, visible=False), gr.DownloadButton(visible=False), gr.Code(visible=False))
-        return {self.status: text, self.maps: "", **dict(zip(self.all[1:4], hidden, strict=True))}
-
-    def progress(self, progress: Progress) -> Outputs:
-        """A step."""
-        return {self.status: plain(progress.text), self.maps: panels(progress.panels)}
-
-    def done(self, done: Done) -> Outputs:
-        """The result."""
-        return {
-            self.status: f"**{plain(done.text)}**",
-            self.fused: gr.Image(value=done.preview, visible=True),
-            self.download: gr.DownloadButton(f"Download {done.file.name}", value=done.file, visible=True),
-            self.line: gr.Code(value=done.command, visible=True),
-        }
 
 
 def panels(pictures: Sequence[tuple[str, str]]) -> str:
@@ -168,35 +107,37 @@ def panels(pictures: Sequence[tuple[str, str]]) -> str:
     return f"<div class='maps'>{''.join(f'<div>{source}{weight}</div>' for source, weight in columns)}</div>" + SCALE
 
 
-class Work:
-    """What the button starts: one fusion at a time, each in a folder that goes when it has ended."""
-
-    def __init__(self, config: AppConfig, denoiser: Denoiser, folder: Path, shown: Shown) -> None:
-        self.config, self.denoiser, self.folder, self.shown = config, denoiser, folder, shown
-
-    def fuse(
-        self,
-        files: Sequence[str] | None,
-        names: Sequence[str],
-        task: str,
-        steps: float,
-        temperature: float,
-        align: Align,
-        seed: float | None,
-    ) -> Iterator[Outputs]:
-        """Fuses; what is wrong with the files stands where the progress was."""
-        paths = [Path(file) for file in files or []]
-        named = names if len(names) == len(paths) else [path.name for path in paths]
-        order = Order(list(zip(paths, named, strict=True)), task, int(steps), float(temperature), int(seed or 0), align)
-        yield self.shown.waiting("Reading …")
-        place = Path(tempfile.mkdtemp(dir=self.folder))
-        try:
-            for told in fuse_order(order, self.denoiser, self.config, place):
-                yield self.shown.progress(told) if isinstance(told, Progress) else self.shown.done(told)
-        except JobError as error:
-            yield self.shown.waiting(f"**Cannot be fused.** {plain(str(error))}")
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
+def fuse(
+    config: AppConfig,
+    denoiser: Denoiser,
+    folder: Path,
+    files: Sequence[str] | None,
+    names: Sequence[str],
+    task: str,
+    steps: float,
+    temperature: float,
+    align: Align,
+    seed: float | None,
+) -> Iterator[tuple[Any, ...]]:
+    """Fuses, and gives the page's results after each step; an error stands where the progress was."""
+    paths = [Path(file) for file in files or []]
+    named = names if len(names) == len(paths) else [path.name for path in paths]
+    order = Order(list(zip(paths, named, strict=True)), task, int(steps), float(temperature), int(seed or 0), align)
+    hidden = (gr.Image(value=None, visible=False), gr.DownloadButton(visible=False), gr.Code(visible=False))
+    yield "Reading …", *hidden, ""
+    place = Path(tempfile.mkdtemp(dir=folder))
+    try:
+        for one in fuse_order(order, denoiser, config, place):
+            if isinstance(one, Progress):
+                yield plain(one.text), gr.skip(), gr.skip(), gr.skip(), panels(one.panels)
+            else:
+                picture = gr.Image(value=one.preview, visible=True)
+                download = gr.DownloadButton(f"Download {one.file.name}", value=one.file, visible=True)
+                yield f"**{plain(one.text)}**", picture, download, gr.Code(one.command, visible=True), gr.skip()
+    except UserError as error:
+        yield f"**Cannot be fused.** {plain(str(error))}", *hidden, ""
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def plain(text: str) -> str:

@@ -12,26 +12,27 @@ USAGE = """python -m dig2dig.benchmark COMMAND [FILE.yaml …] [key=value …]
   theory    covariance of weights and contributions against the final error, where the ideal image is known
   degraded  noisy sources against clean ones
   flicker   change from frame to frame where nothing moves, with one noise for all frames and one for each
-  speed     what gains, steps, batches, sizes and windows cost, as ratios in one run
+  speed     cost of gains, steps, batches, sizes and windows, as ratios in one run
 
 COMMAND --help lists its options."""
+
+SCHEMAS = {
+    "quality": QualityConfig,
+    "theory": TheoryConfig,
+    "degraded": DegradedConfig,
+    "flicker": FlickerConfig,
+    "speed": SpeedConfig,
+}
 
 
 @told
 def main(argv: list[str]) -> int:
     """Runs one benchmark and gives the exit code."""
-    schemas = {
-        "quality": QualityConfig,
-        "theory": TheoryConfig,
-        "degraded": DegradedConfig,
-        "flicker": FlickerConfig,
-        "speed": SpeedConfig,
-    }
-    if not argv or argv[0] not in schemas:
+    if not argv or argv[0] not in SCHEMAS:
         asked = bool(argv) and argv[0] in ("--help", "-h")
         print(USAGE, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
-    config = load(schemas[argv[0]], argv[1:])
+    config = load(SCHEMAS[argv[0]], argv[1:])
     from importlib import import_module
 
     from dig2dig.tracking.trainer import prepare

@@ -1,13 +1,15 @@
-"""Pairs of a folder of datasets, and what other methods made of them."""
+"""Pairs of a folder of datasets, the bundled pair, and what other methods made of the pairs."""
 
 import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
 
 from datamodules.pairing import Pair, find_pairs
 from datamodules.pairs import Failure, Reading, Sample, read_pair
@@ -18,40 +20,28 @@ from dig2dig.errors import ImageError, MethodError, PairingError, one_line
 TASKS = {"infrared_visible": "ivf", "medical": "mif", "multi_exposure": "mef", "multi_focus": "mff"}
 """Folder of a task, and its preset."""
 
-_NO_SIDES = ("peers", "published_metrics")
+EXAMPLES = Path(__file__).parents[2] / "examples" / "infrared_visible"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One pair or stack of a dataset.
+    """One pair or stack of a dataset."""
 
-    Attributes:
-        task: ``ivf``, ``mif``, ``mef`` or ``mff``.
-        dataset: Name of the dataset.
-        pair: Its files.
-        folder: The dataset's folder.
-    """
-
-    task: str
+    task: str  # ivf, mif, mef or mff
     dataset: str
     pair: Pair
-    folder: Path
+    folder: Path  # of the dataset
 
     def peers(self) -> dict[str, Path]:
-        """What other methods made of this pair."""
+        """Pictures of this pair by other methods."""
         files = sorted((self.folder / "peers").glob("*/*"))
         return {file.parent.name: file for file in files if file.stem == self.pair.name and is_image(file)}
 
 
 def find_cases(data: str, datasets: str = "", half: str = "all", limit: int = 0) -> list[Case]:
-    """Every pair of ``data/TASK/DATASET/SIDE``, sorted.
+    """Every pair of ``data/TASK/DATASET/SIDE``, sorted, at most ``limit`` of each dataset.
 
-    Args:
-        data: The folder of the tasks.
-        datasets: Names of datasets or tasks, separated by commas; all if empty.
-        half: ``first`` (rounded up), ``second`` or ``all`` of each dataset in the order of names: slices of one
-            patient have neighbouring names and fall into one half.
-        limit: At most so many of each dataset.
+    The first half is rounded up. Slices of one patient have neighbouring names and fall into one half.
 
     Raises:
         PairingError: There are none, or a dataset is unknown.
@@ -62,10 +52,11 @@ def find_cases(data: str, datasets: str = "", half: str = "all", limit: int = 0)
         for dataset in sorted(path for path in (Path(data) / folder).glob("*") if path.is_dir()):
             known |= {dataset.name, folder, task}
             if not wanted or wanted & {dataset.name, folder, task}:
-                sides = {path.name: str(path) for path in sorted(dataset.iterdir()) if _is_side(path)}
+                folders = [path for path in sorted(dataset.iterdir()) if path.is_dir()]
+                sides = {path.name: str(path) for path in folders if path.name not in ("peers", "published_metrics")}
                 pairs = [pair for pair in find_pairs(sides) if len(pair.files) > 1]
-                middle = math.ceil(len(pairs) / 2)
-                pairs = {"all": pairs, "first": pairs[:middle], "second": pairs[middle:]}[half]
+                split = math.ceil(len(pairs) / 2)
+                pairs = {"all": pairs, "first": pairs[:split], "second": pairs[split:]}[half]
                 cases += [Case(task, dataset.name, pair, dataset) for pair in pairs[: limit or None]]
     if wanted - known or not cases:
         missing = ", ".join(sorted(wanted - known)) or "/".join(TASKS)
@@ -73,58 +64,53 @@ def find_cases(data: str, datasets: str = "", half: str = "all", limit: int = 0)
     return cases
 
 
-class Failures:
-    """Pairs and pictures that cannot be read or compared: told at once, and in the exit code at the end."""
-
-    def __init__(self) -> None:
-        self.exit_code = 0
-        self.reasons: list[str] = []
-
-    @contextmanager
-    def told(self) -> Iterator[None]:
-        """Prints what goes wrong inside in one line, and goes on."""
-        try:
-            yield
-        except (PairingError, ImageError, MethodError) as error:
-            self.exit_code = 1
-            self.reasons.append(one_line(error))
-            print(f"failed: {one_line(error)}", file=sys.stderr)
+@contextmanager
+def noted(failed: list[str]) -> Iterator[None]:
+    """Prints and notes what cannot be read or compared in one line, and goes on."""
+    try:
+        yield
+    except (PairingError, ImageError, MethodError) as error:
+        failed.append(one_line(error))
+        print(f"failed: {failed[-1]}", file=sys.stderr)
 
 
 def names(text: str) -> list[str]:
-    """What stands between commas."""
+    """The parts of a text between commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _is_side(path: Path) -> bool:
-    return path.is_dir() and path.name not in _NO_SIDES
-
-
 def read_case(case: Case, crop: int = 0) -> Sample:
-    """The sources of a case, or a centre crop of them.
-
-    Raises:
-        PairingError: A file cannot be read.
-    """
+    """The sources of a case, or a centre crop of them; a PairingError if a file cannot be read."""
     sample = read_pair(case.pair, Reading(case.task, allow_missing=True))
     if isinstance(sample, Failure):
         raise PairingError(sample.reason)
     chroma = None if sample.chroma is None else centre(sample.chroma, crop)
-    return Sample(sample.name, sample.modalities, centre(sample.sources, crop), chroma)
+    return replace(sample, sources=centre(sample.sources, crop), chroma=chroma)
 
 
-def read_luminance(path: Path) -> torch.Tensor:
+def read_luminance(path: Path) -> Tensor:
     """BT.601 luminance (1, h, w) of a picture, in [0, 1]."""
     pixels = torch.from_numpy(read_image(path).copy())
     image = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
     return luminance(image.float() / 255)
 
 
-def centre(images: torch.Tensor, side: int) -> torch.Tensor:
-    """The middle of images (…, h, w), at most ``side`` pixels; all of it for 0."""
-    if not side:
-        return images
-    for axis in (-2, -1):
-        extra = max(images.shape[axis] - side, 0)
-        images = images.narrow(axis, extra // 2, images.shape[axis] - extra)
-    return images
+def centre(images: Tensor, height: int, width: int = 0) -> Tensor:
+    """The middle of images (…, h, w), at most of this size, square without a width; the whole images for 0."""
+    h, w = images.shape[-2:]
+    height, width = height or h, width or height or w
+    top, left = max(h - height, 0) // 2, max(w - width, 0) // 2
+    return images[..., top : top + height, left : left + width]
+
+
+def example_pair(height: int, width: int, channels: int = 1) -> Tensor:
+    """The bundled infrared-visible pair, (1, 2, channels, height, width): its middle, or all of it enlarged."""
+    images = []
+    for kind in ("visible", "infrared"):
+        pixels = read_image(sorted((EXAMPLES / kind).glob("*.png"))[0], "L")
+        image = torch.from_numpy(pixels.copy()).view(1, 1, *pixels.shape[:2]).float() / 255
+        scale = max(height / image.shape[-2], width / image.shape[-1])
+        if scale > 1:
+            image = interpolate(image, scale_factor=scale * 1.001, mode="bicubic").clamp(0, 1)
+        images.append(centre(image, height, width))
+    return torch.stack(images, 1).expand(-1, -1, channels, -1, -1).contiguous()

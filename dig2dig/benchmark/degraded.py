@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,14 +14,13 @@ from tqdm import tqdm
 from datamodules.pairs import Reading, Sample, pair_digest
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import DegradedConfig
-from dig2dig.benchmark.datasets import Case, Failures, find_cases, names, read_case
+from dig2dig.benchmark.datasets import Case, find_cases, names, noted, read_case
 from dig2dig.benchmark.methods import Fuser, hashed, open_fuser, sampler_of
 from dig2dig.benchmark.rows import Row, Rows
 from dig2dig.benchmark.tables import collect, markdown, means_table
 from dig2dig.color import luminance
-from dig2dig.config import SamplerConfig
 from dig2dig.errors import MethodError
-from dig2dig.fusion import comparators as baselines
+from dig2dig.fusion import comparators
 from dig2dig.fusion.noise import NoiseLevels, denoise, estimate_noise
 from dig2dig.fusion.sampler import fuse
 from dig2dig.metrics import MAIN, fusion_metrics
@@ -33,28 +31,28 @@ from dig2dig.tracking.panels import fusion_panel, to_png
 
 IDENTITY = ("dataset", "name", "method", "sigma")
 ENDINGS = ("-noise", "-auto")
-"""Endings of methods that are told the noise, or estimate it."""
+"""Endings of methods that are given the noise, or estimate it."""
+
+Method = Callable[[Sources, NoiseLevels], Image]
 
 
 def run(config: DegradedConfig) -> int:
     """Fuses what is not yet fused, and writes the tables."""
     cases = find_cases(config.data, config.datasets, config.half, config.limit)
-    out, methods = Path(config.out), [*names(config.methods), *config.variants]
-    rows = Rows(out / "results.csv", IDENTITY)
-    fuser = open_fuser(config.prior, config.seed, config.device)
+    methods = [*names(config.methods), *config.variants]
+    rows, fuser = Rows(Path(config.out) / "results.csv", IDENTITY), open_fuser(config)
     for method in methods:
-        make(method, "ivf", config, fuser)  # an unknown name is told before any work
+        make(method, "ivf", config, fuser)  # refuses an unknown name before any work
     kept: list[Row] = []
-    failed = Failures()
+    failed: list[str] = []
     for case in tqdm(cases, desc="pairs"):
-        with failed.told():
+        with noted(failed):
             sample = read_case(case, config.crop)
             for sigma in names(config.sigmas):
                 kept += [score(case, sample, method, sigma, config, fuser, rows) for method in methods]
         rows.save()
-    write_atomically(out / "table.md", tables(kept, config).encode())
-    print(f"{len(kept)} rows in {out / 'results.csv'}, tables in {out / 'table.md'}")
-    return failed.exit_code
+    rows.finish(kept, tables(kept, config))
+    return int(bool(failed))
 
 
 def add_gaussian(sample: Sample, sigma: float, which: str, seed: int) -> tuple[Tensor, Tensor]:
@@ -69,65 +67,43 @@ def add_gaussian(sample: Sample, sigma: float, which: str, seed: int) -> tuple[T
 
 def score(case: Case, sample: Sample, method: str, sigma: str, config: DegradedConfig, fuser: Fuser, rows: Rows) -> Row:
     """The row of one method, kept from an earlier run if nothing has changed."""
-    task_method = make(method, case.task, config, fuser)
-    key = hashed(
-        task_method.told, config.noisy, config.crop, config.seed, fuser.identity, pair_digest(case.pair, Reading())
-    )
+    (settings, run_method), digest = make(method, case.task, config, fuser), pair_digest(case.pair, Reading())
+    key = hashed(settings, config.noisy, config.crop, config.seed, fuser.identity, digest)
     identity = (case.dataset, case.pair.name, method, sigma)
     known = rows.find(*identity)
     if known and known["key"] == key:
         return known
     noisy, level = add_gaussian(sample, float(sigma), config.noisy, config.seed)
-    fused = fuser(noisy, lambda sources: task_method.fuse(sources, level.to(fuser.device)))
+    fused = fuser(noisy, lambda sources: run_method(sources, level.to(fuser.device)))
     image = fused.image.clamp(0, 1)
-    panel = fusion_panel(noisy[0], image[0], sample.modalities)
     picture = Path(config.out) / "pictures" / case.dataset / f"{case.pair.name}_{sigma}_{method}.png"
-    write_atomically(picture, to_png(panel))
+    write_atomically(picture, to_png(fusion_panel(noisy[0], image[0], sample.modalities)))
     scores = fusion_metrics(luminance(image), luminance(sample.sources)[None])
     row = {"task": case.task, "key": key, "seconds": f"{fused.seconds:.3f}", "evaluations": str(fused.evaluations)}
     return rows.put(*identity, row | {name: f"{float(value):.7g}" for name, value in scores.items()})
 
 
-@dataclass(frozen=True)
-class Method:
-    """A way from noisy sources to a fused image.
-
-    Attributes:
-        told: What identifies its settings.
-        fuse: Takes sources and their noise levels.
-    """
-
-    told: str
-    fuse: Callable[[Sources, NoiseLevels], Image]
-
-
-def make(method: str, task: str, config: DegradedConfig, fuser: Fuser) -> Method:
-    """The method of a name: blind, told the noise, or denoising first.
-
-    Raises:
-        MethodError: There is none of this name.
-    """
+def make(method: str, task: str, config: DegradedConfig, fuser: Fuser) -> tuple[str, Method]:
+    """Settings and function of a method: blind, given the noise, estimating it, or denoising first."""
     first, _, then = method.partition("+")
-    if then in baselines.CLASSICAL and first in ("nlm", "prior"):
+    if then in comparators.CLASSICAL and first in ("nlm", "prior"):
         clean = non_local_means if first == "nlm" else partial(prior_estimate, fuser=fuser)
-        return Method(method, lambda sources, level: baselines.CLASSICAL[then](clean(sources, level)))
-    if method in baselines.CLASSICAL:
-        return Method(method, lambda sources, level: baselines.CLASSICAL[method](sources))
+        return method, (lambda sources, level: comparators.CLASSICAL[then](clean(sources, level)))
+    if method in comparators.CLASSICAL:
+        return method, (lambda sources, level: comparators.CLASSICAL[method](sources))
     ending = next((ending for ending in ENDINGS if method.endswith(ending)), "")
     if method in config.variants:
         ending, sampler = "-noise", sampler_of(method, task, config.variants)
     else:
         sampler = sampler_of(method.removesuffix(ending), task, {})
     if sampler is None:
-        raise MethodError(f"methods: '{method}' has no prior that could be told the noise")
-    return Method(repr((sampler, ending)), partial(fuse_ours, sampler=sampler, ending=ending, fuser=fuser))
+        raise MethodError(f"methods: '{method}' has no prior, and so no use for the noise")
 
+    def ours(sources: Sources, level: NoiseLevels) -> Image:
+        noise = estimate_noise(sources) if ending == "-auto" else level * (ending == "-noise")
+        return fuse(sources, fuser.denoiser, sampler, fuser.seed, noise=noise)
 
-def fuse_ours(sources: Sources, level: NoiseLevels, *, sampler: SamplerConfig, ending: str, fuser: Fuser) -> Image:
-    """Our sampler: blind, told the noise, or estimating it."""
-    blind = torch.zeros_like(level)
-    noise = {"-noise": lambda: level, "-auto": lambda: estimate_noise(sources), "": lambda: blind}[ending]()
-    return fuse(sources, fuser.denoiser, sampler, fuser.seed, noise=noise)
+    return repr((sampler, ending)), ours
 
 
 def prior_estimate(sources: Sources, level: NoiseLevels, fuser: Fuser) -> Sources:
@@ -141,29 +117,16 @@ def prior_estimate(sources: Sources, level: NoiseLevels, fuser: Fuser) -> Source
 
 
 def non_local_means(sources: Sources, level: NoiseLevels) -> Sources:
-    """Non-local means of each source, told the noise: patches of 5 px in windows of 13 px, h = 0.8 sigma.
+    """Non-local means of each source, given the noise: patches of 5 px in windows of 13 px, h = 0.8 sigma.
 
     References:
         Buades, Coll and Morel, "A non-local algorithm for image denoising", 2005; h as scikit-image recommends.
     """
-
-    def clean(image: np.ndarray, sigma: float) -> np.ndarray:
-        grey = len(image) == 1
-        return np.reshape(
-            denoise_nl_means(
-                image[0] if grey else image,
-                5,
-                6,
-                h=0.8 * sigma,
-                sigma=sigma,
-                fast_mode=True,
-                channel_axis=None if grey else 0,
-            ),
-            image.shape,
-        )
-
-    images, sigmas = sources.flatten(0, 1).cpu().numpy(), level.flatten().tolist()
-    cleaned = [clean(image, sigma) if sigma else image for image, sigma in zip(images, sigmas, strict=True)]
+    grey = sources.shape[2] == 1
+    clean = partial(denoise_nl_means, patch_size=5, patch_distance=6, fast_mode=True, channel_axis=None if grey else 0)
+    images = sources.flatten(0, 2 if grey else 1).cpu().numpy()
+    pairs = zip(images, level.flatten().tolist(), strict=True)
+    cleaned = [clean(image, h=0.8 * sigma, sigma=sigma) if sigma else image for image, sigma in pairs]
     return torch.from_numpy(np.stack(cleaned)).to(sources).view(sources.shape)
 
 
@@ -176,11 +139,8 @@ def tables(rows: list[Row], config: DegradedConfig) -> str:
             count = len({(row["dataset"], row["name"]) for row in shown})
             scores = collect(shown)
             best = scores.signed.mean(1).argmax(0)
-            lines = [
-                [method, str(int((best == i).sum())), ", ".join(np.array(scores.metrics)[best == i])]
-                for i, method in enumerate(scores.methods)
-                if (best == i).any()
-            ]
+            won = {method: np.array(scores.metrics)[best == i] for i, method in enumerate(scores.methods)}
+            lines = [[method, str(len(metrics)), ", ".join(metrics)] for method, metrics in won.items() if len(metrics)]
             parts += [f"## {task}, sigma {sigma} ({count} pairs or stacks)\n", means_table(scores)]
             parts.append(markdown(["method", f"best of {len(MAIN)}", "on"], lines))
     return "\n".join(parts)

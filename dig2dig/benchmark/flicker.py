@@ -1,9 +1,8 @@
 """``benchmark flicker``: change from frame to frame where nothing moves, with one noise for all frames or one for each.
 
-The scene is the bundled infrared-visible pair with a square that wanders through it, without and with sensor noise.
+The scene is the bundled infrared-visible pair with a moving square, without and with sensor noise.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,44 +12,38 @@ from tqdm import tqdm
 from dig2dig.api import preset
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import FlickerConfig
-from dig2dig.benchmark.datasets import names
+from dig2dig.benchmark.datasets import example_pair, names
 from dig2dig.benchmark.methods import open_fuser
-from dig2dig.benchmark.size import example_pair
+from dig2dig.benchmark.tables import markdown
 from dig2dig.fusion.sampler import fuse
 from dig2dig.tracking.panels import to_colours, to_png
 
-SQUARE = 24
-"""Side of what moves, pixels."""
-
-MARGIN = 24
-"""Around its way that does not count: fusion looks at neighbourhoods."""
+SQUARE = 24  # side of the moving square, pixels
+MARGIN = 24  # around its way, pixels; not measured, as fusion depends on neighbourhoods
 
 
 def run(config: FlickerConfig) -> int:
     """Fuses the sequence in both ways for each sensor noise and pull, and writes a table and pictures of the change."""
-    fuser, out = open_fuser(config.prior, config.seed, config.device), Path(config.out)
-    lines = [
-        f"{config.frames} frames of {config.crop} px; mean absolute change from frame to frame where nothing moves, of "
-        "255. *Sensor*: noise of each frame's own in the sources.",
-        "",
-        "| sensor | sigma_n | sources | one noise for all frames | a noise for each | ratio |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    fuser, out, lines = open_fuser(config), Path(config.out), []
     each = [(float(sensor), float(pull)) for sensor in names(config.sensor) for pull in names(config.pulls)]
     for sensor, pull in tqdm(each, desc="flicker"):
         frames, still = (part.to(fuser.device) for part in make_frames(config, sensor))
-        sampler = preset(config.task)
-        sampler = replace(sampler, guidance=replace(sampler.guidance, sigma_n=pull))
-        found = []
+        sampler, found = preset(config.task, f"sampler.guidance.sigma_n={pull}"), []
         for name, seeds in (("one", [config.seed] * config.frames), ("each", range(config.frames))):
             pairs = zip(frames, seeds, strict=True)
             fused = torch.cat([fuse(frame[None], fuser.denoiser, sampler, [seed]) for frame, seed in pairs])
             found.append(change(fused, still))
-            write_atomically(out / f"{name}_{sensor:g}_{pull:g}.png", picture(fused))
+            last = (32 * fused.diff(dim=0)[-1, 0].abs()).cpu()
+            write_atomically(out / f"{name}_{sensor:g}_{pull:g}.png", to_png(to_colours(last, 0.0, 1.0)))
         ratio = f"{found[1] / found[0]:.1f}" if found[0] else "∞"
         own = (change(frames[:, 0], still) + change(frames[:, 1], still)) / 2
-        lines.append(f"| {sensor:g} | {pull:g} | {own:.3f} | {found[0]:.3f} | {found[1]:.3f} | {ratio} |")
-    write_atomically(out / "table.md", "\n".join([*lines, ""]).encode())
+        lines.append([f"{sensor:g}", f"{pull:g}", *(f"{one:.3f}" for one in (own, *found)), ratio])
+    text = (
+        f"{config.frames} frames of {config.crop} px; mean absolute change from frame to frame where nothing moves, of "
+        "255. *Sensor*: noise of each frame's own in the sources.\n\n"
+    )
+    header = ["sensor", "sigma_n", "sources", "one noise for all frames", "a noise for each", "ratio"]
+    write_atomically(out / "table.md", (text + markdown(header, lines)).encode())
     print(f"{out / 'table.md'}, and the change of the last frame, times 32, in pictures beside it")
     return 0
 
@@ -73,8 +66,3 @@ def make_frames(config: FlickerConfig, sensor: float) -> tuple[Tensor, Tensor]:
 def change(frames: Tensor, still: Tensor) -> float:
     """Mean absolute difference of neighbouring frames (n, 1, h, w) where ``still``, of 255."""
     return float((255 * frames.diff(dim=0).abs())[:, still].mean())
-
-
-def picture(frames: Tensor) -> bytes:
-    """The change of the last frame, 32 times as large."""
-    return to_png(to_colours((32 * frames.diff(dim=0)[-1, 0].abs()).cpu(), 0.0, 1.0))

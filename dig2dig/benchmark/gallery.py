@@ -1,4 +1,4 @@
-"""The page of ``benchmark quality``: what every method made of a pair, side by side, with metrics and ranks."""
+"""The page of ``benchmark quality``: the results of all methods on a pair, side by side, with metrics and ranks."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from dig2dig.benchmark.datasets import Case, centre, names
 from dig2dig.benchmark.rows import Row as Scored
 from dig2dig.cli import to_yaml
 from dig2dig.metrics import MAIN
+from dig2dig.priors.files import file_sha256, weights_file
 from dig2dig.report.page import Page, Row, render
 from dig2dig.report.pictures import view_of_files
 from dig2dig.report.runs import flat
@@ -23,60 +24,49 @@ Pictures = Mapping[tuple[str, str], Mapping[str, Path]]
 
 
 def write_gallery(
-    cases: Sequence[Case],
-    pictures: Pictures,
-    rows: Sequence[Scored],
-    config: QualityConfig,
-    prior: Sequence[str],
-    failed: Sequence[str],
-    out: Path,
+    config: QualityConfig, cases: Sequence[Case], pictures: Pictures, rows: Sequence[Scored], failed: Sequence[str]
 ) -> Path:
     """Writes ``report.html`` with pairs spread evenly over all datasets, and gives its path."""
+    path = Path(config.out) / "report.html"
     made = [case for case in cases if pictures.get((case.dataset, case.pair.name))]
-    cards = [_card(made[i], pictures, rows, config, out) for i in evenly(len(made), config.report)]
+    cards = [_card(made[i], pictures, rows, config) for i in evenly(len(made), config.report)]
     options, usual = flat(asdict(config)), flat(asdict(QualityConfig()))
     changed = [f"{name}={value}" for name, value in options.items() if value != usual.get(name)]
+    facts = {
+        "pairs": str(len(made)),
+        "methods": str(len({row["method"] for row in rows})),
+        "reference": config.reference,
+        "convention": config.convention,
+        "crop": f"{config.crop} px" if config.crop else "",
+        "prior": f"{config.prior.path} {file_sha256(weights_file(config.prior.path))[:10]}",
+        "dig2dig": version("dig2dig"),
+    }
     page = Page(
         title=f"Quality of {', '.join(dict.fromkeys(case.dataset for case in cases))}",
         lead=f"Every method on the same pairs: {len(cards)} of {len(made)}, spread evenly. Metrics are those of the "
         f"pictures shown{', stretched' if config.stretch == 'minmax' else ''}; ranks are among the methods of a pair.",
-        facts=[
-            ("pairs", str(len(made))),
-            ("methods", str(len({row["method"] for row in rows}))),
-            ("reference", config.reference),
-            ("convention", config.convention),
-            *([("crop", f"{config.crop} px")] if config.crop else []),
-            ("prior", f"{config.prior.path} {prior[0][:10] if prior else ''}"),
-            ("dig2dig", version("dig2dig")),
-        ],
+        facts=[(name, fact) for name, fact in facts.items() if fact],
         command=shlex.join(["python", "-m", "dig2dig.benchmark", "quality", *changed]),
         record=to_yaml(config),
         failed=[Row(reason) for reason in failed],
         cards=cards,
     )
-    path = out / "report.html"
     write_atomically(path, render(page))
     return path
 
 
-def _card(case: Case, pictures: Pictures, rows: Sequence[Scored], config: QualityConfig, out: Path) -> PairView:
-    name = case.pair.name
-    stretch = "minmax" if config.stretch == "minmax" else "none"
-    known = {
-        row["method"]: row
-        for row in rows
-        if (row["dataset"], row["name"], row["stretch"]) == (case.dataset, name, stretch)
-    }
-    scores = {m: finite({key: row[key] for key in MAIN if row.get(key)}) for m, row in known.items()}
+def _card(case: Case, pictures: Pictures, rows: Sequence[Scored], config: QualityConfig) -> PairView:
+    name, stretch = case.pair.name, "minmax" if config.stretch == "minmax" else "none"
+    shown = [row for row in rows if (row["dataset"], row["name"], row["stretch"]) == (case.dataset, name, stretch)]
+    scores = {row["method"]: finite({key: row[key] for key in MAIN if row.get(key)}) for row in shown}
     found = pictures[case.dataset, name]
     first = [method for method in (config.reference, *names(config.methods), *config.variants) if method in found]
     ordered = {method: found[method] for method in dict.fromkeys([*first, *found])}
-
     return view_of_files(
         f"{case.dataset} {name}",
         case.pair.files,
         ordered,
-        out,
+        Path(config.out),
         known=scores | {method: {} for method in ordered if method not in scores},
         ours=[config.reference],
         prepare=lambda image: centre(image, config.crop),

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from dig2dig.api import preset
-from dig2dig.config import PriorConfig, SamplerConfig
+from dig2dig.benchmark.config import BenchmarkConfig
+from dig2dig.config import SamplerConfig
 from dig2dig.errors import MethodError
-from dig2dig.fusion import comparators as baselines
+from dig2dig.fusion import comparators
 from dig2dig.fusion.sampler import fuse
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.files import file_sha256, weights_file
@@ -25,7 +26,7 @@ SCOPES = {
     "spatial": "research.scope=spatial",
     "temporal": "research.scope=temporal",
 }
-"""What each ablation changes in the task's preset."""
+"""The change of each ablation in the task's preset."""
 
 DDFM = {"ddfm": "code", "ddfm-unstretched": "code", "ddfm-paper": "paper"}
 STRETCHED = ("ddfm",)
@@ -34,56 +35,33 @@ STRETCHED = ("ddfm",)
 
 @dataclass(frozen=True)
 class Fused:
-    """A result with its cost.
+    """A result with its cost."""
 
-    Attributes:
-        image: (1, c, h, w) in [0, 1].
-        seconds: Wall time of the fusion alone.
-        evaluations: Pixels that passed the network, in units of the image's: a smaller copy counts for less.
-    """
-
-    image: Image
-    seconds: float
-    evaluations: float
+    image: Image  # (1, c, h, w) in [0, 1]
+    seconds: float  # wall time of the fusion alone
+    evaluations: float  # pixels that passed the network, in units of the image's: a smaller copy counts for less
 
 
 def sampler_of(method: str, task: str, variants: dict[str, str]) -> SamplerConfig | None:
-    """The setting of our sampler that a method is; None for what has no prior.
-
-    Raises:
-        MethodError: No such method.
-    """
-    if method in baselines.CLASSICAL:
+    """The setting of our sampler that a method is; None for a method without a prior; a MethodError for no method."""
+    kind, _, folder = method.partition(":")
+    if kind == "peers" and folder and not Path(folder).is_dir():
+        raise MethodError(f"methods: {method}: no such folder")
+    if kind == "peers" or method in comparators.CLASSICAL:
         return None
-    if method in variants:
-        return preset(task, *variants[method].split())
-    if method in DDFM:
-        return baselines.ddfm(DDFM[method])
-    if method == "universal":
+    if method in DDFM and method not in variants:
+        return comparators.ddfm(DDFM[method])
+    if method == "universal" and method not in variants:
         return preset("universal")
-    sampler = preset(task)
-    if method == "dig2dig":
-        return sampler
-    if method in SCOPES:
-        return preset(task, SCOPES[method])
-    known = [*baselines.CLASSICAL, *DDFM, "dig2dig", *SCOPES, "universal", *variants]
-    raise MethodError(f"methods: no '{method}'; there are {', '.join(known)}, peers and peers:DIR")
-
-
-def applies(method: str, task: str, k: int) -> bool:
-    """Whether a method is made for a case: OpenCV's exposure fusion for exposures, DDFM's code for two sources."""
-    return (method != "mertens" or task == "mef") and (DDFM.get(method) != "code" or k == 2)
+    changes = {"dig2dig": "", **SCOPES, **variants}
+    if method not in changes:
+        known = dict.fromkeys([*comparators.CLASSICAL, *DDFM, "universal", *changes])
+        raise MethodError(f"methods: no '{method}'; there are {', '.join(known)}, peers and peers:DIR")
+    return preset(task, *changes[method].split())
 
 
 class Fuser:
-    """Runs methods on one prior and counts what they cost.
-
-    Args:
-        denoiser: The prior.
-        seed: Seed of the noise.
-        device: Where to compute.
-        identity: What tells this prior from others.
-    """
+    """Runs methods on one prior and counts what they cost; ``identity`` tells this prior from others."""
 
     def __init__(self, denoiser: Denoiser, seed: int, device: torch.device, identity: tuple[str, ...] = ()) -> None:
         self.denoiser, self.seed, self.device, self.identity = denoiser.to(device), seed, device, identity
@@ -95,8 +73,7 @@ class Fuser:
         return Fuser(self.denoiser.in_windows(window), self.seed, self.device, self.identity)
 
     def _count(self, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        patches = inputs[0][:, :1].numel()
-        self.pixels += patches * self.patch**2
+        self.pixels += inputs[0][:, :1].numel() * self.patch**2
 
     def __call__(self, sources: Sources, sampler: SamplerConfig | Callable[[Sources], Image]) -> Fused:
         """Fuses sources (1, k, c, h, w) with a setting of our sampler or with a function."""
@@ -111,17 +88,18 @@ class Fuser:
         return Fused(image, seconds, round((self.pixels - before) / (h * w), 1))
 
 
-def open_fuser(prior: PriorConfig, seed: int, device: str) -> Fuser:
+def open_fuser(config: BenchmarkConfig) -> Fuser:
     """The prior on its device, warmed up."""
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    denoiser = open_prior(prior)
+    prior, device = config.prior, config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     adapter = file_sha256(adapter_file(Path(prior.adapter))) if prior.adapter else ""
     identity = (file_sha256(weights_file(prior.path)), adapter, prior.precision, version("dig2dig"))
-    fuser = Fuser(denoiser, seed, torch.device(name), identity)
+    fuser = Fuser(open_prior(prior), config.seed, torch.device(device), identity)
     fuser(torch.zeros(1, 2, 1, 64, 64), SamplerConfig(2))
     return fuser
 
 
 def hashed(*parts: object) -> str:
-    """A short fingerprint of whatever shaped a result."""
+    """A short fingerprint of all that shaped a result."""
     return f"{zlib.crc32(repr(parts).encode()):08x}"

@@ -11,12 +11,7 @@ IDENTITY = ("dataset", "name", "method", "stretch")
 
 
 class Rows:
-    """Rows of a table by their identity, read from a file and written back whole.
-
-    Args:
-        path: The CSV file; need not exist.
-        identity: Columns that name a row.
-    """
+    """Rows of a table by their identity, read from a file and written back whole."""
 
     def __init__(self, path: Path, identity: tuple[str, ...] = IDENTITY) -> None:
         self.path, self.identity = path, identity
@@ -42,3 +37,8 @@ class Rows:
         columns = dict.fromkeys([*self.identity, *(name for row in self.rows.values() for name in row)])
         table = pd.DataFrame([self.rows[key] for key in sorted(self.rows)], columns=list(columns))
         write_atomically(self.path, table.to_csv(index=False, lineterminator="\n").encode())
+
+    def finish(self, kept: list[Row], table: str) -> None:
+        """Writes ``table.md`` beside the rows, and prints where both are."""
+        write_atomically(self.path.with_name("table.md"), table.encode())
+        print(f"{len(kept)} rows in {self.path}, tables in {self.path.with_name('table.md')}")

@@ -1,4 +1,4 @@
-"""What the rows say: means, ranks, paired tests against one method, and plots."""
+"""Tables of the rows: means, ranks, paired tests against one method, and plots."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,21 +24,13 @@ IMAGE, COST = ["dataset", "name"], ["seconds", "evaluations"]
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of n methods on the same images.
-
-    Attributes:
-        methods: Their names.
-        metrics: Names of the metrics.
-        values: (methods, images, metrics); larger is not always better.
-        cost: Mean seconds and network evaluations, (methods, 2); NaN for pictures that others made.
-        left_out: Methods that lack an image.
-    """
+    """Scores of n methods on the same images."""
 
     methods: list[str]
     metrics: list[str]
-    values: np.ndarray
-    cost: np.ndarray
-    left_out: list[str]
+    values: np.ndarray  # (methods, images, metrics); larger is not always better
+    cost: np.ndarray  # mean seconds and network evaluations, (methods, 2); NaN for pictures of others
+    left_out: list[str]  # methods that lack an image
 
     @property
     def signed(self) -> np.ndarray:
@@ -65,26 +57,16 @@ def collect(rows: Sequence[Row] | pd.DataFrame) -> Scores:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """P values with Holm's correction for the number of tests.
-
-    References:
-        Holm, "A simple sequentially rejective multiple test procedure", 1979.
-    """
+    """P values with Holm's correction (Holm, "A simple sequentially rejective multiple test procedure", 1979)."""
     order = np.argsort(p)
     corrected = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1)
     return corrected[np.argsort(order)]
 
 
 def paired(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Wilcoxon's signed-rank test over images, for each metric, with Holm's correction over the metrics.
+    """Wilcoxon's signed-rank test on scores (images, metrics), with Holm's correction over the metrics.
 
-    Args:
-        ours: (images, metrics), more is better.
-        theirs: The same for the other method.
-
-    Returns:
-        Corrected p values, and the effect size: the rank-biserial correlation, 1 where ours is better on all images,
-        -1 where it is worse on all.
+    Gives p, and the effect size: the rank-biserial correlation, 1 if ours is better on all images, -1 if worse on all.
     """
     difference = ours - theirs
     p = [1.0 if not column.any() else float(np.asarray(wilcoxon(column))[1]) for column in difference.T]
@@ -106,17 +88,16 @@ def means_table(scores: Scores) -> str:
     for i in np.argsort(rank, kind="stable"):
         cost = ["" if np.isnan(x) else f"{x:.{digits}f}" for x, digits in zip(scores.cost[i], (2, 1), strict=True)]
         lines.append([scores.methods[i], *(f"{v:.4g}" for v in scores.values[i].mean(0)), f"{rank[i]:.2f}", *cost])
-    arrows = [f"{name} {'↑' if METRICS[name].higher_is_better else '↓'}" for name in scores.metrics]
-    table = markdown(["method", *arrows, "mean rank", *COST], lines)
+    arrows = [f"{name} {METRICS[name].arrow}" for name in scores.metrics]
     missing = f"\nWithout all images, and so left out: {', '.join(scores.left_out)}.\n" if scores.left_out else ""
-    return table + missing
+    return markdown(["method", *arrows, "mean rank", *COST], lines) + missing
 
 
 def tests_table(scores: Scores, reference: str) -> str:
     """The reference against every other method: sign of the effect, its size, and corrected p.
 
-    Few images cannot give a significant p: the smallest is 2 / 2^n, times the number of metrics. The table has no p
-    where this is not below ``LEVEL``.
+    Few images cannot give a significant p: the smallest is 2 / 2^n, times the number of metrics. The table then has
+    no p.
     """
     signed, us = scores.signed, scores.methods.index(reference)
     too_small = len(scores.metrics) * 2.0 ** (1 - signed.shape[1]) >= LEVEL
@@ -135,7 +116,13 @@ def tests_table(scores: Scores, reference: str) -> str:
 def write_tables(rows: Sequence[Row], config: QualityConfig, out: Path) -> None:
     """Writes ``table.md`` and plots: by task for methods that have all images, by dataset with the peers."""
     out.mkdir(parents=True, exist_ok=True)
-    parts = [_heading(config)]
+    parts = [
+        f"Means over images, metrics on luminance (convention: {config.convention}). Mean rank: the mean over images "
+        "and metrics of the rank among the methods shown, 1 is best. Paired tests of "
+        f"{config.reference} against each method: rank-biserial effect size, positive where it is better, and in "
+        "brackets Wilcoxon's p over images with Holm's correction over the metrics; significant is "
+        f"p < {LEVEL}.\n"
+    ]
     for stretch, shown in reversed([*pd.DataFrame(rows).groupby("stretch")] if rows else []):
         parts.append(f"# Stretch: {stretch}\n")
         for task, of_task in shown.groupby("task", sort=False):
@@ -146,35 +133,24 @@ def write_tables(rows: Sequence[Row], config: QualityConfig, out: Path) -> None:
     write_atomically(out / "table.md", "\n".join(parts).encode())
 
 
-def _heading(config: QualityConfig) -> str:
-    return (
-        f"Means over images, metrics on luminance (convention: {config.convention}). Mean rank: the mean over images "
-        "and metrics of the rank among the methods shown, 1 is best. Paired tests of "
-        f"{config.reference} against each method: rank-biserial effect size, positive where it is better, and in "
-        "brackets Wilcoxon's p over images with Holm's correction over the metrics; significant is "
-        f"p < {LEVEL}.\n"
-    )
-
-
 def _section(title: str, rows: pd.DataFrame, reference: str, plot: Path | None = None) -> list[str]:
     scores = collect(rows)
     parts = [f"## {title} ({len(rows.groupby(IMAGE))} pairs or stacks)\n", means_table(scores)]
     if reference in scores.methods and len(scores.methods) > 1:
         parts.append(tests_table(scores, reference))
     if plot:
-        _plot(scores, title).savefig(plot)
-        if steps := _plot_steps(scores, title):
-            steps.savefig(plot.with_stem(plot.stem + "_steps"))
+        _plot(scores, title, plot)
+        _plot_steps(scores, title, plot.with_stem(plot.stem + "_steps"))
     return parts
 
 
-def _plot_steps(scores: Scores, title: str) -> Figure | None:
+def _plot_steps(scores: Scores, title: str, path: Path) -> None:
     """Mean rank of three or more methods called NAME-NUMBER against the number, with the others as level lines."""
     table = pd.Series(scores.methods).str.extract(r"^(?P<family>.+)-(?P<number>\d+)$")
     table = table.assign(method=scores.methods, rank=scores.ranks.mean(1))
     families = {name: members for name, members in table.groupby("family", sort=False) if len(members) > 2}
     if not families:
-        return None
+        return
     figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
     axis = figure.subplots()
     for (name, members), marker in zip(families.items(), "os^vD", strict=False):
@@ -188,10 +164,10 @@ def _plot_steps(scores: Scores, title: str) -> Figure | None:
     axis.invert_yaxis()
     axis.legend(fontsize=8)
     axis.set_title(title, fontsize=10)
-    return figure
+    figure.savefig(path)
 
 
-def _plot(scores: Scores, title: str) -> Figure:
+def _plot(scores: Scores, title: str, path: Path) -> None:
     """Mean rank of each method, and rank against seconds."""
     rank, seconds = scores.ranks.mean(1), scores.cost[:, 0]
     order = np.argsort(-rank)
@@ -207,4 +183,4 @@ def _plot(scores: Scores, title: str) -> Figure:
     cloud.set(xscale="log", xlabel="seconds an image", ylabel="mean rank")
     cloud.invert_yaxis()
     figure.suptitle(title, fontsize=10)
-    return figure
+    figure.savefig(path)

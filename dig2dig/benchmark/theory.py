@@ -1,22 +1,21 @@
 """``benchmark theory``: the paper's bound, measured where the ideal image is known.
 
 The generalisation error is bounded by :math:`C - \\sum_{t,k} \\mathrm{Cov}(w_k, B_k)`: weights that go with what a
-source can still contribute should end nearer to the ideal. Both sides are measured here, on pairs made from sharp
-photographs.
+source can still contribute should end nearer to the ideal. Both sides are measured on pairs of known ideal images.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.readers.pixels import list_images, read_image
 from dig2dig.api import preset
-from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import TheoryConfig
 from dig2dig.benchmark.datasets import centre
 from dig2dig.benchmark.methods import SCOPES, hashed, open_fuser
@@ -36,7 +35,7 @@ def run(config: TheoryConfig) -> int:
     """Fuses every photograph's variants with every method, and writes rows, tables and plots."""
     photos, out = list_images(config.data)[: config.limit or None], Path(config.out)
     rows, kept = Rows(out / "results.csv", IDENTITY), []
-    fuser = open_fuser(config.prior, config.seed, config.device)
+    fuser = open_fuser(config)
     for index, photo in enumerate(tqdm(photos, desc="photos")):
         pixels = torch.from_numpy(read_image(photo, "RGB").copy()).permute(2, 0, 1).float() / 255
         ideal = centre(pixels, config.crop).to(fuser.device)[None]
@@ -49,14 +48,13 @@ def run(config: TheoryConfig) -> int:
                     known = rows.put(scene, photo.stem, method, {"key": key} | measured)
                 kept.append(known)
         rows.save()
-    write_atomically(out / "table.md", tables(kept).encode())
+    rows.finish(kept, tables(kept))
     plot(kept, out / "covariance.png")
-    print(f"{len(kept)} rows in {out / 'results.csv'}, tables in {out / 'table.md'}")
     return 0
 
 
 def make_scenes(ideal: Tensor, config: TheoryConfig, index: int) -> dict[str, Tensor]:
-    """Two sources of an ideal image (1, 3, h, w), each spoilt where the other is not, by what spoils them."""
+    """Two sources of an ideal image (1, 3, h, w), each degraded where the other is not, by defocus or noise."""
     generator = torch.Generator().manual_seed(config.seed * 100003 + index)
     field = torch.randn((1, 1, 1, *ideal.shape[-2:]), generator=generator).to(ideal)
     near = (smooth(field, ideal.shape[-1] / 8)[:, 0] > 0).float()  # two regions with a winding border
@@ -69,15 +67,11 @@ def make_scenes(ideal: Tensor, config: TheoryConfig, index: int) -> dict[str, Te
 
 def methods(config: TheoryConfig) -> dict[str, SamplerConfig]:
     """The multi-focus preset, its ablations in space and time, its other kinds and losses, and the plain blend."""
-    ours = preset("mff")
-    found = {"dig2dig": ours} | {name: preset("mff", change) for name, change in SCOPES.items()}
-    for kind in ("gain", "change", "residual"):
-        found[f"kind {kind}"] = replace(ours, dig=replace(ours.dig, kind=kind))
-    for loss in ("l2", "l1", "gradient"):
-        found[f"loss {loss}"] = replace(ours, dig=replace(ours.dig, loss=loss))
-    for guidance in ("blend", "increments"):
-        found[guidance] = replace(ours, guidance=replace(ours.guidance, kind=guidance))
-    return found | {name: preset("mff", *overrides.split()) for name, overrides in config.variants.items()}
+    changes = {"dig2dig": ""} | SCOPES
+    changes |= {f"kind {kind}": f"sampler.dig.kind={kind}" for kind in ("gain", "change", "residual")}
+    changes |= {f"loss {loss}": f"sampler.dig.loss={loss}" for loss in ("l2", "l1", "gradient")}
+    changes |= {guidance: f"sampler.guidance.kind={guidance}" for guidance in ("blend", "increments")}
+    return {name: preset("mff", *change.split()) for name, change in (changes | config.variants).items()}
 
 
 def measure_bound(sources: Tensor, ideal: Tensor, denoiser: Denoiser, sampler: SamplerConfig, seed: int) -> Row:
@@ -86,34 +80,28 @@ def measure_bound(sources: Tensor, ideal: Tensor, denoiser: Denoiser, sampler: S
     fused = fuse(sources, denoiser, sampler, seed, observe=trace.append)
     covariance = dig_statistics(trace, sources, ideal).covariance.sum(1)
     error = float((fused - ideal).square().mean())
-    row = {
-        "error": f"{error:.7g}",
-        "psnr": f"{-10 * np.log10(error):.3f}",
-        "covariance": f"{float(covariance.sum()):.7g}",
-    }
-    return row | {f"step_{i}": f"{float(value):.7g}" for i, value in enumerate(covariance)}
+    numbers = {"error": f"{error:.7g}", "psnr": f"{-10 * np.log10(error):.3f}"}
+    steps = {f"step_{i}": f"{float(value):.7g}" for i, value in enumerate(covariance)}
+    return numbers | {"covariance": f"{float(covariance.sum()):.7g}"} | steps
 
 
 def tables(rows: list[Row]) -> str:
     """Covariance and error of each method, and their rank correlations over methods and over photographs."""
     parts = ["Covariance of weight and guidance contribution, summed over sources and steps, images in [-1, 1].\n"]
-    for scene in dict.fromkeys(row["scene"] for row in rows):
-        shown = [row for row in rows if row["scene"] == scene]
-        names, photos = (list(dict.fromkeys(row[c] for row in shown)) for c in ("method", "photo"))
-        value = {(row["method"], row["photo"]): row for row in shown}
-        table = {c: np.array([[float(value[m, p][c]) for p in photos] for m in names]) for c in ("covariance", "psnr")}
-        error = -table["psnr"]
-        steps = [column for column in shown[0] if column.startswith("step_")]
+    for scene, shown in pd.DataFrame(rows).groupby("scene", sort=False):
+        names, photos = list(shown["method"].unique()), len(shown["photo"].unique())
+        steps = [column for column in rows[0] if column.startswith("step_")]
+        table = shown.set_index(["method", "photo"])[["psnr", "covariance", *steps]].replace("", "0").fillna("0")
+        values = table.astype(float).to_numpy().reshape(photos, len(names), -1).transpose(2, 1, 0)  # rows go by photo
+        psnr, covariance, by_step = values[0], values[1], values[2:].mean(-1)
         lines = []
-        for i in np.argsort(-table["psnr"].mean(1)):
-            by_step = [np.mean([float(value[names[i], p].get(s) or 0) for p in photos]) for s in steps]
-            over = spearman(table["covariance"][i], error[i])
-            cells = [f"{table['psnr'][i].mean():.2f}", f"{table['covariance'][i].mean():.4f}", over]
-            lines.append([names[i], *cells, *(f"{step:.4f}" for step in by_step)])
+        for i in np.argsort(-psnr.mean(1)):
+            cells = [f"{psnr[i].mean():.2f}", f"{covariance[i].mean():.4f}", spearman(covariance[i], -psnr[i])]
+            lines.append([names[i], *cells, *(f"{step:.4f}" for step in by_step[:, i])])
         header = ["method", "PSNR, dB", "Cov", "rank correlation with the error over photos", *steps]
-        within = [spearman(table["covariance"][:, j], error[:, j]) for j in range(len(photos))]
-        parts += [f"## {scene} ({len(photos)} photographs)\n", markdown(header, lines)]
+        within = [spearman(covariance[:, j], -psnr[:, j]) for j in range(photos)]
         numbers = [float(one) for one in within if one]
+        parts += [f"## {scene} ({photos} photographs)\n", markdown(header, lines)]
         parts.append(
             f"Rank correlation of Cov and final error over the {len(names)} methods, mean over photographs: "
             f"**{np.mean(numbers):+.2f}** (negative in {sum(n < 0 for n in numbers)} of {len(numbers)}).\n"
@@ -122,7 +110,7 @@ def tables(rows: list[Row]) -> str:
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> str:
-    """Spearman's rank correlation; nothing where one side is constant."""
+    """Spearman's rank correlation; empty where one side is constant."""
     if np.ptp(a) < 1e-12 or np.ptp(b) < 1e-12:
         return ""
     return f"{float(np.asarray(spearmanr(a, b))[0]):+.2f}"
@@ -130,21 +118,12 @@ def spearman(a: np.ndarray, b: np.ndarray) -> str:
 
 def plot(rows: list[Row], path: Path) -> None:
     """Covariance against PSNR, one point for each photograph and method."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    scenes = list(dict.fromkeys(row["scene"] for row in rows))
+    scenes = pd.DataFrame(rows).astype({"covariance": float, "psnr": float}).groupby("scene", sort=False)
     figure = Figure(figsize=(5.5 * len(scenes), 4.2), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    for axis, scene in zip(figure.subplots(1, len(scenes), squeeze=False)[0], scenes, strict=True):
-        for i, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
-            points = [
-                (float(r["covariance"]), float(r["psnr"])) for r in rows if (r["scene"], r["method"]) == (scene, method)
-            ]
-            axis.plot(*zip(*points, strict=True), "os^vD<>ph*x+"[i % 12], ms=4, label=method)
+    for axis, (scene, shown) in zip(figure.subplots(1, len(scenes), squeeze=False)[0], scenes, strict=True):
+        for i, (method, points) in enumerate(shown.groupby("method", sort=False)):
+            axis.plot(points["covariance"], points["psnr"], "os^vD<>ph*x+"[i % 12], ms=4, label=method)
         axis.set_title(scene, fontsize=10)
-        axis.set_xlabel("summed covariance of weight and contribution")
-        axis.set_ylabel("PSNR against the ideal, dB")
+        axis.set(xlabel="summed covariance of weight and contribution", ylabel="PSNR against the ideal, dB")
         axis.legend(fontsize=6)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

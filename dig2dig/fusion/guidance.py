@@ -62,11 +62,7 @@ def proximal(x0_hat: Image, target: Image, alpha_bar: Tensor, sigma_n: float) ->
 
     Early in sampling the target decides, late the prior; sigma_n = 0 is the target alone.
 
-    Args:
-        x0_hat: The prior's estimate.
-        target: The target m.
-        alpha_bar: At each image's time, shape (b, 1, 1, 1).
-        sigma_n: Noise assumed in the target, for images in [-1, 1].
+    sigma_n is the noise assumed in the target m, for images in [-1, 1]; alpha_bar is (b, 1, 1, 1).
 
     References:
         Zhu et al., "Denoising diffusion models for plug-and-play image restoration" (DiffPIR), 2023.
@@ -130,13 +126,8 @@ def bands(
 
     so that equal sources stay as they are. Our own form. The target stays in the range that the sources span.
 
-    Args:
-        x0_hat: The prior's estimate.
-        step: Sources and weights.
-        state: What the step before returned; it is used up.
-        sigma_n: See :func:`proximal`.
-        scale: Pixels of blur r per unit of noise level, for images in [-1, 1].
-        energy: Exponent of a: 0 leaves the plain weighted sum, 1 gives all energy back.
+    ``scale`` is r, pixels of blur per unit of noise level for images in [-1, 1]; ``energy`` the exponent of a: 0 leaves
+    the plain weighted sum, 1 restores all energy. The state is used up.
     """
     parts = step.sources.split(1, 1)  # one source at a time, in place: large images have no room for all bands at once
     seen = [blurred(source, step.sigma, scale) for source in parts] if state is None else state.seen
@@ -198,18 +189,9 @@ def em(
     which does not depend on the order. DDFM writes two sources; K is our generalisation, and so is the
     total variation of f itself, which at its weight of 0.01 changes little.
 
-    Args:
-        x0_hat: The prior's estimate.
-        step: Sources and weights.
-        state: Scales and split gradients of the step before.
-        form: ``paper`` returns f (its :math:`f = x + v`); ``code`` returns :math:`i - x = i + v - f` as DDFM's
-            published code does, which reflects the estimate about the middle of the two sources i (the first,
-            infrared in DDFM) and v.
-        penalty: Weight eta of the split.
-        tv: Weight of the total variation.
-
-    Raises:
-        ValueError: ``code`` with other than two sources.
+    ``form`` ``paper`` returns f (its :math:`f = x + v`). ``code`` returns :math:`i - x = i + v - f` as DDFM's published
+    code does, which reflects the estimate about the middle of the two sources i (infrared in DDFM) and v; any other
+    number of sources is a ValueError. ``penalty`` is the weight eta of the split, ``tv`` that of the total variation.
 
     References:
         Zhao et al., "DDFM: Denoising diffusion model for multi-modality image fusion", ICCV 2023.

@@ -40,14 +40,8 @@ def ddim_step(
     .. math:: x_s = \sqrt{\bar\alpha_s}\,\hat x_0 + \sqrt{1-\bar\alpha_s-\sigma^2}\,\hat\varepsilon + \sigma z, \quad
               \sigma = \eta \sqrt{\frac{1-\bar\alpha_s}{1-\bar\alpha_t}} \sqrt{1 - \frac{\bar\alpha_t}{\bar\alpha_s}}
 
-    Args:
-        x_t: State at t.
-        x0: Estimate of the clean image.
-        eps: Estimate of the noise in x_t.
-        alpha_bar: At t, shape (b, 1, 1, 1).
-        alpha_bar_next: At s; one gives the clean estimate itself.
-        eta: Share of fresh noise, 0 (DDIM) to 1 (DDPM).
-        fresh: The fresh noise z; needed where eta > 0.
+    alpha_bar is (b, 1, 1, 1), at t and at s, where one gives the clean estimate itself; eta goes from 0 (DDIM) to 1
+    (DDPM), with ``fresh`` as the noise z.
 
     References:
         Song et al., "Denoising diffusion implicit models", 2021, eq. 12 and 16.

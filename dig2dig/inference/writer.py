@@ -1,7 +1,7 @@
 """Writes pictures, maps and the table of what was done, each whole or not at all."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
@@ -48,7 +48,7 @@ class FusionWriter(BasePredictionWriter):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        prediction: Sequence[Result],
+        prediction: Iterable[Result],
         batch_indices: Sequence[int] | None,
         batch: Any,
         batch_idx: int,

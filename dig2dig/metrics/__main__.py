@@ -1,127 +1,64 @@
-"""Differences of the metrics to values that others computed, and the time of each metric.
+"""Metrics of a fused picture against its sources.
 
-python -m dig2dig.metrics golden GOLDEN_CSV DATA   values of reference implementations, image by image
-python -m dig2dig.metrics vifb DATA                values that the benchmark VIFB published, image by image
-python -m dig2dig.metrics time                     the whole suite on a pair of 640×480
-python -m dig2dig.metrics table                    the table of docs/metrics.md
-"""
+dig2dig metrics FUSED SOURCE SOURCE … [convention=standard] [metrics=main]   values of picture files, one a line
+dig2dig metrics time                                                         time of each metric, a pair of 640×480
+dig2dig metrics table                                                        the table of docs/metrics.md
 
-import csv
-import math
-import statistics
+convention is standard, cddfuse, tang or vifb; metrics is main or all. ↑ means that more is better, ↓ that less is."""
+
 import sys
-import time
-from collections.abc import Iterator, Sequence
+import timeit
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image as Picture
-from torch import Tensor
 
-from dig2dig.metrics.suite import ALL, METRICS, Metric
-
-GOLDEN: dict[str, tuple[str, str]] = {
-    "EN": ("EN", "standard"),
-    "SD": ("SD", "standard"),
-    "SF": ("SF", "standard"),
-    "AG": ("AG", "standard"),
-    "AG_matlab": ("AG", "tang"),
-    "MI_nats": ("MI", "cddfuse"),
-    "MI_bits": ("MI", "tang"),
-    "MSE": ("MSE", "standard"),
-    "CC": ("CC", "standard"),
-    "PSNR_peak_max": ("PSNR", "cddfuse"),
-    "SCD": ("SCD", "standard"),
-    "VIF_sum": ("VIF", "standard"),
-    "Qabf": ("Qabf", "standard"),
-    "Nabf": ("Nabf", "standard"),
-    "Nabf_tang": ("Nabf", "tang"),
-    "SSIM_sum": ("SSIM", "cddfuse"),
-}
-"""Our metric and its convention for each column of the reference values."""
-
-VIFB = {
-    "Entropy": "EN",
-    "Variance": "SD",
-    "Spatial_frequency": "SF",
-    "Avg_gradient": "AG",
-    "Edge_intensity": "EI",
-    "Mutinf": "MI",
-    "Rmse": "MSE",
-    "Psnr": "PSNR",
-    "Ssim": "SSIM",
-    "Qabf": "Qabf",
-    "Qcb": "Qcb",
-    "Qcv": "Qcv",
-}
-"""Our metric for each of VIFB's."""
-
-Difference = tuple[str, float, dict[str, str]]
+from dig2dig.cli import load_strictly
+from dig2dig.errors import UserError, told
+from dig2dig.metrics.suite import ALL, MAIN, METRICS, Metric, fusion_metrics
+from dig2dig.options import option
 
 
-def read(folder: Path, name: str) -> Tensor:
-    """An 8-bit image file by its stem, grey or RGB, (c, h, w) in [0, 1]."""
-    with Picture.open(next(folder.glob(f"{name}.*"))) as picture:
-        pixels = np.atleast_3d(np.asarray(picture.convert("L" if picture.mode == "L" else "RGB")))
-    return torch.from_numpy(pixels.copy()).movedim(-1, 0) / 255
+@dataclass
+class MetricsConfig:
+    """Options of the command."""
+
+    convention: Literal["standard", "cddfuse", "tang", "vifb"] = option("standard", "form of the metrics")
+    metrics: Literal["main", "all"] = option("main", "the eight main metrics, or all")
 
 
-def fusion(folder: Path, name: str, sides: Sequence[str], method: str) -> tuple[Tensor, Tensor]:
-    """A fused image and its sources as a batch of one; all are in colour if one of them is."""
-    images = [read(folder / side, name) for side in (*sides, f"peers/{method}")]
-    channels = max(len(image) for image in images)
-    *sources, fused = (image.expand(channels, -1, -1) for image in images)
-    return fused[None], torch.stack(sources)[None]
+def measure(files: Sequence[Path], config: MetricsConfig) -> None:
+    """Prints the metrics of the first file, a fused picture, against the other files."""
+    from datamodules.ranges import to_unit
+    from datamodules.readers.source import read_source
 
-
-def golden(table: Path, data: Path) -> Iterator[Difference]:
-    """Relative differences to each column of a table of reference values."""
-    for row in csv.DictReader(table.read_text().splitlines()):
-        folder = data / row["task"] / row["dataset"]
-        images = fusion(folder, row["name"], (row["source_a"], row["source_b"]), row["method"])
-        for column, (name, convention) in GOLDEN.items():
-            yield column, relative(METRICS[name](*images, convention), row[column]), row
-
-
-def vifb(data: Path) -> Iterator[Difference]:
-    """Relative differences to VIFB's values of each image and method."""
-    folder = data / "infrared_visible" / "VIFB"
-    for row in csv.DictReader((folder / "published_metrics" / "per_image.csv").read_text().splitlines()):
-        images = fusion(folder, row["image"], ("vi", "ir"), row["method"])
-        for column, name in VIFB.items():
-            yield column, relative(METRICS[name](*images, "vifb"), row[column]), row
-
-
-def relative(found: Tensor, expected: str) -> float:
-    """Relative difference of one value."""
-    return abs(float(found) / float(expected) - 1)
-
-
-def report(differences: Iterator[Difference]) -> None:
-    """Prints the median, the 95 % quantile and the maximum of the differences in each column."""
-    columns: dict[str, list[float]] = {}
-    for column, difference, _ in differences:
-        columns.setdefault(column, []).append(difference)
-    print(f"{'column':18}{'images':>7}{'median':>10}{'95 %':>10}{'worst':>10}")
-    for column, values in columns.items():
-        high = sorted(values)[round(0.95 * (len(values) - 1))]
-        print(f"{column:18}{len(values):7}{statistics.median(values):10.1e}{high:10.1e}{max(values):10.1e}")
+    pixels = [read_source(file).pixels for file in files]
+    for file, image in zip(files[1:], pixels[1:], strict=True):
+        (h, w), (height, width) = image.shape[:2], pixels[0].shape[:2]
+        if (h, w) != (height, width):
+            raise UserError(f"{file} has {w}×{h} pixels, {files[0]} has {width}×{height}: sizes must be equal")
+    units = [to_unit(image, "auto" if i else "full")[0] for i, image in enumerate(pixels)]
+    images = [torch.from_numpy(np.atleast_3d(unit)).movedim(-1, 0) for unit in units]
+    channels = max(len(image) for image in images)  # all are in colour if one of them is
+    fused, *sources = (image.expand(channels, -1, -1) for image in images)
+    names = ALL if config.metrics == "all" else MAIN
+    found = fusion_metrics(fused[None], torch.stack(sources)[None], config.convention, names)
+    for name in names:
+        value = f"{float(found[name]):.6g}" if name in found else f"needs {METRICS[name].smallest} pixels a side"
+        print(f"{name:14}{value:<24}{METRICS[name].arrow}")
 
 
 def clock() -> None:
     """Prints the time of each metric and of all on random images, the best of three."""
-    fused, sources = torch.rand(1, 1, 480, 640), torch.rand(1, 2, 1, 480, 640)
-    total = 0.0
-    for name in ALL:
-        spent = math.inf
-        for _ in range(3):
-            start = time.perf_counter()
-            METRICS[name](fused, sources)
-            spent = min(spent, time.perf_counter() - start)
-        print(f"{name:14}{1000 * spent:8.1f} ms")
-        total += spent
-    print(f"{'all':14}{1000 * total:8.1f} ms on {torch.get_num_threads()} threads")
+    images = torch.rand(1, 1, 480, 640), torch.rand(1, 2, 1, 480, 640)
+    spent = {name: min(timeit.repeat(partial(METRICS[name], *images), number=1, repeat=3)) for name in ALL}
+    for name, seconds in spent.items():
+        print(f"{name:14}{1000 * seconds:8.1f} ms")
+    print(f"{'all':14}{1000 * sum(spent.values()):8.1f} ms on {torch.get_num_threads()} threads")
 
 
 def row(metric: Metric) -> str:
@@ -132,20 +69,23 @@ def row(metric: Metric) -> str:
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Runs one of the commands."""
-    match list(arguments):
-        case ["golden", table, data]:
-            report(golden(Path(table), Path(data)))
-        case ["vifb", data]:
-            report(vifb(Path(data)))
-        case ["time"]:
-            clock()
-        case ["table"]:
-            print("\n".join(row(metric) for metric in METRICS.values()))
-        case _:
-            sys.exit(__doc__)
+@told
+def main(argv: list[str]) -> int:
+    """Runs one of the commands and gives the exit code."""
+    options = [argument for argument in argv if "=" in argument and not Path(argument).exists()]
+    files = [Path(argument) for argument in argv if argument not in options]
+    if argv == ["time"]:
+        clock()
+    elif argv == ["table"]:
+        print("\n".join(row(metric) for metric in METRICS.values()))
+    elif len(files) < 3:
+        asked = bool({"--help", "-h"} & set(argv))
+        print(__doc__, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    else:
+        measure(files, load_strictly(MetricsConfig, options))
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,30 +1,23 @@
 """Contrast and edges of the fused image, and the edges that it keeps from its sources."""
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dig2dig.metrics.levels import Scores, both, eight_bit, grey_levels
-from dig2dig.metrics.windows import sobel
+from dig2dig.metrics.levels import Scores, both, eight_bit, grey_levels, sobel
 from dig2dig.shapes import Image, Sources
 
 
 def standard_deviation(fused: Image) -> Scores:
-    """SD, population standard deviation in grey levels.
-
-    References:
-        Rao, "In-fibre Bragg grating sensors", 1997.
-    """
+    """SD, population standard deviation in grey levels (Rao, "In-fibre Bragg grating sensors", 1997)."""
     return grey_levels(fused).flatten(1).std(1, correction=0)
 
 
 def spatial_frequency(fused: Image) -> Scores:
     r"""SF in grey levels: root of the summed mean squared differences along rows and columns.
 
-    References:
-        Eskicioglu and Fisher, "Image quality measures and their performance", 1995.
+    Reference: Eskicioglu and Fisher, "Image quality measures and their performance", 1995.
     """
     grey = grey_levels(fused)
     return (grey.diff(dim=-1).square().mean((1, 2, 3)) + grey.diff(dim=-2).square().mean((1, 2, 3))).sqrt()
@@ -38,17 +31,15 @@ def spatial_frequency_vifb(fused: Image) -> Scores:
 
 def _steepness(fused: Image) -> Tensor:
     """Root mean square of the central differences along rows and columns, one-sided at the border."""
-    grey = grey_levels(fused)
-    down, right = torch.gradient(grey, dim=(-2, -1))
+    down, right = torch.gradient(grey_levels(fused), dim=(-2, -1))
     return ((down.square() + right.square()) / 2).sqrt()
 
 
 def average_gradient(fused: Image) -> Scores:
     r"""AG in grey levels: mean of :math:`\sqrt{(\partial_x^2 + \partial_y^2) / 2}` by central differences.
 
-    References:
-        Cui et al., "Detail preserved fusion of visible and infrared images using regional saliency extraction and
-        multi-scale image decomposition", 2015.
+    Reference: Cui et al., "Detail preserved fusion of visible and infrared images using regional saliency extraction
+    and multi-scale image decomposition", 2015.
     """
     return _steepness(fused).mean((1, 2, 3))
 
@@ -61,22 +52,17 @@ def average_gradient_matlab(fused: Image) -> Scores:
 def edge_intensity(fused: Image) -> Scores:
     """EI, mean length of Sobel's gradient; the border is repeated.
 
-    References:
-        Rajalingam and Priya, "Hybrid multimodality medical image fusion technique for feature enhancement in medical
-        diagnosis", 2018.
+    Reference: Rajalingam and Priya, "Hybrid multimodality medical image fusion technique for feature enhancement in
+    medical diagnosis", 2018.
     """
     x, y = sobel(grey_levels(fused), "replicate")
     return (x * x + y * y).sqrt().mean((1, 2, 3))
 
 
-class _Edges(NamedTuple):
-    strength: Tensor
-    angle: Tensor
-
-
-def _edges(levels: Tensor, border: str) -> _Edges:
+def _edges(levels: Tensor, border: str) -> tuple[Tensor, Tensor]:
+    """Strength of the edges, and their angle."""
     x, y = sobel(levels, border)
-    return _Edges((x * x + y * y).sqrt(), torch.where(x == 0, math.pi / 2, torch.atan(y / x)))
+    return (x * x + y * y).sqrt(), torch.where(x == 0, math.pi / 2, torch.atan(y / x))
 
 
 def gradient_preservation(fused: Image, sources: Sources) -> Scores:
@@ -86,16 +72,15 @@ def gradient_preservation(fused: Image, sources: Sources) -> Scores:
 
     The qualities Q are sigmoids of the relative strength and the relative angle.
 
-    References:
-        Xydeas and Petrovic, "Objective image fusion performance measure", 2000.
+    Reference: Xydeas and Petrovic, "Objective image fusion performance measure", 2000.
     """
-    f, s = (_edges(levels, "constant") for levels in both(fused, sources))
-    small, large = torch.minimum(s.strength, f.strength), torch.maximum(s.strength, f.strength)
+    (f, angle_f), (s, angle_s) = (_edges(levels, "constant") for levels in both(fused, sources))
+    small, large = torch.minimum(s, f), torch.maximum(s, f)
     ratio = torch.where(small == large, large, small / large.clamp(min=1e-300))
-    turn = 1 - (s.angle - f.angle).abs() / (math.pi / 2)
+    turn = 1 - (angle_s - angle_f).abs() / (math.pi / 2)
     kept = 0.9994 / (1 + (-15 * (ratio - 0.5)).exp()) * 0.9879 / (1 + (-22 * (turn - 0.8)).exp())
-    total = s.strength.sum((1, 2, 3))
-    return torch.where(total > 0, (kept * s.strength).sum((1, 2, 3)) / total.clamp(min=1e-12), 0.0)
+    total = s.sum((1, 2, 3))
+    return torch.where(total > 0, (kept * s).sum((1, 2, 3)) / total.clamp(min=1e-12), 0.0)
 
 
 def fusion_artefacts(fused: Image, sources: Sources) -> Scores:
@@ -105,24 +90,19 @@ def fusion_artefacts(fused: Image, sources: Sources) -> Scores:
 
     Q is as in Qabf with other constants. The weights are strength to the power of 1.5 (0.001 below two grey levels).
 
-    References:
-        Shreyamsha Kumar, "Multifocus and multispectral image fusion based on pixel significance using discrete
-        cosine harmonic wavelet transform", 2013.
+    Reference: Shreyamsha Kumar, "Multifocus and multispectral image fusion based on pixel significance using discrete
+    cosine harmonic wavelet transform", 2013.
     """
-    levels_f, levels_s = both(fused, sources)
-    f, s = _edges(levels_f / 8, "reflect"), _edges(levels_s / 8, "reflect")
-    small, large = torch.minimum(s.strength, f.strength), torch.maximum(s.strength, f.strength)
+    (f, angle_f), (s, angle_s) = (_edges(levels / 8, "reflect") for levels in both(fused, sources))
+    small, large = torch.minimum(s, f), torch.maximum(s, f)
     ratio = torch.where(small > 0, small / large.clamp(min=1e-300), 0.0)
-    turn = ((s.angle - f.angle).abs() - math.pi / 2).abs() * 2 / math.pi
+    turn = ((angle_s - angle_f).abs() - math.pi / 2).abs() * 2 / math.pi
     kept = (0.9999 / (1 + (-19 * (ratio - 0.5)).exp()) * 0.9995 / (1 + (-22 * (turn - 0.5)).exp())).sqrt()
-    importance = torch.where(s.strength >= 2, s.strength**1.5, 0.001)
-    new = (f.strength > s.strength).all(1, keepdim=True)
+    importance = torch.where(s >= 2, s**1.5, 0.001)
+    new = (f > s).all(1, keepdim=True)
     return (new * (1 - kept) * importance).sum((1, 2, 3)) / importance.sum((1, 2, 3))
 
 
 def fusion_artefacts_misplaced(fused: Image, sources: Sources) -> Scores:
-    """Nabf with the first source in the place of the fused image.
-
-    A widely used script computes this: it passes the arguments in the wrong order.
-    """
+    """Nabf with the first source in the place of the fused image, as a common script has it by mistake."""
     return fusion_artefacts(sources[:, 0], torch.cat([sources[:, 1:], fused[:, None]], 1))

@@ -1,21 +1,18 @@
-"""Grey levels, on which every metric is computed."""
+"""Grey levels, on which every metric is computed, windows that slide over them, and Sobel's derivatives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dig2dig.shapes import Image, Sources
 
 Scores = Float[Tensor, " b"]
 PerSource = Float[Tensor, "b k"]
-Grey = Float[Tensor, "b 1 h w"]
-"""Grey levels of fused images, float64, 0 to 255."""
-
-Levels = Float[Tensor, "b k h w"]
-"""Grey levels of K sources."""
-
+Grey = Float[Tensor, "b 1 h w"]  # grey levels of fused images, float64, 0 to 255
+Levels = Float[Tensor, "b k h w"]  # grey levels of K sources
 Score = Callable[[Image, Sources], Scores]
 
 
@@ -56,3 +53,46 @@ def by_channel(score: Score) -> Score:
         return each.view(-1, channels).mean(1)
 
     return mean
+
+
+def gaussian(size: int, sigma: float) -> list[float]:
+    """Weights of a Gaussian window that sum to one."""
+    at = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    weights = (-at.square() / (2 * sigma**2)).exp()
+    return (weights / weights.sum()).tolist()
+
+
+def slide(images: Tensor, weights: Sequence[float]) -> Tensor:
+    """Weighted sums over square windows inside the images, with the same weights along rows and columns.
+
+    One image at a time, tap by tap: on a CPU this is many times faster than a convolution in float64.
+    """
+
+    def one(image: Tensor) -> Tensor:
+        for axis in (-2, -1):
+            length = image.shape[axis] - len(weights) + 1
+            total = image.narrow(axis, 0, length) * weights[0]
+            for i, weight in enumerate(weights[1:], 1):
+                total.add_(image.narrow(axis, i, length), alpha=weight)
+            image = total
+        return image
+
+    return torch.stack([one(image) for image in images.flatten(0, -3)]).unflatten(0, images.shape[:-2])
+
+
+def moments(fused: Grey, sources: Levels, weights: Sequence[float]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Both means, both variances, and the covariance in windows inside the images."""
+    k, centre = sources.shape[1], 128  # centred for precision
+    fused, sources = fused - centre, sources - centre
+    found = slide(torch.cat([fused, sources, fused**2, sources**2, fused * sources], 1), weights)
+    mean_f, mean_s, square_f, square_s, product = found.split([1, k, 1, k, k], 1)
+    variances = square_f - mean_f**2, square_s - mean_s**2
+    return mean_f + centre, mean_s + centre, *variances, product - mean_f * mean_s
+
+
+def sobel(levels: Levels, border: str) -> tuple[Tensor, Tensor]:
+    """Differences to the right and upwards by Sobel's kernels; ``border`` is a mode of torch's ``pad``."""
+    padded = pad(levels, (1, 1, 1, 1), mode=border)
+    down = padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]
+    along = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]
+    return down[..., 2:] - down[..., :-2], along[..., :-2, :] - along[..., 2:, :]

@@ -8,18 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-from dig2dig.metrics.levels import Grey, Levels, PerSource, Scores, both, stretched
-from dig2dig.metrics.windows import gaussian, moments, slide, sobel
+from dig2dig.metrics.levels import Grey, Levels, PerSource, Scores, both, gaussian, moments, slide, sobel, stretched
 from dig2dig.shapes import Image, Sources
 
 
 def _information(f: Grey, s: Levels, size: int, noise: float = 2.0) -> tuple[PerSource, PerSource]:
     """Information in each source that the fused image passes to the eye, and all of it, on one scale."""
-    m = moments(f, s, gaussian(size, size / 5))
-    var_f, var_s = m.var_f.clamp(min=0), m.var_s.clamp(min=0)
-    tiny = 1e-10
-    gain = m.cov / (var_s + tiny)
-    rest = torch.where(var_s < tiny, var_f, var_f - gain * m.cov)
+    _, _, var_f, var_s, covariance = moments(f, s, gaussian(size, size / 5))
+    var_f, var_s, tiny = var_f.clamp(min=0), var_s.clamp(min=0), 1e-10
+    gain = covariance / (var_s + tiny)
+    rest = torch.where(var_s < tiny, var_f, var_f - gain * covariance)
     flat = (var_s < tiny) | (var_f < tiny)
     gain, rest = gain.where(~flat, 0.0), rest.where(var_f >= tiny, 0.0)
     var_s = var_s.where(var_s >= tiny, 0.0)
@@ -30,12 +28,9 @@ def _information(f: Grey, s: Levels, size: int, noise: float = 2.0) -> tuple[Per
 
 
 def visual_information(fused: Image, sources: Sources) -> PerSource:
-    """VIF of each source in the fused image, pixel domain on four scales, about [0, 1]; needs 41 pixels a side.
+    """VIF of each source in the fused image, pixel domain on four scales, about [0, 1]; 0 for a source without detail.
 
-    A source without detail has no information; its value is 0.
-
-    References:
-        Sheikh and Bovik, "Image information and visual quality", 2006.
+    Reference: Sheikh and Bovik, "Image information and visual quality", 2006.
     """
     f, s = both(fused, sources)
     passed, offered = _information(f, s, 17)
@@ -80,10 +75,9 @@ def contrast_preservation(fused: Image, sources: Sources) -> Scores:
     Each image is stretched to 0 … 255 and filtered by a contrast sensitivity, a difference of Gaussians. The band
     contrasts (Gaussians of 2 and 4 pixels) are masked and compared.
 
-    References:
-        Chen and Blum, "A new automated quality assessment algorithm for image fusion", 2009; constants as in Liu et
-        al., "Objective assessment of multiresolution image fusion algorithms for context enhancement in night
-        vision", 2012.
+    References: Chen and Blum, "A new automated quality assessment algorithm for image fusion", 2009; constants as in
+    Liu et al., "Objective assessment of multiresolution image fusion algorithms for context enhancement in night
+    vision", 2012.
     """
     f, s = both(fused, sources)
     levels = stretched(torch.cat([f, s], 1))
@@ -109,9 +103,8 @@ def visible_difference(fused: Image, sources: Sources) -> Scores:
     Each image is stretched to 0 … 255. The difference is filtered by Mannos and Sakrison's contrast sensitivity. The
     weight of a source's block is the sum of its gradients to the power of 5.
 
-    References:
-        Chen and Varshney, "A human perception inspired quality metric for image fusion based on regional
-        information", 2007.
+    Reference: Chen and Varshney, "A human perception inspired quality metric for image fusion based on regional
+    information", 2007.
     """
     f, s = (stretched(levels) for levels in both(fused, sources))
     x, y = sobel(s, "constant")

@@ -10,62 +10,44 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-from dig2dig.metrics.levels import Grey, Levels, PerSource, Scores, both, grey_levels
-from dig2dig.metrics.windows import box, gaussian, moments, slide
+from dig2dig.metrics.levels import Grey, Levels, PerSource, Scores, both, gaussian, grey_levels, moments, slide
 from dig2dig.shapes import Image, Sources
 
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 """Constants of structural similarity, in squared grey levels."""
 
+POWERS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Weight of each scale, from fine to coarse."""
+
 
 def squared_error(fused: Image, sources: Sources) -> PerSource:
-    """Mean squared error against each source, in squared grey levels."""
+    """MSE against each source, in squared grey levels.
+
+    Reference: Jagalingam and Hegde, "A review of quality metrics for fused image", 2015.
+    """
     f, s = both(fused, sources)
     return (f - s).square().mean((-2, -1))
 
 
-def mean_squared_error(fused: Image, sources: Sources) -> Scores:
-    """MSE in squared grey levels, mean over the sources.
-
-    References:
-        Jagalingam and Hegde, "A review of quality metrics for fused image", 2015.
-    """
-    return squared_error(fused, sources).mean(1)
-
-
 def peak_signal_to_noise(fused: Image, sources: Sources) -> Scores:
-    r"""PSNR in dB: :math:`10 \log_{10} (255^2 / \mathrm{MSE})` of the mean error over the sources.
-
-    References:
-        Jagalingam and Hegde, "A review of quality metrics for fused image", 2015.
-    """
-    return 10 * (255**2 / mean_squared_error(fused, sources)).log10()
+    r"""PSNR in dB, :math:`10 \log_{10} (255^2 / \mathrm{MSE})` of the mean error (Jagalingam and Hegde, 2015)."""
+    return 10 * (255**2 / squared_error(fused, sources).mean(1)).log10()
 
 
 def peak_signal_to_noise_own_peak(fused: Image, sources: Sources) -> Scores:
     """PSNR in dB with the brightest grey level of the fused image as the peak."""
     peak = grey_levels(fused).amax((1, 2, 3))
-    return 10 * (peak.square() / mean_squared_error(fused, sources)).log10()
+    return 10 * (peak.square() / squared_error(fused, sources).mean(1)).log10()
 
 
-def mean_squared_error_unit(fused: Image, sources: Sources) -> Scores:
-    """MSE of images in [0, 1]."""
-    return mean_squared_error(fused, sources) / 255**2
-
-
-def peak_signal_to_noise_unit(fused: Image, sources: Sources) -> Scores:
-    """PSNR in dB with the error of images in [0, 1] and a peak of 255: 48.13 dB too much."""
-    return peak_signal_to_noise(fused, sources) + 20 * math.log10(255)
-
-
-def root_error_vifb(fused: Image, sources: Sources) -> Scores:
-    """RMSE in VIFB's form: root of the summed squares, divided by the number of pixels, mean over the sources."""
-    return (squared_error(fused, sources) / (fused.shape[-2] * fused.shape[-1])).sqrt().mean(1)
+def root_error_vifb(fused: Image, sources: Sources) -> PerSource:
+    """RMSE in VIFB's form: root of the summed squares, divided by the number of pixels."""
+    return (squared_error(fused, sources) / (fused.shape[-2] * fused.shape[-1])).sqrt()
 
 
 def peak_signal_to_noise_vifb(fused: Image, sources: Sources) -> Scores:
     """PSNR in VIFB's form, with :func:`root_error_vifb` in the place of the mean squared error."""
-    return 10 * (255**2 / root_error_vifb(fused, sources)).log10()
+    return 10 * (255**2 / root_error_vifb(fused, sources).mean(1)).log10()
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
@@ -75,51 +57,46 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(spread > 0, (a * b).sum((-2, -1)) / spread.clamp(min=1e-12), 0.0)
 
 
-def correlation_coefficient(fused: Image, sources: Sources) -> Scores:
-    """CC, Pearson's correlation with a source, mean over the sources.
+def correlation_coefficient(fused: Image, sources: Sources) -> PerSource:
+    """CC, Pearson's correlation with each source.
 
-    References:
-        Shah et al., "Multifocus and multispectral image fusion based on pixel significance using multiresolution
-        decomposition", 2013.
+    Reference: Shah et al., "Multifocus and multispectral image fusion based on pixel significance using multiresolution
+    decomposition", 2013.
     """
-    return correlation(*both(fused, sources)).mean(1)
+    return correlation(*both(fused, sources))
 
 
-def sum_of_correlations_of_differences(fused: Image, sources: Sources) -> Scores:
-    r"""SCD: correlation of each source with what the fused image has beyond the other source, summed.
-
-    .. math:: \sum_k r(F - \bar c_{-k},\; c_k)
+def correlation_of_differences(fused: Image, sources: Sources) -> PerSource:
+    r"""SCD: correlation :math:`r(F - \bar c_{-k},\; c_k)` of a source with the fused image minus the other source.
 
     For K > 2, the mean of the other sources stands for the other source.
 
-    References:
-        Aslantas and Bendes, "A new image quality metric for image fusion", 2015.
+    Reference: Aslantas and Bendes, "A new image quality metric for image fusion", 2015.
     """
     f, s = both(fused, sources)
     others = (s.sum(1, keepdim=True) - s) / max(s.shape[1] - 1, 1)
-    return correlation(f - others, s).sum(1)
+    return correlation(f - others, s)
 
 
 def _similarity(f: Grey, s: Levels, weights: list[float], unbiased: float = 1.0) -> tuple[PerSource, PerSource]:
     """Mean structural similarity, and the mean of its part without luminance."""
-    m = moments(f, s, weights)
-    contrast = (2 * unbiased * m.cov + C2) / (unbiased * (m.var_f + m.var_s) + C2)
-    luminance = (2 * m.mean_f * m.mean_s + C1) / (m.mean_f**2 + m.mean_s**2 + C1)
+    mean_f, mean_s, var_f, var_s, covariance = moments(f, s, weights)
+    contrast = (2 * unbiased * covariance + C2) / (unbiased * (var_f + var_s) + C2)
+    luminance = (2 * mean_f * mean_s + C1) / (mean_f**2 + mean_s**2 + C1)
     return (luminance * contrast).mean((-2, -1)), contrast.mean((-2, -1))
 
 
-def structural_similarity(fused: Image, sources: Sources) -> PerSource:
+def similarity(fused: Image, sources: Sources) -> PerSource:
     """SSIM with each source: uniform 7×7 windows inside the image, unbiased covariance, as in scikit-image.
 
-    References:
-        Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004.
+    Reference: Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004.
     """
-    return _similarity(*both(fused, sources), box(7), 49 / 48)[0]
+    return _similarity(*both(fused, sources), [1 / 7] * 7, 49 / 48)[0]
 
 
-def structural_similarity_gaussian(fused: Image, sources: Sources) -> Scores:
-    """SSIM in Gaussian 11×11 windows of sigma 1.5, the authors' first form, summed over the sources."""
-    return _similarity(*both(fused, sources), gaussian(11, 1.5))[0].sum(1)
+def similarity_gaussian(fused: Image, sources: Sources) -> PerSource:
+    """SSIM with each source in Gaussian 11×11 windows of sigma 1.5, the authors' first form."""
+    return _similarity(*both(fused, sources), gaussian(11, 1.5))[0]
 
 
 def _halved(levels: Tensor) -> Tensor:
@@ -128,21 +105,18 @@ def _halved(levels: Tensor) -> Tensor:
     return avg_pool2d(pad(levels, (0, odd_w, 0, odd_h), mode="replicate"), 2)
 
 
-def multi_scale_similarity(fused: Image, sources: Sources) -> Scores:
-    """MS-SSIM on five scales, mean over the sources; needs 176 pixels a side.
+def multi_scale_similarity(fused: Image, sources: Sources) -> PerSource:
+    """MS-SSIM with each source on five scales. A negative mean contrast on a scale counts as 0.
 
-    A negative mean contrast on a scale counts as 0.
-
-    References:
-        Wang et al., "Multiscale structural similarity for image quality assessment", 2003.
+    Reference: Wang et al., "Multiscale structural similarity for image quality assessment", 2003.
     """
     f, s = both(fused, sources)
     scales = []
-    for power in (0.0448, 0.2856, 0.3001, 0.2363, 0.1333):
+    for power in POWERS:
         full, contrast = _similarity(f, s, gaussian(11, 1.5))
         scales.append((full if len(scales) == 4 else contrast).clamp(min=0) ** power)
         f, s = _halved(f), _halved(s)
-    return torch.stack(scales).prod(0).mean(1)
+    return torch.stack(scales).prod(0)
 
 
 def _exposure_similarity(f: Grey, s: Levels) -> Scores:
@@ -151,7 +125,7 @@ def _exposure_similarity(f: Grey, s: Levels) -> Scores:
     f, s = f - 128, s - 128
     i, j = torch.triu_indices(k, k)
     twice = torch.where(i == j, 1.0, 2.0).to(s)[:, None, None]
-    mean, product = slide(torch.cat([s, s[:, i] * s[:, j]], 1), box(size)).split([k, len(i)], 1)
+    mean, product = slide(torch.cat([s, s[:, i] * s[:, j]], 1), [1 / size] * size).split([k, len(i)], 1)
     inner = size**2 * (product - mean[:, i] * mean[:, j])
     norm = inner[:, i == j].clamp(min=0).sqrt()
     together = (twice * inner).sum(1, keepdim=True).clamp(min=0).sqrt()
@@ -169,14 +143,13 @@ def _exposure_similarity(f: Grey, s: Levels) -> Scores:
 
 
 def exposure_fusion_similarity(fused: Image, sources: Sources) -> Scores:
-    """MEF-SSIM on three scales, on luminance; needs 44 pixels a side.
+    """MEF-SSIM on three scales, on luminance.
 
-    References:
-        Ma, Zeng and Wang, "Perceptual quality assessment for multi-exposure image fusion", 2015.
+    Reference: Ma, Zeng and Wang, "Perceptual quality assessment for multi-exposure image fusion", 2015.
     """
     f, s = both(fused, sources)
     scales = []
-    for power in (0.0448, 0.2856, 0.3001):
-        scales.append(_exposure_similarity(f, s).clamp(min=0) ** (power / (0.0448 + 0.2856 + 0.3001)))
+    for power in POWERS[:3]:
+        scales.append(_exposure_similarity(f, s).clamp(min=0) ** (power / sum(POWERS[:3])))
         f, s = _halved(f), _halved(s)
     return torch.stack(scales).prod(0)

@@ -9,7 +9,7 @@ from datamodules.pairs import Failure, Sample
 from dig2dig.cli import from_dict, to_dict
 from dig2dig.config import FusionConfig
 from dig2dig.modules.fuser import Fuser
-from dig2dig.modules.results import Result, Tracing
+from dig2dig.modules.results import Result, Results, Tracing
 from dig2dig.modules.scores import PairScores
 from dig2dig.priors.build import offload
 from dig2dig.priors.denoiser import Denoiser
@@ -46,9 +46,9 @@ class FusionModule(LightningModule):
         """The same before a validation."""
         self.on_predict_start()
 
-    def predict_step(self, batch: Sequence[Sample | Failure], _: int = 0) -> list[Result]:
+    def predict_step(self, batch: Sequence[Sample | Failure], _: int = 0) -> Results:
         """Fuses the pairs of a batch."""
-        return Fuser(self.denoiser, self.config, self.tracing)(batch, self.device)
+        return Results(Fuser(self.denoiser, self.config, self.tracing)(batch, self.device))
 
     def validation_step(self, batch: Sequence[Sample | Failure], _: int = 0) -> dict[str, list[Result]]:
         """Fuses the pairs of a batch with every step and estimate, and keeps their scores."""

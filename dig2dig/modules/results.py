@@ -1,6 +1,6 @@
 """What becomes of a pair, and what is kept of its sampling steps."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -40,6 +40,16 @@ class Tracing:
     estimates: Collection[str] | None = ()
     side: int | None = None
     watch: Callable[[Snapshot], None] | None = None
+
+
+class Results:
+    """The results of a batch; not a sequence, so that Lightning leaves them as they are."""
+
+    def __init__(self, results: Sequence[Result]) -> None:
+        self.results = list(results)
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self.results)
 
 
 def among(name: str, names: Collection[str] | None) -> bool:

@@ -11,35 +11,29 @@ import shlex
 import sys
 from pathlib import Path
 
-from dig2dig.errors import ReportError
-
-OPTIONS = {"out": "comparison.html", "pairs": "20"}
+from dig2dig.errors import ReportError, told
 
 
+@told
 def main(argv: list[str]) -> int:
     """Writes the page and gives the exit code."""
     if {"--help", "-h"} & set(argv) or not argv:
         print(__doc__, file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
-    named = [argument.partition("=") for argument in argv if argument.partition("=")[0] in OPTIONS and "=" in argument]
-    folders = [argument for argument in argv if argument.partition("=") not in named]
-    options = OPTIONS | {name: value for name, _, value in named}
+    given = dict(argument.split("=", 1) for argument in argv if argument.startswith(("out=", "pairs=")))
+    folders = [argument for argument in argv if not argument.startswith(("out=", "pairs="))]
+    path, pairs = Path(given.get("out", "comparison.html")), given.get("pairs", "20")
+    if len(folders) < 2:
+        raise ReportError("give at least two folders that infer.py wrote")
+    if not pairs.isdecimal() or int(pairs) < 1:
+        raise ReportError(f"pairs must be a number from 1, not {pairs}")
     from dig2dig.atomic import write_atomically
     from dig2dig.report.page import render
     from dig2dig.report.runs import comparison, open_runs
 
-    try:
-        if len(folders) < 2:
-            raise ReportError("give at least two folders that infer.py wrote")
-        if not options["pairs"].isdecimal() or int(options["pairs"]) < 1:
-            raise ReportError(f"pairs must be a number from 1, not {options['pairs']}")
-        runs, path = open_runs(folders), Path(options["out"])
-        command = shlex.join(["python", "-m", "dig2dig.report", *argv])
-        page = comparison(runs, path.resolve().parent, int(options["pairs"]), command)
-        write_atomically(path, render(page))
-    except (ReportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    command = shlex.join(["python", "-m", "dig2dig.report", *argv])
+    page = comparison(open_runs(folders), path.resolve().parent, int(pairs), command)
+    write_atomically(path, render(page))
     print(f"comparison: {path}")
     return 0
 

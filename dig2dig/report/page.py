@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,57 +18,33 @@ from dig2dig.metrics import ALL, METRICS
 from dig2dig.report.views import PairView, ranks
 from dig2dig.tracking.panels import COLOURS
 
-PARTS = Path(__file__).parent / "page"
+LISTED = 300  # most pairs without pictures that are listed, and most that failed
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A pair that is told in one line.
-
-    Attributes:
-        name: Its name.
-        told: Why it failed, or what else there is to say.
-        file: Its picture, relative to the page's folder; empty where there is none.
-    """
+    """A pair in one line."""
 
     name: str
-    told: str = ""
-    file: str = ""
+    text: str = ""  # why it failed, or what else there is to say
+    file: str = ""  # its picture, relative to the page's folder; empty where there is none
 
 
 @dataclass(frozen=True)
 class Page:
-    """A whole page.
-
-    Attributes:
-        title: What it is about.
-        lead: One sentence beneath.
-        facts: What was run, (term, value).
-        command: The command line.
-        record: Every option, as YAML.
-        table: Rows of a table of runs or options, the first one its head.
-        scores: Rows of a table of metrics over all pairs, the first one its head.
-        failed: Pairs that failed.
-        cards: Pairs with pictures.
-        others: Pairs without.
-        left_out: Number of pairs that are not even listed.
-        unlisted: Those of them that failed.
-    """
+    """A whole page."""
 
     title: str
-    lead: str
-    facts: Sequence[tuple[str, str]] = ()
+    lead: str  # one sentence beneath
+    facts: Sequence[tuple[str, str]] = ()  # what was run, (term, value)
     command: str = ""
-    record: str = ""
-    table: Sequence[Sequence[str]] = ()
-    scores: Sequence[Sequence[str]] = ()
+    record: str = ""  # every option, as YAML
+    table: Sequence[Sequence[str]] = ()  # rows of a table of runs or options, the first one its head
+    scores: Sequence[Sequence[str]] = ()  # rows of a table of metrics over all pairs, the first one its head
     failed: Sequence[Row] = ()
-    cards: Sequence[PairView] = ()
-    others: Sequence[Row] = ()
-    left_out: int = 0
-    unlisted: int = 0
-    notes: Sequence[str] = field(default=())
+    cards: Sequence[PairView] = ()  # pairs with pictures
+    others: Sequence[Row] = ()  # pairs without
 
 
 def shown(text: object) -> str:
@@ -83,12 +59,10 @@ def link(path: str) -> str:
     return f"file://{'' if url.startswith('/') else '/'}{url}" if Path(path).is_absolute() else url
 
 
-def scores_table(card: PairView) -> dict[str, Any] | None:
-    """Metrics of the panels that have any, with ranks where there is more than one; None without any."""
+def scores_table(card: PairView) -> dict[str, Any]:
+    """Metrics of the panels that have any, with ranks where there is more than one."""
     panels = [panel for panel in card.panels if panel.scores]
     names = [name for name in ALL if any(name in panel.scores for panel in panels)]
-    if not names:
-        return None
     rows: list[dict[str, Any]] = []
     for panel, own in zip(panels, ranks(panels), strict=True):
         cells = [(f"{panel.scores[n]:.4g}", own[n]) if n in panel.scores else ("", 0) for n in names]
@@ -99,37 +73,24 @@ def scores_table(card: PairView) -> dict[str, Any] | None:
     return {"metrics": [METRICS[name] for name in names], "rows": rows, "ranked": len(rows) > 1}
 
 
-def steps_json(card: PairView) -> dict[str, Any]:
-    """What the page's script needs to show the steps."""
-    values = card.to_json()
-    return {name: values[name] for name in ("times", "weights", "views")} | {
-        "modalities": [shown(modality) for modality in card.modalities]
-    }
-
-
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(PARTS),
+        loader=FileSystemLoader(Path(__file__).parent / "page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else shown(value),
     )
-    environment.filters |= {"link": link}
-    environment.globals |= {"scores_table": scores_table, "steps_json": steps_json}
+    environment.filters |= {"link": link, "shown": shown, "asdict": asdict}
+    environment.globals |= {"scores_table": scores_table, "listed": LISTED}
     return environment
-
-
-def viridis() -> list[int]:
-    """The colour map as 256 RGB triples in a row."""
-    ramp = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_VIRIDIS)
-    return [int(value) for value in ramp[:, 0, ::-1].flatten()]
 
 
 def render(page: Page) -> bytes:
     """The HTML file."""
-    parts = {name: Markup((PARTS / name).read_text(encoding="utf-8")) for name in ("page.css", "viewer.js", "steps.js")}
+    ramp = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_VIRIDIS)
+    viridis = ramp[:, 0, ::-1].flatten().tolist()  # 256 RGB triples in a row
     template = _environment().get_template("page.html.j2")
-    return template.render(page=page, parts=parts, viridis=viridis(), colours=COLOURS).encode("utf-8", "replace")
+    return template.render(page=page, viridis=viridis, colours=COLOURS).encode("utf-8", "replace")

@@ -1,27 +1,26 @@
-"""Cards of pictures that lie on disk: sources, and what one or several methods made of them."""
+"""Cards of one pair: of a fusion that was made just now, or of pictures on disk by one or several methods."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from datamodules.pairs import Sample
 from datamodules.ranges import to_unit
+from datamodules.readers.pixels import is_image
 from datamodules.readers.source import read_source
-from dig2dig.color import luminance
+from dig2dig.color import luminance, merge
 from dig2dig.errors import ImageError
+from dig2dig.fusion.comparators import CLASSICAL
 from dig2dig.metrics import fusion_metrics
-from dig2dig.report.thumbs import Detail, data_uri, small, within_budget
+from dig2dig.modules.results import Result
+from dig2dig.report.thumbs import Shown, evenly, illustrated, small
 from dig2dig.report.views import PairView, Panel, finite
 
-Shown = tuple[Panel, Tensor | None]
-"""A panel that has no thumbnail yet, and its picture."""
-
-
-MEASURED = 2**22
-"""Pixels of the largest pictures that are measured: metrics of larger ones need more memory than their fusion."""
+MEASURED = 2**22  # pixels; metrics of larger pictures need more memory than their fusion
+STEPS = 16  # whose maps are shown, at most
 
 
 def load_picture(file: Path, scale: str = "auto") -> Tensor | None:
@@ -48,73 +47,51 @@ def scores(fused: Tensor, sources: Tensor) -> dict[str, float]:
     return finite(fusion_metrics(fused[None].cpu(), sources[None].cpu()))
 
 
-def encoded(shown: Sequence[Shown], detail: Detail) -> list[Panel]:
-    """The panels with their thumbnails."""
-    return [
-        panel if image is None else replace(panel, image=data_uri(image, detail.picture, detail.quality))
-        for panel, image in shown
-    ]
-
-
 def size_facts(height: int, width: int) -> list[str]:
-    """What is told of a pair's size."""
+    """The size of a pair in words."""
     return [f"{width}×{height}", *(["too large for metrics"] if height * width > MEASURED else [])]
 
 
 def view_of_files(
     name: str,
-    sources: Mapping[str, Path],
-    results: Mapping[str, Path],
-    folder: Path,
-    facts: Sequence[str] = (),
-    known: Mapping[str, dict[str, float]] | None = None,
-    ours: Sequence[str] = (),
-    prepare: Callable[[Tensor], Tensor] = lambda image: image,
+    sources: Mapping[str, Path],  # file of each modality
+    results: Mapping[str, Path],  # file of each method or run
+    folder: Path,  # of the page
+    facts: Sequence[str] = (),  # what stands beside the name
+    known: Mapping[str, dict[str, float]] | None = None,  # metrics that need not be computed, by method
+    ours: Sequence[str] = (),  # methods that are not baselines; all if empty
+    prepare: Callable[[Tensor], Tensor] = lambda image: image,  # done to each picture first, say a crop
 ) -> PairView:
-    """The card of one pair from files; what cannot be read is shown as missing.
+    """The card of one pair from files; a file that cannot be read is shown as missing."""
 
-    Args:
-        name: Name of the pair.
-        sources: File of each modality.
-        results: File of each method or run.
-        folder: Where the page will lie.
-        facts: What is told beside the name.
-        known: Metrics that need not be computed, by method.
-        ours: Methods that are not baselines; all if empty.
-        prepare: Done to each picture first, say a crop.
-    """
-    read = {label: _prepared(file, prepare) for label, file in sources.items()}
-    there = [luminance(image) for image, _ in read.values() if image is not None]
-    size = there[0].shape[-2:] if there else None
-    comparable = len(there) == len(read) > 1 and all(image.shape[-2:] == size for image in there)
+    def read(file: Path, scale: str) -> tuple[Tensor | None, str]:
+        """A picture, and the way to its file unless only a part of the picture is shown."""
+        whole = load_picture(file, scale)
+        image = None if whole is None else prepare(whole)
+        cut = whole is not None and image is not None and image.shape != whole.shape
+        return image, "" if cut else relative(file, folder)
+
+    pictures = {label: read(file, "auto") for label, file in sources.items()}
+    stack = [luminance(image) for image, _ in pictures.values() if image is not None]
+    size = stack[0].shape[-2:] if stack else None
+    comparable = len(stack) == len(sources) > 1 and all(image.shape[-2:] == size for image in stack)
     shown: list[Shown] = [
-        (
-            Panel(label, "source", file=relative(sources[label], folder) if whole else "", note=_note(image, size)),
-            small(image),
-        )
-        for label, (image, whole) in read.items()
+        (Panel(label, "source", file=link, note=_note(image, size)), small(image))
+        for label, (image, link) in pictures.items()
     ]
     for label, file in results.items():
-        image, whole = _prepared(file, prepare, "full")
-        size = size or (image.shape[-2:] if image is not None else None)
-        found = (known or {}).get(label)
+        image, link = read(file, "full")
+        size = size or (None if image is None else image.shape[-2:])
+        note, found = _note(image, size), (known or {}).get(label)
         if found is None:
-            fits = comparable and image is not None and image.shape[-2:] == size
-            found = scores(luminance(image), torch.stack(there)) if fits and image is not None else {}
+            found = (
+                scores(luminance(image), torch.stack(stack)) if image is not None and comparable and not note else {}
+            )
         role = "result" if not ours or label in ours else "baseline"
-        path = relative(file, folder) if whole else ""
-        shown.append((Panel(label, role, "", path, found, _note(image, size)), small(image)))
+        shown.append((Panel(label, role, "", link, found, note), small(image)))
     height, width = size or (3, 4)
-    told = size_facts(height, width) if size else []
-    card = PairView(name, [*told, *facts], width, height, [])
-    return within_budget(lambda detail: replace(card, panels=encoded(shown, detail)))
-
-
-def _prepared(file: Path, prepare: Callable[[Tensor], Tensor], scale: str = "auto") -> tuple[Tensor | None, bool]:
-    """A picture, and whether it is the whole one of the file."""
-    whole = load_picture(file, scale)
-    image = None if whole is None else prepare(whole)
-    return image, whole is None or image is None or image.shape == whole.shape
+    lead = size_facts(height, width) if size else []
+    return illustrated(PairView(name, [*lead, *facts], width, height, []), shown)
 
 
 def _note(image: Tensor | None, size: torch.Size | None) -> str:
@@ -122,3 +99,48 @@ def _note(image: Tensor | None, size: torch.Size | None) -> str:
         return "cannot be read"
     height, width = image.shape[-2:]
     return "" if size is None or image.shape[-2:] == size else f"of another size: {width}×{height}"
+
+
+def source_panels(sample: Sample, files: Mapping[str, Path], folder: Path) -> list[Shown]:
+    """Each source with its picture: as it is on disk, in its colours, or as it was fused."""
+    found: list[Shown] = []
+    for modality, channels in zip(sample.modalities, sample.sources, strict=True):
+        file = files.get(modality)
+        picture = load_picture(file) if file and is_image(file) else None  # no other frame
+        fits = picture is not None and picture.shape[-2:] == channels.shape[-2:]
+        if picture is None or not fits or (luminance(picture) - luminance(channels)).abs().mean() >= 2 / 255:
+            picture = channels  # registered, resized, or of another range
+        found.append((Panel(modality, "source", file=relative(file, folder) if file else ""), small(picture)))
+    return found
+
+
+def baseline_panels(sample: Sample, names: Sequence[str]) -> list[Shown]:
+    """Classical fusions of the same sources, with their metrics; none of large ones."""
+    found: list[Shown] = []
+    for name in names if sample.sources[0, 0].numel() <= MEASURED else ():
+        fused = CLASSICAL[name](sample.sources[None])[0].clamp(0, 1)
+        panel = Panel(name, "baseline", scores=scores(fused, sample.sources))
+        found.append((panel, small(merge(fused, sample.chroma))))
+    return found
+
+
+def pair_view(
+    result: Result, file: str, files: Mapping[str, Path], folder: Path, names: Sequence[str] = ()
+) -> PairView:
+    """The card of a fused pair, whose picture has the name ``file``, with classical fusions of these names."""
+    sample, trace = result.sample, result.trace
+    assert result.image is not None and result.fused is not None and sample is not None
+    height, width = result.image.shape[-2:]
+    ours = Panel("fused", "result", file=file, scores=scores(result.fused, sample.sources))
+    pictures = [*source_panels(sample, files, folder), (ours, small(result.image)), *baseline_panels(sample, names)]
+    card = PairView(
+        name=result.name,
+        facts=[*size_facts(height, width), f"{result.seconds:.2f} s", f"seed {result.seed}"],
+        width=width,
+        height=height,
+        panels=[],
+        modalities=list(sample.modalities),
+        times=[int(step.t[0]) for step in trace],
+        weights=[[round(float(one), 4) for one in step.weight[0].mean((1, 2, 3))] for step in trace],
+    )
+    return illustrated(card, pictures, [trace[i] for i in evenly(len(trace), STEPS)])

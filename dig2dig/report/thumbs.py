@@ -2,19 +2,20 @@
 
 import base64
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.resample import resize
-from dig2dig.report.views import PairView
-from dig2dig.tracking.panels import to_pixels
+from dig2dig.inference.encode import to_pixels
+from dig2dig.report.views import PairView, Panel, StepView
 
-BUDGET = 700_000
-"""Characters of all pictures of one pair: twenty pairs stay below 15 MB."""
+BUDGET = 700_000  # characters of all pictures of one pair: twenty pairs stay below 15 MB
+Shown = tuple[Panel, Tensor | None]  # a panel that has no thumbnail yet, and its picture
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,8 @@ def data_uri(image: Tensor, side: int, quality: int) -> str:
     """An image (1 or 3, h, w) in [0, 1], no larger than ``side`` pixels, as a WebP picture in a URI."""
     pixels = to_pixels(resize(image.detach().float(), side).nan_to_num(0.0))
     buffer = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(
-        buffer, "WEBP", quality=quality, method=2, exact=False
-    )
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    picture.save(buffer, "WEBP", quality=quality, method=2, exact=False)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -59,13 +59,33 @@ def grey_map(values: Tensor, low: float, high: float, side: int, power: float = 
     return data_uri(scaled.clamp(0, 1) ** power, side, 90)
 
 
-def within_budget(make: Callable[[Detail], PairView], budget: int = BUDGET) -> PairView:
-    """The most detailed card that is no longer than the budget, or else the least detailed one."""
-    card = make(DETAILS[0])
-    for detail in DETAILS[1:]:
-        if card.characters <= budget:
+def step_view(step: Snapshot, detail: Detail) -> StepView:
+    """One step of one image, encoded."""
+    weight, gain = step.weight[0, :, 0], step.gain[0, :, 0].nan_to_num(0.0)
+    low, high = float(gain.amin()), float(gain.amax())  # one scale for all sources of a step
+    return StepView(
+        index=step.index,
+        t=int(step.t[0]),
+        sigma=step.sigma[0],
+        weight=[grey_map(one, 0.0, 1.0, detail.map) for one in weight],
+        gain=[grey_map(one, low, high, detail.map, 0.5) for one in gain],
+        low=low,
+        high=high,
+        guided=data_uri(step.guided[0], detail.step, detail.quality),
+        estimate="" if step.x0_hat is None else data_uri(step.x0_hat[0], detail.step, detail.quality),
+    )
+
+
+def illustrated(card: PairView, pictures: Sequence[Shown], steps: Sequence[Snapshot] = ()) -> PairView:
+    """The card with its panels and steps, as detailed as the budget allows, or else as little as there is."""
+    for detail in DETAILS:
+        panels = [
+            panel if image is None else replace(panel, image=data_uri(image, detail.picture, detail.quality))
+            for panel, image in pictures
+        ]
+        card = replace(card, panels=panels, views=[step_view(step, detail) for step in steps])
+        if card.characters <= BUDGET:
             break
-        card = make(detail)
     return card
 
 

@@ -1,23 +1,25 @@
 """Keeps what the report of a run shows, pair by pair as they are fused, and writes the page."""
 
+import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
+from dig2dig.atomic import write_atomically
 from dig2dig.errors import first_line
 from dig2dig.inference.state import Run
 from dig2dig.modules.results import Result
-from dig2dig.report.fragments import pair_view, prune, read_fragment, write_fragment
-from dig2dig.report.runs import write_run_page
+from dig2dig.report.page import render
+from dig2dig.report.pictures import pair_view
+from dig2dig.report.runs import run_page
+from dig2dig.report.views import FOLDER, fragment_file, read_fragment
 
 
 class ReportWriter:
     """Writes a fragment for each pair that the report shows, then the page; its errors never stop a run.
 
     Pairs that an earlier run has left a fragment of come first, then those to fuse in their order, up to the limit.
-
-    Args:
-        run: What is to do, and what was done.
     """
 
     side = 512
@@ -29,13 +31,17 @@ class ReportWriter:
         views = [view for view in found if view]
         todo = [pair for pair in run.todo if not pair.missing or len(pair.files) > 1]
         self.files = {pair.name: pair.files for pair in todo[: max(self.config.pairs - len(views), 0)]}
-        known = sum(any(step.estimate for step in view.views) for view in views)
+        made = sum(any(step.estimate for step in view.views) for view in views)
         self.names = set(self.files)
-        self.estimates = set(list(self.files)[: max(self.config.estimates - known, 0)])
+        self.estimates = set(list(self.files)[: max(self.config.estimates - made, 0)])
 
     def start(self) -> None:
-        """Removes the fragments of pairs that are fused anew."""
-        prune(self.run.out, list(self.run.done))
+        """Removes the fragments of pairs that are fused anew, and the page that showed them."""
+        kept = {fragment_file(self.run.out, name) for name in self.run.done}
+        fragments = set((self.run.out / FOLDER).glob(f"{'[0-9a-f]' * 20}.json"))
+        for file in fragments - kept:
+            file.unlink(missing_ok=True)
+            (self.run.out / "report.html").unlink(missing_ok=True)
 
     def write(self, result: Result, file: str) -> None:
         """Writes the fragment of a fused pair, whose picture is in ``file``, before the table says that it is done."""
@@ -43,7 +49,8 @@ class ReportWriter:
             return
         try:
             view = pair_view(result, file, self.files[result.name], self.run.out, self.config.compared)
-            write_fragment(self.run.out, view, self.run.key, result.sample.digest)
+            content = {"key": self.run.key, "inputs": result.sample.digest, "card": asdict(view)}
+            write_atomically(fragment_file(self.run.out, result.name), json.dumps(content).encode())
         except Exception as error:  # the picture is there all the same
             reason = f"{type(error).__name__}: {first_line(error)}"
             print(f"report: {result.name} is shown without its details ({reason})", file=sys.stderr)
@@ -52,7 +59,9 @@ class ReportWriter:
         """Writes the page of the whole run and prints where it is."""
         if not self.config.pairs:
             return
+        path = self.run.out / "report.html"
         try:
-            print(f"report: {write_run_page(self.run, rows, shlex.join(command))}")
+            write_atomically(path, render(run_page(self.run, rows, shlex.join(command))))
+            print(f"report: {path}")
         except Exception as error:  # the pictures are there all the same
             print(f"report: not written ({type(error).__name__}: {error})", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 import csv
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -11,29 +11,26 @@ import numpy as np
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from dig2dig.atomic import is_first_process, write_atomically
-from dig2dig.config import LoggerConfig
+from dig2dig.config import LoggerConfig, WandbConfig
 from dig2dig.errors import RunError
+
+Arrays = Mapping[str, np.ndarray]
 
 
 def make_loggers(config: LoggerConfig, out: Path, record: dict[str, Any], start: int = 0) -> list[Logger]:
-    """The loggers that a configuration names; those of an interrupted run go on.
+    """The loggers that a configuration names; RunError if one is not installed.
 
-    Args:
-        config: Which.
-        out: The run's folder.
-        record: The whole configuration, shown beside the run.
-        start: Step at which a resumed run goes on: what was logged from there on is replaced.
-
-    Raises:
-        RunError: A logger is not installed.
+    The loggers of an interrupted run go on at the step ``start``: what was logged from there on is replaced.
+    W&B shows ``record``, the whole configuration, beside the run.
     """
-    loggers: list[Logger] = []
-    if config.csv:
-        loggers.append(_csv_logger(out, start))
+    loggers: list[Logger] = [_csv_logger(out, start)] if config.csv else []
     if config.tensorboard:
-        loggers.append(_tensorboard_logger(out, start))
+        try:
+            loggers.append(TensorBoardLogger(out, name="tensorboard", version="", purge_step=start or None))
+        except ModuleNotFoundError as error:
+            raise RunError("logger.tensorboard needs TensorBoard: pip install 'dig2dig[finetune]'") from error
     if config.wandb.mode != "disabled":
-        loggers.append(_wandb_logger(config, out, record))
+        loggers.append(_wandb_logger(config.wandb, out, record))
     return loggers
 
 
@@ -52,31 +49,26 @@ def _csv_logger(out: Path, start: int) -> CSVLogger:
     return logger
 
 
-def _tensorboard_logger(out: Path, start: int) -> TensorBoardLogger:
-    try:
-        return TensorBoardLogger(out, name="tensorboard", version="", purge_step=start or None)
-    except ModuleNotFoundError as error:
-        raise RunError("logger.tensorboard needs TensorBoard: pip install 'dig2dig[finetune]'") from error
-
-
-def _wandb_logger(config: LoggerConfig, out: Path, record: dict[str, Any]) -> WandbLogger:
+def _wandb_logger(config: WandbConfig, out: Path, record: dict[str, Any]) -> WandbLogger:
     from wandb import Settings
 
     mark = out / "wandb_id"
     if is_first_process() and not mark.is_file():
         write_atomically(mark, token_hex(4).encode())
-    online = config.wandb.mode == "online"
-    return WandbLogger(
-        name=config.wandb.name or out.name,
+    online = config.mode == "online"
+    logger = WandbLogger(
+        name=config.name or out.name,
         save_dir=out,
         id=mark.read_text() if mark.is_file() else None,
-        project=config.wandb.project,
-        entity=config.wandb.entity,
+        project=config.project,
+        entity=config.entity,
         offline=not online,
         resume="allow" if online else None,
         config=record,
         settings=Settings(silent=True, console="off"),
     )
+    logger._wandb_init.pop("anonymous", None)  # Lightning passes it always, and W&B warns that it has no effect
+    return logger
 
 
 def log_scalars(loggers: Iterable[Logger], values: dict[str, float], step: int) -> None:
@@ -88,28 +80,24 @@ def log_scalars(loggers: Iterable[Logger], values: dict[str, float], step: int) 
 def close(loggers: Iterable[Logger]) -> None:
     """Writes what is left, and ends what would otherwise stay open until the process ends."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            if is_first_process() and logger._experiment is not None:
-                logger.experiment.finish()
-        else:
+        if not isinstance(logger, WandbLogger):
             logger.finalize("success")
+        elif is_first_process() and logger._experiment is not None:
+            logger.experiment.finish()
 
 
-def log_image(loggers: Iterable[Logger], key: str, pixels: np.ndarray, step: int) -> None:
-    """Sends a picture, uint8, (h, w, 3)."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image(key, [pixels], step)
-        elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(key, pixels, step, dataformats="HWC")
-
-
-def log_histogram(loggers: Iterable[Logger], key: str, values: np.ndarray, step: int) -> None:
-    """Sends how values are distributed."""
+def log_maps(loggers: Iterable[Logger], pictures: Arrays, histograms: Arrays, step: int) -> None:
+    """Sends pictures, uint8 (h, w, 3), and how values are distributed, by key."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             from wandb import Histogram
 
-            logger.log_metrics({key: Histogram(np_histogram=np.histogram(values, 64))}, step)  # pyright: ignore
+            for key, pixels in pictures.items():
+                logger.log_image(key, [pixels], step)
+            counts: Any = {key: Histogram(np_histogram=np.histogram(values, 64)) for key, values in histograms.items()}
+            logger.log_metrics(counts, step)
         elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_histogram(key, values, step)
+            for key, pixels in pictures.items():
+                logger.experiment.add_image(key, pixels, step, dataformats="HWC")
+            for key, values in histograms.items():
+                logger.experiment.add_histogram(key, values, step)

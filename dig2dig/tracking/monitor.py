@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
 from dig2dig.atomic import write_atomically
 from dig2dig.modules.results import Result
 from dig2dig.modules.scores import means, pair_scores, pair_statistics
-from dig2dig.tracking.loggers import log_histogram, log_image, log_scalars
+from dig2dig.tracking.loggers import log_maps, log_scalars
 from dig2dig.tracking.panels import curves, fusion_panel, histogram_values, maps_panel, to_png
 
 
@@ -25,51 +25,32 @@ def show(trainer: Trainer, result: Result, folder: Path, step: int) -> None:
     }
     for kind, pixels in pictures.items():
         write_atomically(folder / f"{name}_{kind}.png", to_png(pixels))
-        log_image(trainer.loggers, f"{kind}/{name}", pixels, step)
-    for k, modality in enumerate(modalities):
-        log_histogram(trainer.loggers, f"gain/{name}/{modality}", histogram_values(result.trace, k), step)
+    gains = {f"gain/{name}/{modality}": histogram_values(result.trace, k) for k, modality in enumerate(modalities)}
+    log_maps(trainer.loggers, {f"{kind}/{name}": pixels for kind, pixels in pictures.items()}, gains, step)
 
 
 class FusionMonitor(Callback):
-    """Shows fused pairs: in training at each validation, in inference the first ones as they are made.
+    """Shows fused pairs, with panels in ``folder``: in training at each validation, in inference as they are made.
 
-    Args:
-        folder: Where panels are written.
-        limit: Inference: at most so many pairs.
-        first: Inference: number of pairs that an earlier run has done.
+    In inference it shows at most ``limit`` pairs, and counts on from the ``first`` pairs of an earlier run.
     """
 
     def __init__(self, folder: Path, limit: int = 0, first: int = 0) -> None:
         self.folder, self.left, self.first = folder, limit, first
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Shows what the prior as it stands makes of the pairs."""
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:
+        """Shows the pairs as the prior of this step fuses them."""
         for result in shown(outputs):
             show(trainer, result, self.folder / f"step{trainer.global_step:06d}", trainer.global_step)
 
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any, **__: Any
     ) -> None:
         """Shows the next pairs that were fused, with their scores."""
         made = shown(outputs)[: self.left]
         self.left -= len(made)
         if made:
-            found = means([pair_scores(result) for result in made])
-            log_scalars(trainer.loggers, found, self.first + batch_idx)
+            log_scalars(trainer.loggers, means([pair_scores(result) for result in made]), self.first + batch_idx)
         for result in made:
             show(trainer, result, self.folder, self.first + batch_idx)
 

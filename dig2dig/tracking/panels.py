@@ -10,14 +10,10 @@ from torch.nn.functional import interpolate
 
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.statistics import DigStatistics
+from dig2dig.inference.encode import to_pixels
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: told apart by everyone
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # of Okabe and Ito, for all kinds of sight
 MARGIN = 4
-
-
-def to_pixels(image: Tensor) -> np.ndarray:
-    """An image (1 or 3, h, w) in [0, 1] as 8-bit pixels (h, w, 1 or 3), rounded."""
-    return (image.detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
 def to_colours(values: Tensor, low: float, high: float) -> np.ndarray:
@@ -44,10 +40,7 @@ def fusion_panel(sources: Tensor, fused: Tensor, modalities: Sequence[str]) -> n
 
 
 def maps_panel(trace: Sequence[Snapshot], modalities: Sequence[str], columns: int = 6, side: int = 160) -> np.ndarray:
-    """Weight and gain maps of every source over time, for the first image of the batch.
-
-    Weights go from 0 to 1 on one scale; the gains of a step share theirs.
-    """
+    """Maps of every source over time, of the first image: weights from 0 to 1, gains on one scale for each step."""
     chosen = sorted({round(i) for i in np.linspace(0, len(trace) - 1, min(columns, len(trace)))})
     rows = []
     for k, modality in enumerate(modalities):
@@ -60,10 +53,8 @@ def maps_panel(trace: Sequence[Snapshot], modalities: Sequence[str], columns: in
 def _map(step: Snapshot, kind: str, k: int, side: int) -> np.ndarray:
     maps = (step.weight if kind == "weight" else step.gain)[0, :, 0]
     low, high = (0.0, 1.0) if kind == "weight" else (float(maps.amin()), float(maps.amax()))
-    scale = side / max(maps.shape[-2:])
-    size = [max(1, round(length * scale)) for length in maps.shape[-2:]]
-    small = interpolate(maps[None, k : k + 1], size, mode="area")[0, 0]
-    return to_colours(small, low, high)
+    size = [max(1, round(length * side / max(maps.shape[-2:]))) for length in maps.shape[-2:]]
+    return to_colours(interpolate(maps[None, k : k + 1], size, mode="area")[0, 0], low, high)
 
 
 def curves(statistics: DigStatistics, modalities: Sequence[str]) -> np.ndarray:
@@ -95,9 +86,7 @@ def curves(statistics: DigStatistics, modalities: Sequence[str]) -> np.ndarray:
 
 def to_png(pixels: np.ndarray) -> bytes:
     """8-bit pixels, grey (h, w, 1) or RGB (h, w, 3), as a PNG file."""
-    encoded, buffer = cv2.imencode(".png", np.ascontiguousarray(pixels[..., ::-1] if pixels.shape[2] == 3 else pixels))
-    assert encoded
-    return buffer.tobytes()
+    return cv2.imencode(".png", np.ascontiguousarray(pixels[..., ::-1]))[1].tobytes()
 
 
 def histogram_values(trace: Sequence[Snapshot], k: int) -> np.ndarray:

@@ -3,25 +3,22 @@
 import sys
 from typing import Any
 
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 
 class Progress(Callback):
-    """Shows how many pictures are fused, or how many steps are trained, on the first process.
+    """Shows on the first process how many pictures are fused, or how many steps are trained.
 
-    Args:
-        total: Pictures or steps of the whole run.
-        unit: ``picture`` or ``step``.
-        start: Steps that an interrupted run has done.
+    ``total`` counts the pictures or steps of the whole run, ``start`` the steps that an interrupted run has done.
     """
 
     def __init__(self, total: int, unit: str, start: int = 0) -> None:
         self.total, self.unit, self.start = total, unit, start
         self.bar: tqdm[Any] | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Opens the bar."""
         if trainer.is_global_zero and stage in ("fit", "predict"):
             if self.start:
@@ -29,32 +26,22 @@ class Progress(Callback):
             self.bar = tqdm(total=self.total, initial=self.start, unit=self.unit, file=sys.stderr, dynamic_ncols=True)
 
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
         """Counts the pictures of a batch, and as many for each other process."""
         if self.bar is not None:
             self.bar.update(min(len(batch) * trainer.world_size, self.total - self.bar.n))
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         """Counts optimiser steps, and shows the loss and the last validation."""
         if self.bar is not None:
             self.bar.update(trainer.global_step - self.bar.n)
             self.bar.set_postfix({name: f"{float(v):.3g}" for name, v in trainer.progress_bar_metrics.items()})
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Closes the bar."""
-        self.teardown(trainer, pl_module, "")
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, *_: Any, **__: Any) -> None:
         """Closes the bar."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+    on_exception = teardown

@@ -29,7 +29,7 @@ ADVICE = (
 
 
 def prepare() -> None:
-    """Silences what Lightning says about itself, not its warnings about a user's mistakes; names print as they can."""
+    """Hides Lightning's messages about itself, but no warning about a user's mistake; any name can be printed."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -41,11 +41,7 @@ def prepare() -> None:
 
 
 def build_trainer(devices: TrainerConfig, **options: Any) -> Trainer:
-    """Lightning's trainer on the devices of a configuration.
-
-    Raises:
-        RunError: Lightning refuses them.
-    """
+    """Lightning's trainer on the devices of a configuration; RunError if Lightning refuses them."""
     settings: dict[str, Any] = {
         **asdict(devices),
         "use_distributed_sampler": False,  # our samplers split the batches
@@ -53,14 +49,10 @@ def build_trainer(devices: TrainerConfig, **options: Any) -> Trainer:
         "enable_model_summary": False,
         "enable_progress_bar": False,
         **options,
-        "plugins": [*options.get("plugins", []), *cluster()],
     }
+    if SLURMEnvironment.detect():  # without Lightning's own checkpoints on signals: a later run would load them
+        settings["plugins"] = [*options.get("plugins", []), SLURMEnvironment(auto_requeue=False)]
     try:
         return Trainer(**settings)
     except (ValueError, MisconfigurationException) as error:
         raise RunError(first_line(error)) from error
-
-
-def cluster() -> list[Any]:
-    """SLURM without Lightning's own checkpoints on signals: any later run beside them would load those."""
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []

@@ -35,7 +35,7 @@ def model_card(config: TrainConfig, denoiser: Denoiser, facts: Facts) -> str:
     optim, adapt = config.optim, config.adapt
     lora = f"prior.path={config.prior} prior.adapter={config.out}/adapter"
     text = Path(__file__).with_name("card.md.j2").read_text(encoding="utf-8")
-    return Template(text, undefined=StrictUndefined, keep_trailing_newline=True).render(
+    return Template(text, undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True).render(
         config=config,
         optim=optim,
         denoiser=denoiser,
@@ -49,24 +49,7 @@ def model_card(config: TrainConfig, denoiser: Denoiser, facts: Facts) -> str:
         weighting=f"min-SNR, gamma {optim.gamma:g}" if optim.weighting == "min_snr" else "none",
         use=lora if adapt.mode == "lora" else f"prior.path={config.out}/prior",
         uniform=UNIFORM_SHARE,
-        measured=measured(facts),
         dig2dig=version("dig2dig"),
         torch=version("torch"),
         python=platform.python_version(),
     )
-
-
-def measured(facts: Facts) -> str:
-    """Denoising PSNR before and after as a table, or why there is none."""
-    if not facts.after:
-        return "Not measured: the run had no validation images (`data.val`, `data.val_share`)."
-    names = list(facts.after)
-    rows = [("before", facts.before), ("after", facts.after)]
-    lines = [
-        f"PSNR in dB of one-step estimates on {facts.held_out} held-out images, one noise draw each:",
-        "",
-        f"| sigma of 255 | {' | '.join(name.removeprefix('psnr_') for name in names)} |",
-        f"| --- |{' --- |' * len(names)}",
-        *(f"| {title} | {' | '.join(f'{row[name]:.2f}' for name in names)} |" for title, row in rows if row),
-    ]
-    return "\n".join(lines)

@@ -1,6 +1,5 @@
 """What survives of a training: averaged weights, and checkpoints that are whole or not there."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 from torch.nn import ParameterList
 from torch.optim.swa_utils import AveragedModel
 
+from dig2dig.atomic import replacing
 from dig2dig.errors import RunError, first_line
 
 
@@ -19,15 +19,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints beside their place and renames them: a run that is killed leaves the one before."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Temporary name, fsync, rename."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.part")  # one writer, so that leftovers are replaced
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        """Temporary name, fsync, rename; what a killed run left goes."""
+        for part in Path(path).parent.glob(".*.part*"):
+            part.unlink(missing_ok=True)
+        with replacing(Path(path)) as part:
+            torch.save(checkpoint, part)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -230,9 +230,9 @@ def export(config: TrainConfig, data: ImageDataModule, devices: int) -> dict[str
     folder = out / ("adapter" if config.adapt.mode == "lora" else "prior")
     if config.adapt.mode == "lora":
         save_adapter(denoiser, folder, config.prior, config.adapt.rank, config.adapt.alpha)
-        print(f"adapter written: python infer.py … prior.path={config.prior} prior.adapter={folder}")
+        print(f"adapter written: dig2dig infer … prior.path={config.prior} prior.adapter={folder}")
     else:
         save_prior(denoiser, folder)
-        print(f"prior written: python infer.py … prior.path={folder}")
+        print(f"prior written: dig2dig infer … prior.path={folder}")
     write_atomically(folder / "README.md", card.encode())
     return after

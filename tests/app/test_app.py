@@ -17,7 +17,7 @@ import infer
 from dig2dig.api import preset
 from dig2dig.app.__main__ import main
 from dig2dig.app.config import AppConfig
-from dig2dig.app.job import TASKS, Done, Order, Progress, fuse_order
+from dig2dig.app.job import TASKS, Done, Order, Progress, fuse_order, guess_task
 from dig2dig.config import PriorConfig
 from dig2dig.errors import JobError
 from dig2dig.priors.load import open_prior
@@ -75,17 +75,21 @@ def test_the_command_makes_the_same_bytes(
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ("one", "1 images: give 2 to 8 of one scene"),
+        ("one", "drop 2 to 8 images of one scene, not 1"),
+        ("twice", "a.png: dropped twice"),
         ("text", "notes.txt: not an image; this page takes"),
         ("truncated", "b.png: damaged image"),
         ("black", "b.png: every pixel is 0"),
         ("large", "a.png: 64x48 pixels; this page takes 0.001 million"),
         ("size", "sources differ in size: a.png 64x48, b.png 64x40; choose under 'If they do not lie on each other'"),
-        ("steps", "steps must lie in [1, 100], not 0"),
+        ("unrelated", "b.png: does not register: "),
+        ("steps", "'Steps' must lie in 1 to 100, not 0"),
         ("task", "no task 'x'"),
     ],
 )
-def test_what_cannot_be_fused_is_told_in_one_line(change: str, line: str, tmp_path: Path, tiny: Path) -> None:
+def test_a_refusal_is_one_line_with_the_names_of_files_and_controls(
+    change: str, line: str, tmp_path: Path, tiny: Path
+) -> None:
     first, second = crops(tmp_path / "uploads", PAIR, ["a.png", "b.png"])
     limits = {"megapixels": 0.001} if change == "large" else {}
     if change == "truncated":
@@ -93,12 +97,59 @@ def test_what_cannot_be_fused_is_told_in_one_line(change: str, line: str, tmp_pa
     if change in ("black", "size"):
         pixels = np.zeros((48, 64), np.uint8) if change == "black" else corpus.picture(3, height=40, width=64)
         Image.fromarray(pixels).save(second[0])
-    files = {"one": [first], "text": [first, (second[0], "notes.txt")]}.get(change, [first, second])
-    order = Order(files, "x" if change == "task" else "ivf", 0 if change == "steps" else 2)
-    with pytest.raises(JobError) as told:
+    if change == "unrelated":
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64), np.uint8)).save(second[0])
+    files = {"one": [first], "twice": [first, first], "text": [first, (second[0], "notes.txt")]}
+    align = "ecc" if change == "unrelated" else "none"
+    steps = 0 if change == "steps" else 2
+    order = Order(files.get(change, [first, second]), "x" if change == "task" else "ivf", steps, align=align)
+    with pytest.raises(JobError) as refusal:
         fused(order, tiny, tmp_path / "work", **limits)
-    text = str(told.value)
-    assert line in text and "\n" not in text and str(tmp_path) not in text
+    text = str(refusal.value)
+    assert text.startswith(line) and not any(
+        word in text for word in ("\n", str(tmp_path), "align=", "source_", "reference")
+    )
+
+
+def test_notes_have_the_names_of_files_and_controls(tmp_path: Path, tiny: Path) -> None:
+    """A thermal frame that uses a part of its 16 bits, 9 pixels to the right, under names that look like options."""
+    visible, infrared = (np.asarray(Image.open(file).convert("L"))[100:356, 200:456] for file in PAIR)
+    (tmp_path / "uploads").mkdir()
+    Image.fromarray(visible).save(tmp_path / "uploads" / "0.png")
+    Image.fromarray(7000 + 4 * np.roll(visible, 9, 1).astype(np.uint16)).save(tmp_path / "uploads" / "1.png")
+    files = [(tmp_path / "uploads" / "0.png", "source_2.png"), (tmp_path / "uploads" / "1.png", "source_1 (1).png")]
+    *_, done = fused(Order(files, "ivf", 2), tiny, tmp_path / "work")
+    assert isinstance(done, Done) and done.text.startswith("Fused: 256×256 pixels in ")
+    _, span, shift, control = done.text.split("; ")
+    assert span.startswith("source_1 (1).png: values 7") and span.endswith(" are black to white")
+    assert shift == "source_1 (1).png: seems shifted by 9, 0 px" and control == "'find the homography' registers them"
+    with pytest.raises(
+        JobError, match=r"^sources differ in size: source_2\.png 256x256, source_1 \(1\)\.png 64x48; choose"
+    ):
+        Image.fromarray(infrared[:48, :64]).save(files[1][0])
+        fused(Order(files, "ivf", 2), tiny, tmp_path / "again")
+
+
+def test_three_colour_pictures_of_one_size_are_guessed_to_be_exposures(tmp_path: Path) -> None:
+    stack, pair = list(map(str, STACK)), list(map(str, PAIR))
+    assert guess_task(stack, "ivf") == "mef" and guess_task(None, "ivf") == "ivf"
+    assert guess_task(stack[:2], "ivf") == "ivf" and guess_task([*pair, pair[0]], "mif") == "mif"  # infrared is grey
+    with Image.open(STACK[0]) as picture:
+        picture.resize((64, 48)).save(tmp_path / "small.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    for other in ("small", "broken"):
+        assert guess_task([*stack[:2], str(tmp_path / f"{other}.png")], "mff") == "mff"
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".jpg", ".webp"])
+def test_the_download_is_called_fused_in_the_format_of_the_first_image(suffix: str, tmp_path: Path, tiny: Path) -> None:
+    first, second = crops(tmp_path / "uploads", PAIR, ["a.png", "b.png"])
+    with Image.open(first[0]) as picture:
+        picture.save(tmp_path / f"c{suffix}")
+    *_, done = fused(Order([(tmp_path / f"c{suffix}", f"mine{suffix}"), second], "ivf", 2), tiny, tmp_path / "work")
+    assert isinstance(done, Done) and done.file.name == f"fused{suffix}"
+    with Image.open(done.file) as picture:
+        assert picture.size == (64, 48) and picture.format == {".tif": "TIFF", ".jpg": "JPEG", ".webp": "WEBP"}[suffix]
 
 
 def test_sizes_are_brought_together_where_that_is_asked_for(tmp_path: Path, tiny: Path) -> None:
@@ -170,5 +221,8 @@ def test_two_files_give_a_picture_and_a_broken_one_gives_a_line(
     assert found.value.suggested_filename == "fused.png"
     with Image.open(found.value.path()) as picture:
         assert picture.size == (64, 48)
+    page.locator("#files [aria-label='Clear']").click()
+    page.set_input_files("#files input[type=file]", [str(file) for file in STACK])
+    page.wait_for_function("document.querySelector('input[aria-label=\"What they are\"]').value == 'multi-exposure'")
     assert wrong == [] and all(url.startswith(page_url) for url in asked)
     page.close()

@@ -15,7 +15,7 @@ from dig2dig.benchmark.datasets import find_cases, read_case
 from dig2dig.benchmark.rows import Rows
 from dig2dig.benchmark.tables import collect, holm, paired
 from dig2dig.errors import PairingError
-from dig2dig.fusion import comparators as baselines
+from dig2dig.fusion import comparators
 from dig2dig.metrics import MAIN
 from tests.conftest import EXAMPLES
 
@@ -55,7 +55,7 @@ def quality(data: Path, out: Path, *more: str) -> int:
 
 
 def test_quality_end_to_end_and_again(data: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(baselines.ddfm, "__defaults__", ("code", 3))
+    monkeypatch.setattr(comparators.ddfm, "__defaults__", ("code", 3))
     assert quality(data, tmp_path) == 0
     rows = table(tmp_path / "results.csv")
     methods = {(row["dataset"], row["method"]) for row in rows}
@@ -200,7 +200,7 @@ def test_ranks_know_which_way_is_better(tmp_path: Path) -> None:
 
 def test_speed_end_to_end(data: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every section on small images: figures are there and hang together; how large they are is no test's business."""
-    monkeypatch.setattr(baselines.ddfm, "__defaults__", ("code", 3))
+    monkeypatch.setattr(comparators.ddfm, "__defaults__", ("code", 3))
     monkeypatch.setattr("dig2dig.benchmark.speed.SIDE", 64)
     small = ["repeats=1", "megapixels=0.01", "seeds=2", f"data={data}", f"out={tmp_path}", f"prior.path={tiny}"]
     assert main(["speed", *small]) == 0

@@ -1,12 +1,13 @@
 """Registration and doubts about alignment, on the bundled pairs moved by known amounts."""
 
+import re
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from datamodules.align import agreement, misregistration, register, rescale, structure
+from datamodules.align import Registration, agreement, misregistration, register, rescale, structure
 from datamodules.readers.pixels import read_image
 from dig2dig.errors import AlignmentError
 from tests.conftest import EXAMPLES
@@ -73,6 +74,56 @@ def test_focal_planes_register_to_a_fraction_of_a_pixel(how) -> None:
     assert np.abs(found.image - far)[inner].mean() < 0.01 < np.abs(moved(far, true) - far)[inner].mean()
 
 
+def words(matrix: np.ndarray, size: tuple[int, int] = (80, 100)) -> str:
+    """What is said of a registration onto a reference of 100x80 pixels."""
+    return str(Registration(np.zeros((80, 100)), matrix, 34.2, size))
+
+
+def about_the_middle(clockwise: float, scale: float, dx: float = 0, dy: float = 0) -> np.ndarray:
+    """Reference to source, both of 100x80 pixels: content turns by degrees about the middle, grows, then moves."""
+    matrix = np.vstack([cv2.getRotationMatrix2D((50, 40), -clockwise, scale), [0, 0, 1]])
+    return shift(dx, dy) @ matrix
+
+
+@pytest.mark.parametrize(
+    ("matrix", "said"),
+    [
+        (shift(-12.5, 7), "moved by 12.5, -7 px"),
+        (shift(0.04, 0.04), "moved by 0, 0 px"),  # never -0
+        (shift(-0.04, 3), "moved by 0, -3 px"),
+        (about_the_middle(-1.2, 1), "moved by 0, 0 px, turned by 1.2°"),
+        (about_the_middle(5, 1.25, 2, 3), "moved by -1.8, -2.3 px, turned by -5°, scaled to 80 %"),
+        (about_the_middle(0.04, 1.0004), "moved by 0, 0 px"),
+        (np.array([[1, 0, 0], [0, 1, 0], [1e-3, 0, 1]]), "with perspective"),
+        (np.array([[1, 0, 0], [0, 1, 0], [1e-6, 0, 1]]), "moved by 0, 0 px"),
+    ],
+)
+def test_words_say_what_was_done_to_the_source(matrix: np.ndarray, said: str) -> None:
+    end = " (agreement 34, at least 12 is needed)"
+    said_of_it = words(matrix)
+    assert said_of_it.endswith(said + end) and ("perspective" in said or said_of_it == said + end)
+    assert words(5 * matrix) == said_of_it  # a homography has no scale of its own
+
+
+def test_words_of_a_source_of_another_size() -> None:
+    half = np.diag([0.5, 0.5, 1])
+    assert words(half, (40, 50)).startswith("moved by 0, 0 px, scaled to 200 % (")
+    assert words(half @ shift(-6, 4), (40, 50)).startswith("moved by 6, -4 px, scaled to 200 % (")
+
+
+@pytest.mark.parametrize(("clockwise", "scale"), [(3, 1.04), (-2, 0.97)])
+def test_words_fit_a_source_that_is_turned_and_scaled(clockwise: float, scale: float) -> None:
+    """The source is turned back by as much, and scaled back."""
+    near, far = focal()
+    height, width = near.shape[:2]
+    true = np.vstack([cv2.getRotationMatrix2D((width / 2, height / 2), -clockwise, scale), [0, 0, 1]])
+    found = str(register(near, moved(far, true), "ecc"))
+    match = re.match(r"moved by (\S+), (\S+) px, turned by (\S+)°, scaled to (\S+) % \(agreement", found)
+    assert match and "-0 " not in found and "-0," not in found
+    dx, dy, turn, percent = map(float, match.groups())
+    assert max(abs(dx), abs(dy)) < 0.6 and abs(turn + clockwise) < 0.15 and abs(percent - 100 / scale) < 0.4
+
+
 def test_a_source_of_another_size_registers() -> None:
     near, far = focal()
     height, width = near.shape[:2]
@@ -91,9 +142,9 @@ def test_other_scenes_do_not_register() -> None:
 
 def test_doubts_name_the_shift() -> None:
     visible, infrared = thermal()
-    assert not misregistration(visible, infrared).suspicious and not misregistration(*focal()).suspicious
+    assert misregistration(visible, infrared) is None and misregistration(*focal()) is None
     doubt = misregistration(visible, moved(infrared, shift(14, -10)))
-    assert doubt.suspicious and abs(doubt.dx - 14) < 2.5 and abs(doubt.dy + 10) < 2.5
+    assert doubt is not None and abs(doubt[0] - 14) < 2.5 and abs(doubt[1] + 10) < 2.5
 
 
 def test_runs_resize_register_refuse_and_warn(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -251,11 +251,23 @@ def test_images_are_listed_by_a_file_and_split_by_stem(tmp_path: Path) -> None:
     assert hold_out(paths, 0.25, 1) != (train, val)
     more = hold_out([*paths, tmp_path / "new.png"], 0.25, 0)
     assert set(val) <= set(more[1])  # a new file moves no other
+    assert [len(part) for part in hold_out(paths[:1], 0.1, 0)] == [1, 0]
     config = ImageDataConfig(root=str(tmp_path), val=str(tmp_path / "some.txt"))
     data = ImageDataModule(config, 0, 1)
     assert data.train is None  # files are listed in setup
     data.setup("fit")
     assert data.val is not None and data.train is not None and len(data.val) == 2 and len(data.train) == 78
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_folder_too_small_for_its_share_holds_one_image_out(seed: int, tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{i}.png", 8, 8) for i in range(3)]
+    train, val = hold_out(paths, 0.1, seed)
+    assert len(val) == 1 and sorted([*train, *val]) == paths and hold_out(paths, 0.0, seed) == (paths, [])
+    data = ImageDataModule(ImageDataConfig(root=str(tmp_path), val_share=0.1), seed, 1)
+    data.setup("fit")
+    assert data.train is not None and data.val is not None and (len(data.train), len(data.val)) == (2, 1)
+    assert data.val.paths == val
 
 
 def test_sources_of_a_pair_move_together_and_change_apart() -> None:

@@ -1,6 +1,7 @@
 """Files that a run writes, decoded, against the tensors that it had."""
 
 import csv
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from datamodules.pairs import Sample
+from datamodules.ranges import to_unit
 from dig2dig.config import SaveConfig
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.inference.encode import encode, suffix_of, to_pixels
@@ -59,7 +61,8 @@ def test_maps_hold_the_weights_and_the_gains_of_their_source_and_step(tmp_path: 
     written(tmp_path, made, weights=True)
     names = {path.name for path in (tmp_path / "night_maps").iterdir()}
     ends = ("step000_t805", "step001_t007")
-    assert names == {f"{kind}_{m}_{end}.png" for kind in ("gain", "weight") for m in ("visible", "infrared") for end in ends}  # fmt: skip
+    expected = product(("gain", "weight"), ("visible", "infrared"), ends)
+    assert names == {f"{kind}_{modality}_{end}.png" for kind, modality, end in expected}
     for snapshot, end in zip(made.trace, ends, strict=True):
         for k, modality in enumerate(("visible", "infrared")):
             weight = values_of(tmp_path / "night_maps" / f"weight_{modality}_{end}.png")
@@ -110,6 +113,19 @@ def test_pixels_are_rounded_and_clipped() -> None:
 def test_a_result_has_the_format_of_the_reference_where_that_is_a_picture() -> None:
     assert [suffix_of("reference", source) for source in (".jpg", ".nii", ".tif")] == [".jpg", ".png", ".tif"]
     assert suffix_of("webp", ".jpg") == ".webp"
+
+
+def test_stored_values_become_intensities() -> None:
+    """The whole type, chosen values, or the 0.1 and the 99.9 percentile: of 0 … 1000 these are 1 and 999."""
+    deep = np.arange(1001, dtype=np.uint16).reshape(1, 1001)
+    assert to_unit(deep, "full")[0][0, [0, 1000]].tolist() == pytest.approx([0, 1000 / 65535])
+    for scale in ("percentile", "auto"):  # it fills less than a quarter of its type
+        unit, note = to_unit(deep, scale)
+        assert unit[0, [0, 1, 500, 999, 1000]].tolist() == pytest.approx([0, 0, 499 / 998, 1, 1], abs=1e-5)
+        assert note == "values 1 to 999 are black to white"
+    assert to_unit(deep, "200-600")[0][0, [100, 200, 300, 700]].tolist() == pytest.approx([0, 0, 0.25, 1])
+    assert to_unit(deep * 60)[0][0, 500] == pytest.approx(500 * 60 / 65535)  # this fills it
+    assert to_unit(np.array([[0, 51]], np.uint8))[0].tolist() == [[0, pytest.approx(0.2)]]
 
 
 def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dig2dig import metrics
-from dig2dig.metrics import ALL, CONVENTIONS, MAIN, METRICS, fusion_metrics, gradient, histogram
+from dig2dig.metrics import ALL, CONVENTIONS, MAIN, METRICS, fusion_metrics, gradient, information
 
 
 def copies(image: Tensor, k: int = 2) -> Tensor:
@@ -21,7 +21,7 @@ def ramp() -> Tensor:
 
 
 def test_contrast_in_closed_form(ramp: Tensor) -> None:
-    assert float(histogram.entropy(ramp)) == pytest.approx(8.0)
+    assert float(information.entropy(ramp)) == pytest.approx(8.0)
     assert float(gradient.standard_deviation(ramp)) == pytest.approx(math.sqrt((256**2 - 1) / 12))
     assert float(gradient.spatial_frequency(ramp)) == pytest.approx(math.sqrt(1 + 16**2))
     assert float(gradient.average_gradient(ramp)) == pytest.approx(math.sqrt((1 + 16**2) / 2))
@@ -91,7 +91,7 @@ def test_colour_is_luminance_or_channels() -> None:
         for name, value in fusion_metrics(*colour, convention, names).items():
             torch.testing.assert_close(value, single[name])
     rgb = torch.rand(1, 3, 40, 40)
-    channels = torch.stack([histogram.entropy(rgb[:, c : c + 1]) for c in range(3)])
+    channels = torch.stack([information.entropy(rgb[:, c : c + 1]) for c in range(3)])
     torch.testing.assert_close(METRICS["EN"](rgb, rgb[:, None], "vifb"), channels.mean(0))
     wide = torch.cat(rgb.unbind(1), -1)[:, None]
     expected = gradient.spatial_frequency_vifb(wide)

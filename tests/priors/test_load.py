@@ -110,7 +110,7 @@ def test_adm_256_has_the_published_size() -> None:
     assert attention == {AttnProcessor2_0}  # torch's fused kernel: no matrix of all pairs of positions
 
 
-@pytest.mark.slow
+@pytest.mark.huge
 def test_full_size_adm_samples_as_azula(tmp_path: Path) -> None:
     reference = adm_reference(ADM_256)
     torch.save(reference.backbone.state_dict(), tmp_path / "256x256_diffusion_uncond.pt")

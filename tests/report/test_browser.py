@@ -47,7 +47,18 @@ def test_everything_is_on_the_page_and_odd_names_break_nothing(reported: tuple[l
         assert all((out / os.fsdecode(unquote_to_bytes(one))).is_file() for one in sources) and len(sources) == 2
         head = page.locator(".head").inner_text()
         assert "python infer.py" in head and "6 fused, 1 failed" in head
-        assert "sha256" in page.locator(".record pre").text_content()
+        record = page.locator(".record pre").text_content()
+        assert "\nsampler:\n  steps: 3\n" in record and "prior_sha256" in record and "␊" not in record
+        for summary in page.locator(".record summary").all():
+            summary.click()
+        assert page.evaluate("document.documentElement.scrollWidth") == 1280
+        lines = page.locator(".numbers tr").evaluate_all(
+            "all => all.map((one) => [...one.cells].map((c) => c.innerText))"
+        )
+        assert lines[0][:3] == ["pair", "method", "EN ↑"] and len(lines) == 1 + 3 + len(ODD)
+        assert [line[:2] for line in lines[1:4]] == [["mean of 6 pairs", m] for m in ("fused", "mean", "laplacian")]
+        column = [float(line[3]) for line in lines[1:]]
+        assert column[0] == pytest.approx(np.mean(column[3:]), rel=1e-3)
         panels = page.locator("#pair-1 .panel").evaluate_all("all => all.map((one) => one.dataset.label)")
         assert panels == ["visi<b>le", "infrared", "fused", "mean", "laplacian"]
         rows = page.locator("#pair-1 .scores tbody tr").count()

@@ -17,11 +17,10 @@ from datamodules.readers.pixels import read_image
 from dig2dig.modules.fuser import Fuser
 from dig2dig.modules.fusion import FusionModule
 from dig2dig.report.__main__ import main as compare
-from dig2dig.report.fragments import fragment_file
-from dig2dig.report.page import Page, Row, link, render, shown
+from dig2dig.report.page import LISTED, Page, Row, link, render, shown
 from dig2dig.report.pictures import view_of_files
-from dig2dig.report.thumbs import BUDGET, DETAILS, data_uri, evenly, within_budget
-from dig2dig.report.views import PairView, Panel, ranks
+from dig2dig.report.thumbs import BUDGET, DETAILS, data_uri, evenly, illustrated
+from dig2dig.report.views import PairView, Panel, fragment_file, ranks
 from dig2dig.report.writer import ReportWriter
 from tests import corpus
 from tests.reports import FAST, cards, write_pairs
@@ -42,15 +41,15 @@ def test_maps_are_the_weights_and_estimates_are_of_as_many_pairs_as_asked(
     reported: tuple[list[str], Path],
 ) -> None:
     found = cards(reported[1])
-    assert sum(all(moment.estimate for moment in card.views) for card in found.values()) == 1
+    assert sum(all(step.estimate for step in card.views) for card in found.values()) == 1
     for card in found.values():
         np.testing.assert_allclose(np.sum(card.weights, 1), 1, atol=1e-3)
-        for moment in card.views:
-            maps = [decoded(uri) for uri in moment.weight]
+        for step in card.views:
+            maps = [decoded(uri) for uri in step.weight]
             assert maps[0].shape == (48, 64)
             np.testing.assert_allclose(sum(maps), 255, atol=12)
-            assert maps[0].mean() / 255 == pytest.approx(card.weights[moment.index][0], abs=0.02)
-            assert max(decoded(uri).max() for uri in moment.gain) >= 250 and moment.low <= moment.high
+            assert maps[0].mean() / 255 == pytest.approx(card.weights[step.index][0], abs=0.02)
+            assert max(decoded(uri).max() for uri in step.gain) >= 250 and step.low <= step.high
 
 
 def decoded(uri: str) -> np.ndarray:
@@ -124,7 +123,7 @@ def test_a_resumed_run_shows_all_pairs_up_to_the_cap_and_nothing_stale(
     assert cards(tmp_path / "out")["a"].facts != old.facts
 
 
-@pytest.mark.parametrize("broken", ["dig2dig.report.writer.pair_view", "dig2dig.report.writer.write_run_page"])
+@pytest.mark.parametrize("broken", ["dig2dig.report.writer.pair_view", "dig2dig.report.writer.run_page"])
 def test_a_report_that_fails_leaves_the_run_as_it_is(
     broken: str, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -175,12 +174,9 @@ def test_any_pair_fits_its_budget_and_twenty_fit_fifteen_megabytes(tmp_path: Pat
     """Noise is what packs worst: twelve pictures of it."""
     noise = [(Panel(str(i), "result"), torch.rand(3, 480, 640)) for i in range(12)]
 
-    def make(detail: Any) -> PairView:
-        panels = [Panel(p.label, p.role, data_uri(image, detail.picture, detail.quality)) for p, image in noise]
-        return PairView("noise", [], 640, 480, panels)
-
-    assert make(DETAILS[0]).characters > BUDGET
-    card = within_budget(make)
+    most = [data_uri(image, DETAILS[0].picture, DETAILS[0].quality) for _, image in noise]
+    assert sum(map(len, most)) > BUDGET
+    card = illustrated(PairView("noise", [], 640, 480, []), noise)
     assert BUDGET / 8 < card.characters <= BUDGET
     assert len(render(Page("twenty", "", cards=[card] * 20))) < 15e6
     assert evenly(5, 16) == [0, 1, 2, 3, 4] and evenly(50, 3) == [0, 24, 49] and evenly(0, 3) == []
@@ -202,6 +198,25 @@ def test_text_and_links_of_users_are_escaped() -> None:
     assert "<title>&lt;t&gt;" in html and "�&lt;b&gt;" in html and 'href="javascript%3Aalert%281%29"' in html
     assert link("a b/ü?#.png") == "a%20b/%C3%BC%3F%23.png" and link("\udcff.png") == "%FF.png"
     assert link("/a b.png") == "file:///a%20b.png" and shown("a\nb\x7f\u202e") == "a␊b��"
+
+
+def test_long_lists_are_cut_and_their_rest_is_counted() -> None:
+    rows = [Row(f"p{i}", "why") for i in range(LISTED + 7)]
+    html = render(Page("t", "", failed=rows, others=rows[:LISTED])).decode()
+    assert f"{LISTED + 7} failed" in html and html.count("And 7 more.") == 1
+    assert html.count("<li><strong>") == LISTED and "<li>p299 <span>why</span></li>" in html
+
+
+def test_notes_of_the_table_stand_with_each_pair(tmp_path: Path, tiny: Path) -> None:
+    pairs = write_pairs(tmp_path, ["a", "b"])
+    for name in ("a", "b"):
+        with Image.open(tmp_path / "infrared" / f"{name}.png") as picture:
+            picture.resize((32, 24)).save(tmp_path / "infrared" / f"{name}.png")
+    arguments = [*FAST, *pairs, f"prior.path={tiny}", f"out={tmp_path / 'out'}", "align=resize", "report.pairs=1"]
+    assert infer.main(arguments) == 0
+    card, _, others = (tmp_path / "out" / "report.html").read_text().partition('id="others"')
+    assert "<span>infrared: resized from 32x24</span>" in card
+    assert "<span>64x48 infrared: resized from 32x24</span>" in others
 
 
 def test_sources_of_other_sizes_are_shown_without_metrics(tmp_path: Path) -> None:

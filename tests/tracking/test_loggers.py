@@ -92,7 +92,7 @@ def test_csv_and_tensorboard_have_the_same_numbers(run: Path) -> None:
     assert (run / "fusion" / "step000020" / "00036N_panel.png").is_file()
 
 
-def test_inference_shows_the_same(tmp_path: Path) -> None:
+def test_inference_shows_the_same(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     more = ["logger.wandb.mode=offline", "logger.csv=true", "logger.pairs=1", "sampler.steps=2"]
     config = [str(ROOT / "configs/ivf.yaml"), "trainer.accelerator=cpu", "batch_size=1"]
     small = tmp_path / "small"
@@ -101,6 +101,8 @@ def test_inference_shows_the_same(tmp_path: Path) -> None:
         shrink(Path(folder) / "00036N.png", small / name / "00036N.png")
     pairs = [f"sources.{name}={small / name}" for name in ("visible", "infrared")]
     assert infer.main([*config, *pairs, *more, f"out={tmp_path / 'out'}"]) == 0
+    printed = "".join(capfd.readouterr())
+    assert "1/1" in printed and "anonymous" not in printed and "wandb" not in printed
     keys = names(read_wandb(tmp_path / "out"))
     assert FUSION | DIG | {"panel/00036N", "maps/00036N", "curves/00036N"} <= keys
     assert (tmp_path / "out" / "panels" / "00036N_panel.png").is_file()

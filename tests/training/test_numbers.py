@@ -16,6 +16,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from datamodules.image_data import ImageDataModule, StepSampler, hold_out
+from datamodules.transforms import training_crops
 from dig2dig.config import LoggerConfig, TrainerConfig, WandbConfig
 from dig2dig.config_train import AdaptConfig, ImageDataConfig, OptimConfig, TrainConfig
 from dig2dig.errors import RunError
@@ -264,6 +265,18 @@ def test_images_are_held_out_by_their_stems() -> None:
         left, held = hold_out(paths, share, 7)
         assert {path.stem for path in held} == set(ranked[:count]) and len(held) == 2 * count
         assert sorted(left + held) == sorted(paths)
+
+
+def test_a_share_of_the_crops_is_grey() -> None:
+    """None, all, or three in ten; a crop at twice the size is the mean over 2 × 2 pixels."""
+    pixels = picture(1, 3)
+    for share, low, high in ((0.0, 0, 0), (1.0, 60, 60), (0.3, 8, 30)):
+        crops = training_crops(8, [1.0], share)
+        crops.set_random_seed(5)
+        made = [crops(image=pixels)["image"] for _ in range(60)]
+        assert low <= sum(bool((crop == crop[..., :1]).all()) for crop in made) <= high
+    halved = training_crops(12, [2.0], 0.0)(image=np.full((24, 24, 3), 200, np.uint8))["image"]
+    assert halved.shape == (12, 12, 3) and halved.std() == 0
 
 
 def test_the_card_tells_the_run(config: TrainConfig, tiny: Path) -> None:

@@ -44,7 +44,7 @@ function shape(name, attributes, text) {
 class Steps {
   constructor(section) {
     this.section = section;
-    this.told = JSON.parse(section.querySelector("script").textContent);
+    this.data = JSON.parse(section.querySelector("script").textContent);
     this.slider = section.querySelector("input[type=range]");
     this.greys = new Map();
     this.place = null;
@@ -59,7 +59,7 @@ class Steps {
     this.show();
   }
 
-  get moment() { return this.told.views[Number(this.slider.value)]; }
+  get step() { return this.data.views[Number(this.slider.value)]; }
 
   go(by) {
     this.slider.value = String(Number(this.slider.value) + by);
@@ -67,49 +67,49 @@ class Steps {
   }
 
   play() {
-    if (Number(this.slider.value) === this.told.views.length - 1) this.slider.value = "0";
+    if (Number(this.slider.value) === this.data.views.length - 1) this.slider.value = "0";
     this.playing = setInterval(() => {
       this.go(1);
-      if (Number(this.slider.value) === this.told.views.length - 1) this.stop();
+      if (Number(this.slider.value) === this.data.views.length - 1) this.stop();
     }, 600);
     this.show();
-    this.tellPlaying();
+    this.labelPlaying();
   }
 
   stop() {
     clearInterval(this.playing);
     this.playing = null;
-    this.tellPlaying();
+    this.labelPlaying();
   }
 
-  tellPlaying() {
+  labelPlaying() {
     const button = this.section.querySelector(".play");
     button.textContent = this.playing ? "❚❚" : "▶";
     button.setAttribute("aria-label", this.playing ? "Pause" : "Play");
   }
 
   async show() {
-    const moment = this.moment, total = this.told.times.length;
+    const step = this.step, total = this.data.times.length;
     const output = this.section.querySelector(".time output");
     const strong = document.createElement("b");
-    strong.textContent = `Step ${moment.index + 1} of ${total}`;
-    output.replaceChildren(strong, ` · t ${moment.t} · noise ${+moment.sigma.toPrecision(2)}`);
+    strong.textContent = `Step ${step.index + 1} of ${total}`;
+    output.replaceChildren(strong, ` · t ${step.t} · noise ${+step.sigma.toPrecision(2)}`);
     this.slider.setAttribute("aria-valuetext", output.textContent);
     const ends = this.section.querySelectorAll(".ramp[data-kind=gain] b");
-    ends[0].textContent = String(+moment.low.toPrecision(2));
-    ends[1].textContent = String(+moment.high.toPrecision(3));
-    this.now?.setAttribute("transform", `translate(${this.across(moment.index)} 0)`);
+    ends[0].textContent = String(+step.low.toPrecision(2));
+    ends[1].textContent = String(+step.high.toPrecision(3));
+    this.now?.setAttribute("transform", `translate(${this.across(step.index)} 0)`);
     for (const { kind, layer } of this.maps) {
-      if (kind === "guided" || kind === "estimate") layer.src = moment[kind];
+      if (kind === "guided" || kind === "estimate") layer.src = step[kind];
     }
     const drawn = this.maps.filter(({ kind }) => kind === "weight" || kind === "gain");
-    const greys = await Promise.all(drawn.map(({ kind, source }) => this.grey(moment[kind][source])));
-    if (moment !== this.moment) return; // the slider has moved on
+    const greys = await Promise.all(drawn.map(({ kind, source }) => this.grey(step[kind][source])));
+    if (step !== this.step) return; // the slider has moved on
     drawn.forEach((map, i) => {
       map.grey = greys[i];
       paint(map.layer, greys[i]);
     });
-    this.section.dataset.shown = String(moment.index);
+    this.section.dataset.shown = String(step.index);
     this.read(this.place);
   }
 
@@ -121,23 +121,23 @@ class Steps {
   // What the maps say at a place of the picture, in shares of its sides.
   read(place) {
     this.place = place;
-    const { low, high } = this.moment;
+    const { low, high } = this.step;
     for (const { kind, grey, output } of this.maps) {
       if (!output) continue;
       const column = place && grey && clamp(Math.floor(place[0] * grey.width), 0, grey.width - 1);
       const row = place && grey && clamp(Math.floor(place[1] * grey.height), 0, grey.height - 1);
       const value = place && grey && grey.values[row * grey.width + column] / 255;
-      const told = kind === "gain" ? low + value ** 2 * (high - low) : value;
-      output.textContent = place && grey ? told.toFixed(2) : "";
+      const number = kind === "gain" ? low + value ** 2 * (high - low) : value;
+      output.textContent = place && grey ? number.toFixed(2) : "";
     }
   }
 
-  across(index) { return 34 + (this.wide * index) / Math.max(this.told.times.length - 1, 1); }
+  across(index) { return 34 + (this.wide * index) / Math.max(this.data.times.length - 1, 1); }
 
   drawCurves() {
     const svg = this.section.querySelector("svg");
     this.wide = clamp(svg.clientWidth - 134, 120, 480);
-    const { times, weights, modalities, views } = this.told;
+    const { times, weights, modalities, views } = this.data;
     const up = (weight) => 172 - 160 * weight;
     svg.setAttribute("viewBox", `0 0 ${this.wide + 134} 196`);
     for (const level of [0, 0.5, 1]) {
@@ -162,7 +162,7 @@ class Steps {
     svg.addEventListener("pointerdown", (event) => {
       const box = svg.getBoundingClientRect();
       const wanted = ((((event.clientX - box.left) * (this.wide + 134)) / box.width - 34) / this.wide) * (times.length - 1);
-      const far = (moment) => Math.abs(moment.index - wanted);
+      const far = (step) => Math.abs(step.index - wanted);
       const nearest = views.reduce((best, one, i) => (far(one) < far(views[best]) ? i : best), 0);
       this.slider.value = String(nearest);
       this.show();

@@ -56,16 +56,16 @@ class Viewer {
     this.stage.querySelector(`.tag.${side}`).textContent = panel.dataset.label;
     const chosen = [this.selects.left, this.selects.right].map((select) => Number(select.value));
     this.panels.forEach((one, i) => one.classList.toggle("chosen", chosen.includes(i)));
-    this.tellSplit();
+    this.labelSplit();
   }
 
   setSplit(percent) {
     this.split = clamp(percent, 0, 100);
     this.stage.style.setProperty("--split", `${this.split}%`);
-    this.tellSplit();
+    this.labelSplit();
   }
 
-  tellSplit() {
+  labelSplit() {
     const shown = Math.round(this.split);
     const label = (side) => this.panels[Number(this.selects[side].value)]?.dataset.label ?? "";
     this.divider.setAttribute("aria-valuenow", String(shown));

@@ -1,0 +1,181 @@
+"""Sections of ``benchmark speed`` on larger images and real data, and what all sections share."""
+
+import itertools
+import multiprocessing
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dig2dig.api import preset
+from dig2dig.atomic import write_atomically
+from dig2dig.benchmark.config import SpeedConfig
+from dig2dig.benchmark.datasets import example_pair, find_cases, names, read_case
+from dig2dig.benchmark.methods import SCOPES, Fuser, open_fuser
+from dig2dig.color import luminance
+from dig2dig.config import SamplerConfig
+from dig2dig.errors import PairingError
+from dig2dig.fusion.sampler import fuse
+from dig2dig.metrics import MAIN, fusion_metrics
+from dig2dig.priors.denoiser import OVERLAP
+from dig2dig.priors.windows import window_starts
+from dig2dig.tracking.panels import to_colours, to_png
+
+CROP, WINDOW = 256, 384
+"""Sides of the crops in ``spread`` and of the windows in ``windows``, pixels."""
+
+Contenders = dict[str, Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the report."""
+
+    title: str
+    text: str  # what is measured, and how to read it
+    rows: Sequence[Mapping[Any, Any]]  # lines of the table, text or numbers, with the same keys in all
+
+
+def in_loop(config: SpeedConfig, *overrides: str) -> SamplerConfig:
+    """The preset with the network in its loop."""
+    return preset(config.task, f"sampler.guidance.sigma_n={config.pull}", *overrides)
+
+
+def naive(sampler: SamplerConfig, refresh: int = 1) -> SamplerConfig:
+    """The same sampling with gains at full size, in every step."""
+    return replace(sampler, dig=replace(sampler.dig, reduce=0.0, refresh=refresh))
+
+
+def in_turn(contenders: Contenders, repeats: int, device: torch.device) -> dict[str, np.ndarray]:
+    """Seconds of each contender in each round; the first round warms up and does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(repeats + 1):
+        for name, contender in contenders.items():
+            started = time.perf_counter()
+            contender()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds[name].append(time.perf_counter() - started)
+    return {name: np.array(values[1:]) for name, values in seconds.items()}
+
+
+def ratio(a: np.ndarray, b: np.ndarray) -> str:
+    """Median over rounds of a / b, with the smallest and largest."""
+    values = a / b
+    return f"{np.median(values):.3g} ({values.min():.3g} to {values.max():.3g})"
+
+
+def sizes(config: SpeedConfig, fuser: Fuser) -> Section:
+    """Seconds and peak memory of the preset on pairs of several areas, each in a process of its own."""
+    rows = []
+    for channels, kind in ((1, "grey"), (3, "colour")):
+        for area in map(float, names(config.megapixels)):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                seconds, before, peak = pool.apply(measure_size, (config, area, channels))
+            row = {"sources": kind, "megapixels": area, "seconds": seconds, "seconds / MP": seconds / area}
+            rows.append(row | {"peak GiB": peak, "GiB before": before})
+    text = (
+        "A 4:3 pair, the preset. Peak memory of a process of its own (on a GPU: of its tensors there), with what torch "
+        "and the sources take before. Images larger than `prior.window` are processed in windows."
+    )
+    return Section("Sizes", text, rows)
+
+
+def measure_size(config: SpeedConfig, area: float, channels: int) -> tuple[float, float, float]:
+    """Seconds of a fusion, median of three after one that warms up, and GiB before and at its peak."""
+    fuser, setting = open_fuser(config), preset(config.task)
+    fuser(example_pair(256, 256, channels), setting)
+    height = 8 * round((area * 1e6 * 3 / 4) ** 0.5 / 8)
+    sources = example_pair(height, round(area * 1e6 / height), channels)
+    before = peak_memory(fuser.device)
+    taken = in_turn({"preset": lambda: fuser(sources, setting)}, 3, fuser.device)["preset"]
+    return float(np.median(taken)), before, peak_memory(fuser.device)
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB at the peak so far: of the process, or of its tensors on a GPU; NaN where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    status = Path("/proc/self/status")  # getrusage counts what the parent of a new process had
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("VmHWM")), float("nan"))
+
+
+def windows(config: SpeedConfig, fuser: Fuser) -> Section:
+    """Differences between a pair processed whole and in windows, at seams and elsewhere."""
+    ours, rows = preset(config.task), []
+    full = naive(ours, ours.dig.refresh)
+    settings = {"preset": ours, "gains at full size": full, "prior in the loop": in_loop(config)}
+    for name, setting, side in [*((*one, 768) for one in settings.items()), ("preset", ours, 2048)]:
+        sources = example_pair(side, side)
+        whole, parts = (fuser.seeing(window)(sources, setting).image for window in (0, WINDOW))
+        difference = 255 * (whole - parts).abs()[0].mean(0)
+        picture = Path(config.out) / f"windows_{name.replace(' ', '_')}_{side}.png"
+        write_atomically(picture, to_png(to_colours(difference, 0.0, 8.0)))
+        rows.append({"setting": name, "pixels": f"{side} × {side}"} | seams(difference))
+    text = (
+        f"Absolute difference in grey levels of 255, a pair seen whole and in windows of {WINDOW} px that overlap by "
+        f"{OVERLAP}. *At seams*: where windows of the full size are blended; *elsewhere*: the rest. The presets "
+        "measure gains on images of a quarter of the size, which at 768 px fit one window. The pictures "
+        "`windows_*.png` show the difference, from 0 to 8."
+    )
+    return Section("Windows", text, rows)
+
+
+def seams(difference: Tensor) -> dict[str, float]:
+    """Mean and largest difference, and the mean where windows meet and elsewhere."""
+    side = difference.shape[-1]
+    starts, length = window_starts(side, WINDOW, OVERLAP, 8)
+    edge = torch.zeros(side, dtype=torch.bool)
+    for left, right in itertools.pairwise(starts):
+        edge[right : left + length] = True
+    mask = edge[:, None] | edge[None]
+    parts = {"mean": difference.mean(), "largest": difference.max()}
+    parts |= {"at seams": difference[mask].mean(), "elsewhere": difference[~mask].mean()}
+    return {name: float(value) for name, value in parts.items()}
+
+
+def spread(config: SpeedConfig, fuser: Fuser) -> Section:
+    """Metrics of the preset and of its naive form over seeds, on pairs of each dataset."""
+    try:
+        cases = find_cases(config.data, half="second", limit=config.limit)
+    except PairingError:
+        cases = []
+    pairs = [(case.task, read_case(case, CROP).sources[None]) for case in cases] or [("ivf", example_pair(CROP, CROP))]
+    scores, statics = [], []  # (pairs, 2, seeds, metrics) and (pairs, metrics)
+    for task, sources in tqdm(pairs, desc="spread"):
+        sources, settings = sources.to(fuser.device), (preset(task), naive(preset(task)))
+        scores.append([[score(fuser, sources, one, seed) for seed in range(config.seeds)] for one in settings])
+        statics.append(score(fuser, sources, preset(task, SCOPES["static"]), 0))
+    mean, deviation = np.mean(scores, 2), np.std(scores, 2, ddof=1)
+    offset, gained = mean[:, 0] - mean[:, 1], mean[:, 1] - np.array(statics)
+    close = (np.abs(offset) <= 2 * deviation[:, 1] + 1e-6).sum(0)
+    columns = {
+        "metric": MAIN,
+        "naive: spread over seeds": deviation[:, 1].mean(0),
+        "preset: spread over seeds": deviation[:, 0].mean(0),
+        "preset − naive, mean": offset.mean(0),
+        "preset − naive, mean size": np.abs(offset).mean(0),
+        "naive − static, mean size": np.abs(gained).mean(0),
+        "pairs within two spreads": [f"{count} of {len(pairs)}" for count in close],
+    }
+    text = (
+        f"{len(pairs)} pairs or stacks, {CROP} px crops, {config.seeds} seeds. *Naive*: gains of every source in every "
+        "step at full size, which is (1 + K) × the network of static weights. *Spread*: standard deviation over seeds, "
+        "mean over pairs."
+    )
+    return Section("Cheap gains beside naive ones", text, pd.DataFrame(columns).to_dict("records"))
+
+
+def score(fuser: Fuser, sources: Tensor, setting: SamplerConfig, seed: int) -> list[float]:
+    """The main metrics of one fusion, measured on 8-bit luminance."""
+    image = (255 * fuse(sources, fuser.denoiser, setting, seed)).round() / 255
+    found = fusion_metrics(luminance(image), luminance(sources), names=MAIN)
+    return [float(found[name]) for name in MAIN]

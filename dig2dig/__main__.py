@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 from dig2dig.cli import load, preset_file
-from dig2dig.config import InferConfig
+from dig2dig.config import InferConfig, PriorConfig
 from dig2dig.config_train import TrainConfig
 from dig2dig.errors import UserError, told
 
@@ -17,7 +18,7 @@ USAGE = """dig2dig COMMAND …: image fusion with diffusion information gain
   train [CONFIG.yaml …] [key=value …]                train or adapt a prior; what train.py does
   report RUN RUN … [out=FILE]                        compare runs on one page
   benchmark COMMAND … [key=value …]                  quality, theory, degraded, flicker, speed
-  metrics COMMAND …                                  how far the metrics agree with reference values
+  metrics FUSED SOURCE SOURCE … [key=value …]        metrics of a fused picture against its sources
   prior convert|merge …                              convert an ADM checkpoint, merge an adapter
   app [key=value …]                                  a page to try fusion in the browser
 
@@ -28,7 +29,6 @@ PACKAGES = {
     "report": "report.__main__",
     "benchmark": "benchmark.__main__",
     "metrics": "metrics.__main__",
-    "prior": "priors.__main__",
     "app": "app.__main__",
 }
 
@@ -38,6 +38,10 @@ FUSE = """dig2dig fuse TASK FILE FILE … [out=RESULT] [key=value …]
 Fuses the files of one scene into RESULT (by default fused with the suffix of the first file), or folders of scenes,
 paired by name, into the folder RESULT. TASK is ivf (visible first, then infrared), mif, mef, mff or universal; the
 first source decides the size and the depth. All options of dig2dig infer may follow, as sampler.steps=4."""
+
+
+PRIOR = """dig2dig prior convert CHECKPOINT.pt FOLDER     an ADM checkpoint as a diffusers folder
+dig2dig prior merge PRIOR ADAPTER FOLDER       a prior with a LoRA adapter in its weights, as a diffusers folder"""
 
 
 def infer(argv: list[str], command: Sequence[str] = ("python", "infer.py")) -> int:
@@ -92,6 +96,25 @@ def fuse(arguments: list[str]) -> int:
     return 0
 
 
+@told
+def prior(arguments: list[str]) -> int:
+    """Converts an ADM checkpoint, or merges an adapter into its prior, once."""
+    match arguments:
+        case ["convert", source, folder]:
+            adapter = ""
+        case ["merge", source, adapter, folder]:
+            pass
+        case _:
+            print(PRIOR, file=sys.stdout if arguments[:1] == ["--help"] else sys.stderr)
+            return 0 if arguments[:1] == ["--help"] else 2
+    from dig2dig.priors.build import save_prior
+    from dig2dig.priors.load import open_prior
+
+    save_prior(open_prior(PriorConfig(source, adapter, precision="fp32")), Path(folder))
+    print(f"{folder}: diffusers folder written")
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and gives its exit code."""
     argv = sys.argv[1:] if argv is None else argv
@@ -101,8 +124,8 @@ def main(argv: list[str] | None = None) -> int:
 
             print(f"dig2dig {version('dig2dig')}")
             return 0
-        case ["fuse" | "infer" | "train" as command, *arguments]:
-            own = {"fuse": fuse, "infer": lambda words: infer(words, ("dig2dig", "infer")), "train": train}
+        case ["fuse" | "infer" | "train" | "prior" as command, *arguments]:
+            own = {"fuse": fuse, "infer": partial(infer, command=("dig2dig", "infer")), "train": train, "prior": prior}
             return own[command](arguments)
         case [command, *arguments] if command in PACKAGES:
             return import_module(f"dig2dig.{PACKAGES[command]}").main(arguments) or 0

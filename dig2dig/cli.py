@@ -125,14 +125,13 @@ def _names_a_file(argument: str) -> bool:
 
 @cache
 def _texts(schema: type) -> set[str]:
-    """Options that hold text, ``NAME.`` for those of a dictionary of texts: a path like 2024_01 is no number."""
-    kinds = {str: "", str | None: "", dict[str, str]: "."}
-    return {f"{name}{kinds[kind]}" for name, kind, *_ in _options(schema) if kind in kinds}
+    """Options that hold text: a path like 2024_01 is no number."""
+    return {name for name, kind, *_ in _options(schema) if kind in (str, str | None, dict[str, str])}
 
 
 def _override(schema: type, argument: str) -> Any:
     key, _, value = argument.partition("=")
-    if {key, f"{key.rpartition('.')[0]}."} & _texts(schema) and value != "null":
+    if {key, key.rpartition(".")[0]} & _texts(schema) and value not in ("null", "{}"):
         layer = OmegaConf.create()
         OmegaConf.update(layer, key, value)
         return layer

@@ -33,14 +33,6 @@ class MethodError(UserError):
     """A method that does not exist, or a picture that cannot be compared."""
 
 
-class ReportError(UserError):
-    """Runs that cannot be shown."""
-
-
-class JobError(UserError):
-    """Uploaded images that cannot be fused."""
-
-
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; its type where the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-from dig2dig.priors.denoiser import Denoiser, GaussianDenoiser
+from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import alpha_bar
+from tests.gaussian import GaussianDenoiser
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"

@@ -19,7 +19,7 @@ from dig2dig.api import preset_config
 from dig2dig.app.config import AppConfig
 from dig2dig.atomic import write_atomically
 from dig2dig.config import PriorConfig
-from dig2dig.errors import ImageError, JobError
+from dig2dig.errors import ImageError, UserError
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.resample import resize
 from dig2dig.inference.encode import encode, suffix_of, to_pixels
@@ -87,7 +87,7 @@ class Done:
 
 
 def fuse_order(order: Order, denoiser: Denoiser, limits: AppConfig, folder: Path) -> Iterator[Progress | Done]:
-    """Fuses uploaded images: every step, then the result, whose file lies in ``folder``; JobError in the page's terms.
+    """Fuses uploaded images: every step, then the result, whose file lies in ``folder``; UserError in the page's terms.
 
     The order is done when the iterator ends; one that is left early ends when its fusion does.
     """
@@ -95,11 +95,11 @@ def fuse_order(order: Order, denoiser: Denoiser, limits: AppConfig, folder: Path
     try:
         pair = admit(order, limits, folder)
     except ImageError as error:
-        raise JobError(in_page_terms(str(error), folder, order.names)) from error
+        raise UserError(in_page_terms(str(error), folder, order.names)) from error
     config = preset_config(order.task, {modality: modality for modality in pair.files}, *options)
     sample = read_pair(pair, reading(config))
     if isinstance(sample, Failure):
-        raise JobError(in_page_terms(sample.reason.removeprefix(f"{pair.name}: "), folder, order.names))
+        raise UserError(in_page_terms(sample.reason.removeprefix(f"{pair.name}: "), folder, order.names))
     steps: SimpleQueue[Snapshot | None] = SimpleQueue()
     fuser = Fuser(denoiser, config, Tracing(side=SIDE, watch=steps.put))
     device = next(denoiser.parameters()).device
@@ -114,13 +114,13 @@ def fuse_order(order: Order, denoiser: Denoiser, limits: AppConfig, folder: Path
 
 
 def overrides(order: Order, prior: PriorConfig) -> list[str]:
-    """The options in which an order differs from its config; JobError for a number out of its range."""
+    """The options in which an order differs from its config; UserError for a number out of its range."""
     if order.task not in TASKS.values():
-        raise JobError(f"no task '{order.task}': there are {', '.join(TASKS.values())}")
+        raise UserError(f"no task '{order.task}': there are {', '.join(TASKS.values())}")
     if order.steps is not None and not 1 <= order.steps <= 100:
-        raise JobError(f"'Steps' must lie in 1 to 100, not {order.steps}")
+        raise UserError(f"'Steps' must lie in 1 to 100, not {order.steps}")
     if order.temperature is not None and not 0 < order.temperature < math.inf:
-        raise JobError(f"'Temperature' must be above 0, not {order.temperature:g}")
+        raise UserError(f"'Temperature' must be above 0, not {order.temperature:g}")
     usual = preset_config(order.task, {"a": "a", "b": "b"})  # whatever its sources
     asked = {
         "sampler.steps": (order.steps, usual.sampler.steps),
@@ -135,17 +135,17 @@ def overrides(order: Order, prior: PriorConfig) -> list[str]:
 def admit(order: Order, limits: AppConfig, folder: Path) -> Pair:
     """The uploaded files under their own names, as one pair.
 
-    JobError if there are too few, too many, too large ones, others than images, or one twice; ImageError if damaged.
+    UserError if there are too few, too many, too large ones, others than images, or one twice; ImageError if damaged.
     """
     if not 2 <= len(order.files) <= limits.images:
-        raise JobError(f"drop 2 to {limits.images} images of one scene, not {len(order.files)}")
+        raise UserError(f"drop 2 to {limits.images} images of one scene, not {len(order.files)}")
     uploads = [file.resolve() for file, _ in order.files]
     placed: dict[str, Path] = {}
     for k, (upload, name) in enumerate(zip(uploads, order.names, strict=True), 1):
         if Path(name).suffix.lower() not in IMAGE_SUFFIXES:
-            raise JobError(f"{name}: not an image; this page takes {', '.join(sorted(IMAGE_SUFFIXES))}")
+            raise UserError(f"{name}: not an image; this page takes {', '.join(sorted(IMAGE_SUFFIXES))}")
         if upload in uploads[: k - 1]:
-            raise JobError(f"{name}: dropped twice")
+            raise UserError(f"{name}: dropped twice")
         place = folder / str(k) / name
         place.parent.mkdir(parents=True)
         place.symlink_to(upload)
@@ -153,7 +153,7 @@ def admit(order: Order, limits: AppConfig, folder: Path) -> Pair:
         height, width = image_size(place)
         if height * width > limits.megapixels * 1e6:
             most = f"{limits.megapixels:g} million"
-            raise JobError(f"{name}: {width}x{height} pixels; this page takes {most}, infer.py takes more")
+            raise UserError(f"{name}: {width}x{height} pixels; this page takes {most}, infer.py takes more")
     return Pair(placed["source_1"].stem, placed)
 
 
@@ -197,14 +197,14 @@ def describe(step: Snapshot, shown: Sequence[str], names: Sequence[str]) -> Prog
 
 
 def finish(result: Result, names: Sequence[str], folder: Path, command: str) -> Done:
-    """Writes the picture as ``infer.py`` does; JobError if it could not be fused, or its format has no room for it."""
+    """Writes the picture as ``infer.py`` does; UserError if it could not be fused, or its format has no room for it."""
     if result.image is None or result.sample is None:
-        raise JobError(in_page_terms(result.reason.removeprefix(f"{result.name}: "), folder, names))
+        raise UserError(in_page_terms(result.reason.removeprefix(f"{result.name}: "), folder, names))
     suffix = suffix_of("reference", result.sample.suffix)
     try:
         content = encode(result.image, suffix, result.sample.depth)
     except ValueError as error:
-        raise JobError(str(error)) from error
+        raise UserError(str(error)) from error
     file = folder / f"fused{suffix}"
     write_atomically(file, content)
     height, width = result.image.shape[-2:]

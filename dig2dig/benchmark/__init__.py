@@ -1,1 +1,1 @@
-"""Comparisons on real pairs: ``python -m dig2dig.benchmark quality | theory | degraded``, each with ``--help``."""
+"""Comparisons on real pairs: ``python -m dig2dig.benchmark COMMAND``; ``--help`` lists the commands."""

@@ -16,13 +16,9 @@ USAGE = """python -m dig2dig.benchmark COMMAND [FILE.yaml …] [key=value …]
 
 COMMAND --help lists its options."""
 
-SCHEMAS = {
-    "quality": QualityConfig,
-    "theory": TheoryConfig,
-    "degraded": DegradedConfig,
-    "flicker": FlickerConfig,
-    "speed": SpeedConfig,
-}
+SCHEMAS = dict(
+    quality=QualityConfig, theory=TheoryConfig, degraded=DegradedConfig, flicker=FlickerConfig, speed=SpeedConfig
+)
 
 
 @told

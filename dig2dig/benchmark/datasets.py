@@ -1,4 +1,4 @@
-"""Pairs of a folder of datasets, the bundled pair, and what other methods made of the pairs."""
+"""Pairs of a folder of datasets with the pictures of other methods, and the bundled pair."""
 
 import math
 import sys
@@ -66,7 +66,7 @@ def find_cases(data: str, datasets: str = "", half: str = "all", limit: int = 0)
 
 @contextmanager
 def noted(failed: list[str]) -> Iterator[None]:
-    """Prints and notes what cannot be read or compared in one line, and goes on."""
+    """Prints and collects, in one line, that a file cannot be read or compared, and goes on."""
     try:
         yield
     except (PairingError, ImageError, MethodError) as error:

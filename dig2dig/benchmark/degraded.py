@@ -37,7 +37,7 @@ Method = Callable[[Sources, NoiseLevels], Image]
 
 
 def run(config: DegradedConfig) -> int:
-    """Fuses what is not yet fused, and writes the tables."""
+    """Fuses and scores all that an earlier run has not, and writes the tables."""
     cases = find_cases(config.data, config.datasets, config.half, config.limit)
     methods = [*names(config.methods), *config.variants]
     rows, fuser = Rows(Path(config.out) / "results.csv", IDENTITY), open_fuser(config)

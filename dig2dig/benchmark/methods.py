@@ -21,11 +21,7 @@ from dig2dig.priors.load import open_prior
 from dig2dig.priors.lora import adapter_file
 from dig2dig.shapes import Image, Sources
 
-SCOPES = {
-    "static": "sampler.dig.kind=static",
-    "spatial": "research.scope=spatial",
-    "temporal": "research.scope=temporal",
-}
+SCOPES = dict(static="sampler.dig.kind=static", spatial="research.scope=spatial", temporal="research.scope=temporal")
 """The change of each ablation in the task's preset."""
 
 DDFM = {"ddfm": "code", "ddfm-unstretched": "code", "ddfm-paper": "paper"}
@@ -61,7 +57,7 @@ def sampler_of(method: str, task: str, variants: dict[str, str]) -> SamplerConfi
 
 
 class Fuser:
-    """Runs methods on one prior and counts what they cost; ``identity`` tells this prior from others."""
+    """Runs methods on one prior and counts their cost; ``identity`` distinguishes this prior from others."""
 
     def __init__(self, denoiser: Denoiser, seed: int, device: torch.device, identity: tuple[str, ...] = ()) -> None:
         self.denoiser, self.seed, self.device, self.identity = denoiser.to(device), seed, device, identity

@@ -23,7 +23,7 @@ from dig2dig.tracking.panels import to_pixels, to_png
 
 
 def run(config: QualityConfig) -> int:
-    """Fuses what is not yet fused, scores what is not yet scored, writes the tables."""
+    """Fuses and scores all that an earlier run has not, and writes the tables."""
     cases = find_cases(config.data, config.datasets, config.half, config.limit)
     out, methods = Path(config.out), [*names(config.methods), *config.variants]
     for method in methods:

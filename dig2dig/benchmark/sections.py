@@ -1,4 +1,4 @@
-"""Sections of ``benchmark speed`` on larger images and real data, and what all sections share."""
+"""Sections of ``benchmark speed`` on larger images and real data, and the tools of all sections."""
 
 import itertools
 import multiprocessing
@@ -39,8 +39,8 @@ class Section:
     """One part of the report."""
 
     title: str
-    text: str  # what is measured, and how to read it
-    rows: Sequence[Mapping[Any, Any]]  # lines of the table, text or numbers, with the same keys in all
+    text: str  # the quantities, and how to read them
+    rows: Sequence[Mapping[Any, Any]]  # lines of the table: text or numbers, the same keys in all
 
 
 def in_loop(config: SpeedConfig, *overrides: str) -> SamplerConfig:
@@ -121,8 +121,8 @@ def windows(config: SpeedConfig, fuser: Fuser) -> Section:
         write_atomically(picture, to_png(to_colours(difference, 0.0, 8.0)))
         rows.append({"setting": name, "pixels": f"{side} × {side}"} | seams(difference))
     text = (
-        f"Absolute difference in grey levels of 255, a pair seen whole and in windows of {WINDOW} px that overlap by "
-        f"{OVERLAP}. *At seams*: where windows of the full size are blended; *elsewhere*: the rest. The presets "
+        f"Absolute difference in grey levels of 255, a pair processed whole and in windows of {WINDOW} px that overlap "
+        f"by {OVERLAP}. *At seams*: where windows of the full size are blended; *elsewhere*: the rest. The presets "
         "measure gains on images of a quarter of the size, which at 768 px fit one window. The pictures "
         "`windows_*.png` show the difference, from 0 to 8."
     )

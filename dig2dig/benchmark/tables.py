@@ -19,7 +19,7 @@ LEVEL = 0.05
 """A corrected p below this is significant."""
 
 IMAGE, COST = ["dataset", "name"], ["seconds", "evaluations"]
-"""Columns that name an image, and those of what its fusion cost."""
+"""Columns that name an image, and columns of the cost of its fusion."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """``benchmark theory``: the paper's bound, measured where the ideal image is known.
 
-The generalisation error is bounded by :math:`C - \\sum_{t,k} \\mathrm{Cov}(w_k, B_k)`: weights that go with what a
-source can still contribute should end nearer to the ideal. Both sides are measured on pairs of known ideal images.
+The generalisation error is bounded by :math:`C - \\sum_{t,k} \\mathrm{Cov}(w_k, B_k)`: weights that follow the
+contribution of a source should give a smaller error. Both sides are measured on pairs with a known ideal image.
 """
 
 from pathlib import Path

@@ -5,7 +5,7 @@ import platform
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +94,8 @@ def refuse_to_replace_sources(config: InferConfig, pairs: Sequence[Pair]) -> Non
 
 def make_record(config: InferConfig) -> dict[str, Any]:
     """SHA-256 of the prior and its adapter, and the versions that a result depends on."""
-    prior, versions = config.prior, {"python": platform.python_version()}
-    for package in RECORDED:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "unknown"
+    prior, versions = config.prior, {package: version(package) for package in RECORDED}
+    versions["python"] = platform.python_version()
     adapter = file_sha256(adapter_file(Path(prior.adapter))) if prior.adapter else ""
     return {"prior_sha256": file_sha256(weights_file(prior.path)), "adapter_sha256": adapter, "versions": versions}
 
@@ -109,14 +105,9 @@ def resolve(config: InferConfig) -> InferConfig:
     prior = replace(config.prior, adapter=absolute(config.prior.adapter))
     if Path(prior.path).exists():
         prior = replace(prior, path=absolute(prior.path))
-    return replace(
-        config,
-        sources={modality: absolute(source) for modality, source in config.sources.items()},
-        manifest=absolute(config.manifest),
-        stacks=absolute(config.stacks),
-        out=absolute(config.out),
-        prior=prior,
-    )
+    sources = {modality: absolute(source) for modality, source in config.sources.items()}
+    paths = {name: absolute(getattr(config, name)) for name in ("manifest", "stacks", "out")}
+    return replace(config, sources=sources, prior=prior, **paths)
 
 
 def absolute(path: str) -> str:

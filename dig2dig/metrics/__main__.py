@@ -43,7 +43,7 @@ def measure(files: Sequence[Path], config: MetricsConfig) -> None:
             raise UserError(f"{file} has {w}×{h} pixels, {files[0]} has {width}×{height}: sizes must be equal")
     units = [to_unit(image, "auto" if i else "full")[0] for i, image in enumerate(pixels)]
     images = [torch.from_numpy(np.atleast_3d(unit)).movedim(-1, 0) for unit in units]
-    channels = max(len(image) for image in images)  # all are in colour if one of them is
+    channels = max(map(len, images))  # all are in colour if one of them is
     fused, *sources = (image.expand(channels, -1, -1) for image in images)
     names = ALL if config.metrics == "all" else MAIN
     found = fusion_metrics(fused[None], torch.stack(sources)[None], config.convention, names)

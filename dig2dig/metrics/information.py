@@ -8,8 +8,7 @@ from torch import Tensor
 from dig2dig.metrics.levels import PerSource, Scores, both, grey_levels
 from dig2dig.shapes import Image, Sources
 
-PIXELS = 16384
-"""Number of windows in one computation; memory grows with it."""
+PIXELS = 16384  # windows in one computation; memory grows with them
 
 
 def _entropy(counts: Tensor) -> Tensor:

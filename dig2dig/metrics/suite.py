@@ -1,4 +1,4 @@
-"""The table of metrics: what each means, and the conventions of its published values."""
+"""The table of metrics: definition, range and source of each metric, and the conventions of published values."""
 
 import math
 from collections.abc import Callable, Sequence

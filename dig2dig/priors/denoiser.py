@@ -138,27 +138,3 @@ class Denoiser(nn.Module):
             return max(height, width)
         side = min(self.window, 2 * self.layout.native) if self.layout.native else self.window
         return max(side // self.multiple, 1) * self.multiple
-
-
-class GaussianDenoiser(Denoiser):
-    r"""The exact denoiser of independent Gaussian pixels, for tests: the posterior mean in closed form.
-
-    .. math:: \hat x_0 = \mu + \frac{\sqrt{\bar\alpha_t}\, s^2}{\bar\alpha_t s^2 + 1 - \bar\alpha_t}
-              (x_t - \sqrt{\bar\alpha_t}\,\mu)
-
-    Args:
-        mean: Mean of every pixel.
-        std: Standard deviation of every pixel, > 0.
-        alpha_bar: Schedule, shape (n,).
-        channels: Channels of the images.
-    """
-
-    def __init__(self, mean: float, std: float, alpha_bar: Tensor, channels: int = 1) -> None:
-        super().__init__(nn.Identity(), alpha_bar, Layout("sample", channels))
-        self.mean, self.variance = mean, std**2
-
-    def outputs(self, x_t: Image, t: Timestep) -> tuple[Image, None]:
-        """The posterior mean."""
-        alpha_bar_t = at(self.alpha_bar, t, x_t)
-        slope = alpha_bar_t.sqrt() * self.variance / (alpha_bar_t * self.variance + 1 - alpha_bar_t)
-        return self.mean + slope * (x_t - alpha_bar_t.sqrt() * self.mean), None

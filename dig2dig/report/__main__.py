@@ -11,7 +11,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from dig2dig.errors import ReportError, told
+from dig2dig.errors import UserError, told
 
 
 @told
@@ -24,9 +24,9 @@ def main(argv: list[str]) -> int:
     folders = [argument for argument in argv if not argument.startswith(("out=", "pairs="))]
     path, pairs = Path(given.get("out", "comparison.html")), given.get("pairs", "20")
     if len(folders) < 2:
-        raise ReportError("give at least two folders that infer.py wrote")
+        raise UserError("give at least two folders that infer.py wrote")
     if not pairs.isdecimal() or int(pairs) < 1:
-        raise ReportError(f"pairs must be a number from 1, not {pairs}")
+        raise UserError(f"pairs must be a number from 1, not {pairs}")
     from dig2dig.atomic import write_atomically
     from dig2dig.report.page import render
     from dig2dig.report.runs import comparison, open_runs

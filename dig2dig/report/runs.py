@@ -8,7 +8,7 @@ from typing import Any
 from datamodules.pairing import scenes
 from dig2dig.cli import from_yaml, read_record, to_yaml
 from dig2dig.config import InferConfig
-from dig2dig.errors import PairingError, ReportError
+from dig2dig.errors import PairingError, UserError
 from dig2dig.inference.state import Run
 from dig2dig.inference.table import read_summary
 from dig2dig.metrics import ALL, METRICS
@@ -101,16 +101,16 @@ class Finished:
 
 
 def open_runs(folders: Sequence[str]) -> list[Finished]:
-    """Runs by folder, called by as much of their path as tells them apart; ReportError if one is none, or twice."""
+    """Runs by folder, called by as much of their path as tells them apart; UserError if one is none, or twice."""
     paths = [Path(folder).resolve() for folder in folders]
     if len(set(paths)) < len(paths):
-        raise ReportError("a run stands there twice: give different folders")
+        raise UserError("a run stands there twice: give different folders")
     depth = next((n for n in range(1, 99) if len({path.parts[-n:] for path in paths}) == len(paths)), 99)
     runs = []
     for path in paths:
         config, rows = from_yaml(InferConfig, path / "run.yaml"), read_summary(path / "summary.csv")
         if config is None or not rows:
-            raise ReportError(f"{path}: no finished run of infer.py lies there (run.yaml and summary.csv)")
+            raise UserError(f"{path}: no finished run of infer.py lies there (run.yaml and summary.csv)")
         runs.append(Finished("/".join(path.parts[-depth:]), path, config, read_record(path / "run.yaml"), rows))
     return runs
 

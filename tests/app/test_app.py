@@ -19,7 +19,7 @@ from dig2dig.app.__main__ import main
 from dig2dig.app.config import AppConfig
 from dig2dig.app.job import TASKS, Done, Order, Progress, fuse_order, guess_task
 from dig2dig.config import PriorConfig
-from dig2dig.errors import JobError
+from dig2dig.errors import UserError
 from dig2dig.priors.load import open_prior
 from tests import corpus
 from tests.conftest import EXAMPLES, ROOT
@@ -103,7 +103,7 @@ def test_a_refusal_is_one_line_with_the_names_of_files_and_controls(
     align = "ecc" if change == "unrelated" else "none"
     steps = 0 if change == "steps" else 2
     order = Order(files.get(change, [first, second]), "x" if change == "task" else "ivf", steps, align=align)
-    with pytest.raises(JobError) as refusal:
+    with pytest.raises(UserError) as refusal:
         fused(order, tiny, tmp_path / "work", **limits)
     text = str(refusal.value)
     assert text.startswith(line) and not any(
@@ -124,7 +124,7 @@ def test_notes_have_the_names_of_files_and_controls(tmp_path: Path, tiny: Path) 
     assert span.startswith("source_1 (1).png: values 7") and span.endswith(" are black to white")
     assert shift == "source_1 (1).png: seems shifted by 9, 0 px" and control == "'find the homography' registers them"
     with pytest.raises(
-        JobError, match=r"^sources differ in size: source_2\.png 256x256, source_1 \(1\)\.png 64x48; choose"
+        UserError, match=r"^sources differ in size: source_2\.png 256x256, source_1 \(1\)\.png 64x48; choose"
     ):
         Image.fromarray(infrared[:48, :64]).save(files[1][0])
         fused(Order(files, "ivf", 2), tiny, tmp_path / "again")

@@ -7,7 +7,7 @@ from dig2dig.fusion import comparators as baselines
 from dig2dig.fusion.comparators import CLASSICAL, ddfm, stretch
 from dig2dig.fusion.resample import box, guided_filter
 from dig2dig.fusion.sampler import fuse
-from dig2dig.priors.denoiser import GaussianDenoiser
+from tests.gaussian import GaussianDenoiser
 from tests.pictures import crop_of, random_sources
 
 

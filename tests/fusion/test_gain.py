@@ -5,8 +5,9 @@ from dig2dig.config import DigConfig
 from dig2dig.fusion.gain import Lookup, Measured, information_gain, measure, pixel_loss, reconstruct
 from dig2dig.fusion.resample import coarseness, downsample, smooth, upsample
 from dig2dig.fusion.weight import fusion_weight
-from dig2dig.priors.denoiser import Denoiser, GaussianDenoiser
+from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import add_noise, at, noise_level, time_grid
+from tests.gaussian import GaussianDenoiser
 from tests.pictures import crop_of
 
 

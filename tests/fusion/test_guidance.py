@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from dig2dig.config import GuidanceConfig, SamplerConfig
 from dig2dig.fusion.guidance import EMState, Step, bands, em, increments, make_guidance, posterior, proximal
 from dig2dig.fusion.resample import smooth
-from dig2dig.priors.denoiser import GaussianDenoiser
 from dig2dig.priors.schedule import at, noise_level
+from tests.gaussian import GaussianDenoiser
 
 
 def step(sources: torch.Tensor, weight: torch.Tensor, alpha_bar: float | torch.Tensor = 0.5, **changes) -> Step:

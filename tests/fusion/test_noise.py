@@ -4,7 +4,8 @@ import torch
 from dig2dig.config import SamplerConfig
 from dig2dig.fusion.noise import denoise, estimate_noise, noise_levels
 from dig2dig.fusion.sampler import fuse
-from dig2dig.priors.denoiser import Denoiser, GaussianDenoiser
+from dig2dig.priors.denoiser import Denoiser
+from tests.gaussian import GaussianDenoiser
 from tests.pictures import crop_of
 
 

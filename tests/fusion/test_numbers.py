@@ -20,8 +20,9 @@ from dig2dig.fusion.sampler import check_sources, fuse, opposite_pairs, sample
 from dig2dig.fusion.statistics import dig_statistics
 from dig2dig.fusion.weight import fusion_weight, scoped
 from dig2dig.priors.build import build_prior
-from dig2dig.priors.denoiser import Denoiser, GaussianDenoiser
+from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import draw_noise, gain_grid, generators
+from tests.gaussian import GaussianDenoiser
 from tests.pictures import random_sources
 
 MEAN, VARIANCE = 0.1, 0.25  # of the Gaussian denoiser

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from dig2dig.config import DigConfig, GuidanceConfig, ResearchConfig, SamplerConfig
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.sampler import ddim_step, fuse
-from dig2dig.priors.denoiser import Denoiser, GaussianDenoiser
+from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import alpha_bar, at, time_grid
 from tests.conftest import ROOT
+from tests.gaussian import GaussianDenoiser
 from tests.pictures import crop_of, random_sources
 
 KINDS = ["bands", "blend", "increments", "em", "posterior"]

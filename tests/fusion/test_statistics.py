@@ -7,8 +7,8 @@ from dig2dig.config import DigConfig, SamplerConfig
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.sampler import fuse
 from dig2dig.fusion.statistics import dig_statistics, guidance_contribution, weight_covariance, weight_entropy
-from dig2dig.priors.denoiser import GaussianDenoiser
 from dig2dig.tracking.panels import curves, fusion_panel, histogram_values, maps_panel
+from tests.gaussian import GaussianDenoiser
 
 
 def test_entropy_is_one_for_equal_weights_and_zero_for_a_choice() -> None:

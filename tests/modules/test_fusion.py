@@ -23,10 +23,10 @@ from dig2dig.modules.fuser import Fuser
 from dig2dig.modules.fusion import FusionModule
 from dig2dig.modules.results import Tracing
 from dig2dig.modules.scores import means, pair_scores
-from dig2dig.priors.denoiser import GaussianDenoiser
 from dig2dig.priors.load import load_prior
 from dig2dig.tracking.trainer import build_trainer
 from tests.corpus import picture
+from tests.gaussian import GaussianDenoiser
 from tests.pictures import random_sources
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*batch sampler `SizeBatches`")
@@ -165,9 +165,9 @@ def test_traces_are_those_that_were_asked_for(pairs, gaussian: GaussianDenoiser)
 def test_batches_hold_pairs_of_one_size_and_are_shared(pairs) -> None:
     found = find_pairs(pairs)
     assert [pair.name for pair in found] == ["a", "b"]
-    assert SizeBatches(found * 2, 8).batches == [[0, 2], [1, 3]]
-    assert SizeBatches(found * 3, 2).batches == [[0, 2], [4], [1, 3], [5]]
-    assert SizeBatches(found * 3, 2, 1, 2).batches == [[4], [5]] and SizeBatches(found, 8, 2, 3).batches == [[]]
+    assert list(SizeBatches(found * 2, 8)) == [[0, 2], [1, 3]]
+    assert list(SizeBatches(found * 3, 2)) == [[0, 2], [4], [1, 3], [5]]
+    assert list(SizeBatches(found * 3, 2, 1, 2)) == [[4], [5]] and list(SizeBatches(found, 8, 2, 3)) == [[]]
 
 
 def saved(module: FusionModule, pairs: dict[str, str], path: Path) -> dict:

@@ -19,9 +19,10 @@ from dig2dig.config_train import AdaptConfig, FusionCheckConfig, ImageDataConfig
 from dig2dig.modules.fusion import FusionModule
 from dig2dig.modules.prior import NOISE_BANDS, PriorModule
 from dig2dig.priors.build import build_prior
-from dig2dig.priors.denoiser import Denoiser, GaussianDenoiser
+from dig2dig.priors.denoiser import Denoiser
 from dig2dig.tracking.trainer import build_trainer
 from tests.corpus import picture
+from tests.gaussian import GaussianDenoiser
 from tests.pictures import random_sources
 
 pytestmark = pytest.mark.filterwarnings(

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from dig2dig.priors.denoiser import Denoiser, GaussianDenoiser, Layout
+from dig2dig.priors.denoiser import Denoiser, Layout
 from dig2dig.priors.schedule import add_noise, at
+from tests.gaussian import GaussianDenoiser
 
 
 class Oracle(nn.Module):

@@ -11,9 +11,9 @@ from diffusers import DDPMPipeline, UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from safetensors.torch import load_file, save_file
 
+from dig2dig.__main__ import prior
 from dig2dig.errors import PriorError
 from dig2dig.priors import adm
-from dig2dig.priors.__main__ import main
 from dig2dig.priors.build import as_denoiser, build_prior, save_prior
 from dig2dig.priors.files import BUNDLED, CHECKSUMS, file_sha256, weights_file
 from dig2dig.priors.load import load_prior
@@ -86,7 +86,8 @@ def test_adm_converts_and_samples_as_azula(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "dig2dig.priors",
+        "dig2dig",
+        "prior",
         "convert",
         str(tmp_path / "adm.pt"),
         str(tmp_path / "folder"),
@@ -277,9 +278,9 @@ def test_a_hub_id_is_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_convert_reports_errors(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["convert", str(tmp_path / "no.pt"), str(tmp_path / "out")]) == 2
+    assert prior(["convert", str(tmp_path / "no.pt"), str(tmp_path / "out")]) == 2
     assert "no such checkpoint" in capsys.readouterr().err
-    assert main(["something"]) == 2
+    assert prior(["something"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
+from dig2dig.__main__ import prior as convert
 from dig2dig.config import PriorConfig
 from dig2dig.errors import PriorError
-from dig2dig.priors.__main__ import main
 from dig2dig.priors.build import SCHEDULE, as_denoiser, save_prior
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.load import load_prior, open_prior
@@ -72,7 +72,7 @@ def test_adapters_are_a_small_file_that_merges(attentive: Path, tmp_path: Path) 
         torch.testing.assert_close(estimate(merged), expected, rtol=1e-4, atol=1e-5)
         weights = sum(weight.numel() for weight in merged.parameters())
         assert adapter_file(folder).stat().st_size < share * 4 * weights
-        assert main(["merge", prior, str(folder), str(tmp_path / "merged")]) == 0
+        assert convert(["merge", prior, str(folder), str(tmp_path / "merged")]) == 0
         torch.testing.assert_close(estimate(load_prior(tmp_path / "merged", precision="fp32")), expected)
 
 
@@ -89,5 +89,5 @@ def test_adapters_of_another_prior_are_refused(attentive: Path, tmp_path: Path) 
         merge_adapter(load_prior(), folder, "bundled")
     with pytest.raises(PriorError, match="no such file; an adapter is"):
         open_prior(PriorConfig("bundled", str(tmp_path)))
-    assert main(["merge", "bundled", str(tmp_path), str(tmp_path / "out")]) == 2
-    assert main([]) == 2
+    assert convert(["merge", "bundled", str(tmp_path), str(tmp_path / "out")]) == 2
+    assert convert([]) == 2

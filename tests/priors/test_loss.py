@@ -5,9 +5,9 @@ import torch
 from diffusers import DDPMScheduler
 
 from dig2dig.priors.build import SCHEDULE, as_denoiser, build_prior
-from dig2dig.priors.denoiser import GaussianDenoiser
 from dig2dig.priors.loss import diffusion_loss, draw_times, loss_weight, variational_loss
 from dig2dig.priors.schedule import add_noise, noise_level
+from tests.gaussian import GaussianDenoiser
 
 
 def choice(count: int, second: float) -> torch.Tensor:

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from dig2dig.priors.build import SCHEDULE, as_denoiser, build_prior, save_prior
-from dig2dig.priors.denoiser import Denoiser, GaussianDenoiser, Layout
+from dig2dig.priors.denoiser import Denoiser, Layout
 from dig2dig.priors.load import load_prior
 from dig2dig.priors.lora import add_adapter, merge
 from dig2dig.priors.loss import denoising_psnr, diffusion_loss, draw_times, loss_weight, psnr_by_noise, validation_psnr
 from dig2dig.priors.schedule import add_noise, alpha_bar, noise_level, time_grid, time_of_noise_level
 from dig2dig.priors.windows import Windows, in_windows, window_shares, window_starts
+from tests.gaussian import GaussianDenoiser
 
 ALPHA_BAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 LEVEL = np.sqrt((1 - ALPHA_BAR) / ALPHA_BAR)

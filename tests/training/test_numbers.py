@@ -59,7 +59,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> TrainConfig:
     logger = LoggerConfig(WandbConfig("disabled"), every=1)
     return TrainConfig(
         data=data, optim=optim, trainer=TrainerConfig("cpu", "1"), logger=logger, out=str(folder / "run"),
-        prior=str(tiny), val_every=2, save_every=1, seed=3,
+        prior=str(tiny), val_every=2, save_every=3, seed=3,
     )  # fmt: skip
 
 
@@ -145,20 +145,33 @@ def by_hand(config: TrainConfig) -> ByHand:
 
 
 @pytest.fixture(scope="module")
-def norms(config: TrainConfig) -> list[float]:
-    """Runs the training; the norm of the gradient that each step of the optimiser has used."""
+def seen(config: TrainConfig) -> tuple[list[float], list[int]]:
+    """Runs the training; at each step of the optimiser the gradient's norm, and the step of the last checkpoint."""
     found: list[float] = []
+    stored: list[int] = []
+    last = Path(config.out) / "checkpoints" / "last.ckpt"
 
     def see(optimizer: torch.optim.Optimizer, *_: object) -> None:
         used = [w.grad.flatten() for group in optimizer.param_groups for w in group["params"] if w.grad is not None]
         found.append(float(torch.cat(used).double().norm()))
+        stored.append(torch.load(last, weights_only=True)["global_step"] if last.is_file() else 0)
 
     handle = register_optimizer_step_post_hook(see)
     try:
         assert train(config) == 0
     finally:
         handle.remove()
-    return found
+    return found, stored
+
+
+@pytest.fixture(scope="module")
+def norms(seen: tuple[list[float], list[int]]) -> list[float]:
+    return seen[0]
+
+
+def test_checkpoints_are_written_every_so_many_steps_and_in_the_end(config: TrainConfig, seen) -> None:
+    assert seen[1] == [0, 0, 0, 3]
+    assert torch.load(Path(config.out) / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
 def logged(config: TrainConfig, name: str) -> list[float]:

@@ -22,7 +22,6 @@ from dig2dig.cli import read_record
 from dig2dig.config_train import AdaptConfig, ImageDataConfig, TrainConfig
 from dig2dig.modules.prior import PriorModule, choose_weights
 from dig2dig.priors.build import build_prior
-from dig2dig.priors.denoiser import GaussianDenoiser
 from dig2dig.priors.files import weights_file
 from dig2dig.priors.load import load_prior
 from dig2dig.priors.lora import adapter_file
@@ -30,6 +29,7 @@ from dig2dig.priors.loss import denoising_psnr
 from dig2dig.training.checkpoints import WeightAverage
 from tests.conftest import EXAMPLES, ROOT
 from tests.corpus import picture
+from tests.gaussian import GaussianDenoiser
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers", "ignore:Checkpoint directory", "ignore:.*smaller than the logging interval"

@@ -121,7 +121,7 @@ def check_sources(sources: object, channels: int, noisy: bool = False) -> None:
     if sources.shape[2] not in (1, 3):
         raise ValueError(f"sources have {sources.shape[2]} channels; grey (1) and colour (3) are fused")
     if channels < sources.shape[2]:
-        raise ValueError(f"the prior has {channels} channels, the sources have {sources.shape[2]}: take a colour prior")
+        raise ValueError("the prior is for grey images, the sources have colour: take a colour prior")
     low, high = (float(value) for value in torch.aminmax(sources))
     if not (low > -1e9 and high < 1e9):  # also where one of them is NaN
         raise ValueError("sources hold values that are NaN or infinite")

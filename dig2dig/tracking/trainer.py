@@ -25,6 +25,7 @@ ADVICE = (
     "across ranks is zero",
     "smaller than the logging interval",
     "Checkpoint directory",
+    "Found keys that are in the model state dict",  # frozen ones, which checkpoints leave out
 )
 """Parts of Lightning's advice that does not apply here."""
 

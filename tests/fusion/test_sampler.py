@@ -272,7 +272,7 @@ def test_a_guidance_of_ones_own(bundled: Denoiser) -> None:
 
 
 def test_grey_prior_refuses_colour(gaussian: GaussianDenoiser) -> None:
-    with pytest.raises(ValueError, match="channels"):
+    with pytest.raises(ValueError, match="take a colour prior"):
         fuse(random_sources(5, 1, 2, 3, 8, 8), gaussian, config())
 
 

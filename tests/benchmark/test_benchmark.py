@@ -54,6 +54,7 @@ def quality(data: Path, out: Path, *more: str) -> int:
     return main(["quality", f"data={data}", f"out={out}", METHODS, short, "crop=48", *more])
 
 
+@pytest.mark.slow
 def test_quality_end_to_end_and_again(data: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(comparators.ddfm, "__defaults__", ("code", 3))
     assert quality(data, tmp_path) == 0
@@ -104,6 +105,7 @@ def test_degraded_end_to_end(data: Path, tmp_path: Path) -> None:
     assert "best of 8" in (tmp_path / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_theory_end_to_end(tmp_path: Path) -> None:
     photos = EXAMPLES / "multi_focus" / "truth"
     assert main(["theory", f"data={photos}", f"out={tmp_path}", "crop=48", "variants.two=sampler.steps=2"]) == 0
@@ -198,6 +200,7 @@ def test_ranks_know_which_way_is_better(tmp_path: Path) -> None:
     assert collect(read).left_out == ["bad"]
 
 
+@pytest.mark.slow
 def test_speed_end_to_end(data: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every section on small images: figures are there and hang together; how large they are is no test's business."""
     monkeypatch.setattr(comparators.ddfm, "__defaults__", ("code", 3))

@@ -354,7 +354,10 @@ REFUSED = {
     "nothing": (torch.zeros(1, 2, 1, 0, 4), r"not \(1, 2, 1, 0, 4\)"),
     "one source": (torch.zeros(1, 1, 1, 4, 4), "one source: at least two are needed, along the second axis"),
     "two channels": (torch.zeros(1, 2, 2, 4, 4), "sources have 2 channels; grey"),
-    "colour": (torch.zeros(1, 2, 3, 4, 4), "the prior is for grey images, the sources have colour: take a colour prior"),
+    "colour": (
+        torch.zeros(1, 2, 3, 4, 4),
+        "the prior is for grey images, the sources have colour: take a colour prior",
+    ),
     "too dark": (torch.full((1, 2, 1, 4, 4), -0.1), r"must lie in \[0, 1\], not in \[-0.1, -0.1\]"),
     "too bright": (torch.full((1, 2, 1, 4, 4), 255.0), r"must lie in \[0, 1\], not in \[255, 255\]"),
     "NaN": (torch.full((1, 2, 1, 4, 4), math.nan), "NaN or infinite"),

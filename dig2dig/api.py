@@ -10,9 +10,10 @@ from datamodules.pairing import find_pairs
 from datamodules.pairs import Failure, read_pair
 from dig2dig.atomic import write_atomically
 from dig2dig.cli import load_strictly, preset_file
+from dig2dig.color import to_pixels
 from dig2dig.config import InferConfig, SamplerConfig
 from dig2dig.errors import UserError
-from dig2dig.inference.encode import PICTURES, encode, to_pixels
+from dig2dig.inference.encode import PICTURES, encode
 from dig2dig.inference.state import reading
 from dig2dig.modules.fuser import Fuser
 from dig2dig.modules.results import Result

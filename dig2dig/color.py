@@ -9,6 +9,7 @@ an over-exposed region has lost its chroma and a defocused one has blurred it, s
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,3 +81,9 @@ def to_channels(images: Tensor, channels: int) -> Tensor:
     if channels == 1:
         return images.mean(-3, keepdim=True)
     raise ValueError(f"cannot turn {images.shape[-3]} channels into {channels}")
+
+
+def to_pixels(image: Tensor, depth: int = 8) -> np.ndarray:
+    """An image (1 or 3, h, w) in [0, 1] as rounded 8- or 16-bit values (h, w, 1 or 3)."""
+    top, kind = (65535, np.uint16) if depth > 8 else (255, np.uint8)
+    return (image.detach().clamp(0, 1) * top).round().permute(1, 2, 0).cpu().numpy().astype(kind)

@@ -12,13 +12,14 @@ from datamodules.pairs import Sample, read_pair
 from datamodules.readers.pixels import read_image
 from dig2dig.atomic import write_atomically
 from dig2dig.cli import load
+from dig2dig.color import to_pixels
 from dig2dig.config import InferConfig
 from dig2dig.fusion.statistics import dig_statistics
 from dig2dig.inference.state import reading
 from dig2dig.modules.fuser import Fuser
 from dig2dig.modules.results import Result, Tracing
 from dig2dig.priors.load import load_prior
-from dig2dig.tracking.panels import curves, fusion_panel, maps_panel, row, to_colours, to_pixels, to_png
+from dig2dig.tracking.panels import curves, fusion_panel, maps_panel, row, to_colours, to_png
 
 ROOT = Path(__file__).parents[1]
 FIGURES = Path(__file__).parent / "figures"

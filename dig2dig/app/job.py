@@ -18,11 +18,12 @@ from datamodules.readers.pixels import IMAGE_SUFFIXES, image_size, read_picture
 from dig2dig.api import preset_config
 from dig2dig.app.config import AppConfig
 from dig2dig.atomic import write_atomically
+from dig2dig.color import to_pixels
 from dig2dig.config import PriorConfig
 from dig2dig.errors import ImageError, UserError
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.resample import resize
-from dig2dig.inference.encode import encode, suffix_of, to_pixels
+from dig2dig.inference.encode import encode, suffix_of
 from dig2dig.inference.state import reading
 from dig2dig.modules.fuser import Fuser
 from dig2dig.modules.results import Result, Tracing

@@ -14,12 +14,12 @@ from dig2dig.benchmark.gallery import write_gallery
 from dig2dig.benchmark.methods import DDFM, STRETCHED, Fused, Fuser, hashed, open_fuser, sampler_of
 from dig2dig.benchmark.rows import Row, Rows
 from dig2dig.benchmark.tables import write_tables
-from dig2dig.color import luminance, merge
+from dig2dig.color import luminance, merge, to_pixels
 from dig2dig.config import SamplerConfig
 from dig2dig.errors import MethodError
 from dig2dig.fusion import comparators
 from dig2dig.metrics import ALL, MAIN, fusion_metrics
-from dig2dig.tracking.panels import to_pixels, to_png
+from dig2dig.tracking.panels import to_png
 
 
 def run(config: QualityConfig) -> int:

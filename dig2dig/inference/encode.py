@@ -4,6 +4,8 @@ import cv2
 import numpy as np
 from torch import Tensor
 
+from dig2dig.color import to_pixels
+
 DEEP = (".png", ".tif", ".tiff")
 """Formats that hold 16 bits; the others get 8."""
 
@@ -16,12 +18,6 @@ def suffix_of(format: str, source: str) -> str:
     if format != "reference":
         return f".{format}"
     return source if source in PICTURES else ".png"
-
-
-def to_pixels(image: Tensor, depth: int = 8) -> np.ndarray:
-    """An image (1 or 3, h, w) in [0, 1] as rounded 8- or 16-bit values (h, w, 1 or 3)."""
-    top, kind = (65535, np.uint16) if depth > 8 else (255, np.uint8)
-    return (image.detach().clamp(0, 1) * top).round().permute(1, 2, 0).cpu().numpy().astype(kind)
 
 
 QUALITY = 95

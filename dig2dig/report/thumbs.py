@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dig2dig.color import to_pixels
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.resample import resize
-from dig2dig.inference.encode import to_pixels
 from dig2dig.report.views import PairView, Panel, StepView
 
 BUDGET = 700_000  # characters of all pictures of one pair: twenty pairs stay below 15 MB

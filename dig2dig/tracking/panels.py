@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from dig2dig.color import to_pixels
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.statistics import DigStatistics
-from dig2dig.inference.encode import to_pixels
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # of Okabe and Ito, for all kinds of sight
 MARGIN = 4

@@ -12,9 +12,10 @@ import torch
 
 from datamodules.pairs import Sample
 from datamodules.ranges import to_unit
+from dig2dig.color import to_pixels
 from dig2dig.config import SaveConfig
 from dig2dig.fusion.plan import Snapshot
-from dig2dig.inference.encode import encode, suffix_of, to_pixels
+from dig2dig.inference.encode import encode, suffix_of
 from dig2dig.inference.table import COLUMNS, read_summary, write_summary
 from dig2dig.inference.writer import FusionWriter
 from dig2dig.modules.results import Result

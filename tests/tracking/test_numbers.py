@@ -13,13 +13,14 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from datamodules.pairs import Sample
+from dig2dig.color import to_pixels
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.modules.results import Result
 from dig2dig.modules.scores import pair_scores
 from dig2dig.tracking import monitor
 from dig2dig.tracking.loggers import log_scalars
 from dig2dig.tracking.monitor import FusionMonitor, shown
-from dig2dig.tracking.panels import fusion_panel, histogram_values, maps_panel, to_colours, to_pixels, to_png
+from dig2dig.tracking.panels import fusion_panel, histogram_values, maps_panel, to_colours, to_png
 from dig2dig.tracking.progress import Progress
 from tests.pictures import random_sources
 

@@ -64,12 +64,14 @@ def load_strictly(schema: type[T], argv: Sequence[str]) -> T:
 
 def preset_file(name: str) -> Path | None:
     """The file of a shipped preset by its name, as ``ivf`` or ``configs/ivf.yaml``; None if there is none."""
-    stem = Path(name).name.removesuffix(".yaml")
-    packages = Path(__file__).parent
-    for folder in (packages / "configs", packages.parent / "configs"):  # installed, or in a checkout
-        if (folder / f"{stem}.yaml").is_file():
-            return folder / f"{stem}.yaml"
-    return None
+    file = shipped("configs") / f"{Path(name).name.removesuffix('.yaml')}.yaml"
+    return file if file.is_file() else None
+
+
+def shipped(folder: str) -> Path:
+    """A folder of files that comes with the product: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    return package / folder if (package / folder).is_dir() else package.parent / folder
 
 
 def to_yaml(config: object, record: Mapping[str, Any] | None = None) -> str:

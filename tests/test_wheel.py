@@ -51,6 +51,7 @@ def test_the_wheel_holds_presets_prior_and_pages(wheel: Path) -> None:
     assert {f"dig2dig/configs/{task}.yaml" for task in ("ivf", "mif", "mef", "mff", "universal")} <= names
     assert "dig2dig/priors/bundled/unet/diffusion_pytorch_model.safetensors" in names
     assert {"dig2dig/report/page/page.html.j2", "datamodules/pairs.py"} <= names
+    assert {f"dig2dig/examples/infrared_visible/{side}/00036N.png" for side in ("visible", "infrared")} <= names
     assert not any(name.startswith(("tests/", "docs/", "examples/")) for name in names)
 
 
@@ -78,3 +79,8 @@ def test_it_infers_with_a_preset_by_name(command: Path, tmp_path: Path) -> None:
     assert done.returncode == 0 and "1 fused, 0 failed" in done.stdout, done.stderr
     assert (tmp_path / "out" / "report.html").is_file()
     assert run(command, tmp_path, "--version").stdout.startswith("dig2dig ")
+
+
+def test_a_benchmark_has_its_pair_outside_of_the_checkout(command: Path, tmp_path: Path) -> None:
+    done = run(command, tmp_path, "benchmark", "flicker", "frames=2", "crop=96", "sensor=0", "pulls=0.02", "out=out")
+    assert done.returncode == 0 and (tmp_path / "out" / "table.md").is_file(), done.stderr

@@ -14,13 +14,12 @@ from torch.nn.functional import interpolate
 from datamodules.pairing import Pair, find_pairs
 from datamodules.pairs import Failure, Reading, Sample, read_pair
 from datamodules.readers.pixels import is_image, read_image
+from dig2dig.cli import shipped
 from dig2dig.color import luminance
 from dig2dig.errors import ImageError, MethodError, PairingError, one_line
 
 TASKS = {"infrared_visible": "ivf", "medical": "mif", "multi_exposure": "mef", "multi_focus": "mff"}
 """Folder of a task, and its preset."""
-
-EXAMPLES = Path(__file__).parents[2] / "examples" / "infrared_visible"
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def example_pair(height: int, width: int, channels: int = 1) -> Tensor:
     """The bundled infrared-visible pair, (1, 2, channels, height, width): its middle, or all of it enlarged."""
     images = []
     for kind in ("visible", "infrared"):
-        pixels = read_image(sorted((EXAMPLES / kind).glob("*.png"))[0], "L")
+        pixels = read_image(shipped("examples") / "infrared_visible" / kind / "00036N.png", "L")
         image = torch.from_numpy(pixels.copy()).view(1, 1, *pixels.shape[:2]).float() / 255
         scale = max(height / image.shape[-2], width / image.shape[-1])
         if scale > 1:

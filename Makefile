@@ -28,7 +28,7 @@ app: .venv/installed-app  ## set up, and serve a page to try fusion in the brows
 	$(BIN)/python -m dig2dig.app
 
 test: .venv/installed-dev  ## set up, and run the fast tests
-	$(BIN)/python -m pytest -m "not slow and not huge"
+	$(BIN)/python -m pytest -m "not slow and not huge" -n logical --maxprocesses 4 --dist loadfile
 
 test-all: .venv/installed-dev  ## set up, and run all tests but those of many gigabytes
 	$(BIN)/python -m pytest -m "not huge"

@@ -11,7 +11,6 @@ from datamodules.readers.pixels import convert
 from dig2dig.errors import AlignmentError
 
 LEAST_SCORE = 12.0  # nine in ten registrations of unrelated images score less, none of infrared with visible
-
 _SIDES = (96, 192, 384, 768)  # images are registered from coarse to fine, longer sides in pixels
 _MOTIONS = ((cv2.MOTION_EUCLIDEAN, _SIDES[:3]), (cv2.MOTION_AFFINE, _SIDES[1:3]), (cv2.MOTION_HOMOGRAPHY, _SIDES[1:]))
 _CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 50, 1e-5)
@@ -48,9 +47,8 @@ class Registration:
 
 def rescale(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """An image (h, w[, c]) in [0, 1] at another (height, width): means of areas when smaller, cubic when larger."""
-    smaller = size[0] < image.shape[0]
-    scaled = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
-    return scaled.clip(0, 1)
+    how = cv2.INTER_AREA if size[0] < image.shape[0] else cv2.INTER_CUBIC
+    return cv2.resize(image, size[::-1], interpolation=how).clip(0, 1)
 
 
 def structure(image: np.ndarray, blur: float = 1.5, window: int = 31) -> Structure:
@@ -59,8 +57,7 @@ def structure(image: np.ndarray, blur: float = 1.5, window: int = 31) -> Structu
     .. math:: z = \frac{(g_x + i g_y)^2}{|g| \sqrt{\langle |g|^2 \rangle}}
 
     with the gradient g of a grey image (h, w) in [0, 1] after a Gaussian, and a mean over a square; ``blur`` and
-    ``window`` are in pixels. Modalities share the structure of a scene, though their grey values differ. It is at most
-    1.5 in size, and zero at the image's border.
+    ``window`` are in pixels. It is at most 1.5 in size, zero at the border, and much the same in all modalities.
     """
     smooth = cv2.GaussianBlur(image, (0, 0), blur)
     g = cv2.Scharr(smooth, cv2.CV_32F, 1, 0, scale=1 / 32) + 1j * cv2.Scharr(smooth, cv2.CV_32F, 0, 1, scale=1 / 32)
@@ -126,10 +123,8 @@ def register(fixed: np.ndarray, moving: np.ndarray, how: str, least: float = LEA
     """Brings an image, of any size and kind of light, onto another of the same scene, (h, w[, 3]) in [0, 1].
 
     ``phase`` finds the shift, by the phase of the correlation of structures; ``ecc`` also finds rotation, scale and
-    perspective, by enhanced correlation coefficients, from coarse to fine.
-
-    Raises:
-        AlignmentError: The score is below ``least``, or the homography is none that a camera makes.
+    perspective, by enhanced correlation coefficients, from coarse to fine. A score below ``least``, and a homography
+    that no camera makes, are an AlignmentError.
 
     References:
         Evangelidis and Psarakis, "Parametric image alignment using enhanced correlation coefficient maximization",
@@ -138,10 +133,13 @@ def register(fixed: np.ndarray, moving: np.ndarray, how: str, least: float = LEA
     height, width = fixed.shape[:2]
     a, b = convert(fixed, "L"), rescale(convert(moving, "L"), (height, width))
     matrix = _translation(a, b)
-    if how == "ecc":
-        for motion, sides in _MOTIONS:
-            matrix = _refined(a, b, matrix, motion, sides)
-    _check(matrix, height, width)
+    for motion, sides in _MOTIONS if how == "ecc" else ():
+        matrix = _refined(a, b, matrix, motion, sides)
+    corners = np.array([[0, 0, 1], [width - 1, 0, 1], [0, height - 1, 1], [width - 1, height - 1, 1]], float)
+    moved = corners @ matrix.T
+    far = np.abs(moved[:, :2] / moved[:, 2:] - corners[:, :2]).max() if (moved[:, 2] > 0).all() else np.inf
+    if not far < 0.4 * max(height, width):
+        raise AlignmentError("does not register: no homography that a camera makes brings it onto the reference")
     whole = np.diag([moving.shape[1] / width, moving.shape[0] / height, 1.0]) @ matrix
     image = _warp(moving, whole, a).clip(0, 1)
     covered = _warp(np.ones(moving.shape[:2], np.float32), whole, a, cv2.BORDER_CONSTANT) > 0.99
@@ -149,14 +147,6 @@ def register(fixed: np.ndarray, moving: np.ndarray, how: str, least: float = LEA
     if score < least:
         raise AlignmentError(f"does not register: the two agree with a score of {score:.1f}, {least:g} is needed")
     return Registration(image, whole / whole[2, 2], score, moving.shape[:2])
-
-
-def _check(matrix: np.ndarray, height: int, width: int) -> None:
-    corners = np.array([[0, 0, 1], [width - 1, 0, 1], [0, height - 1, 1], [width - 1, height - 1, 1]], float)
-    moved = corners @ matrix.T
-    far = np.abs(moved[:, :2] / moved[:, 2:] - corners[:, :2]).max() if (moved[:, 2] > 0).all() else np.inf
-    if not far < 0.4 * max(height, width):
-        raise AlignmentError("does not register: no homography that a camera makes brings it onto the reference")
 
 
 def _translation(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -33,17 +33,15 @@ def hold_out(paths: list[Path], share: float, seed: int) -> tuple[list[Path], li
     The sources of one scene, which share a stem, fall on one side; a file that is added moves no other.
     """
     place = {path.stem: zlib.crc32(f"{seed}/{path.stem}".encode(errors="surrogateescape")) for path in paths}
-    limit = share * 2**32
-    if share and len(place) > 1:
-        limit = max(limit, min(place.values()) + 1)
+    least = min(place.values()) + 1 if share and len(place) > 1 else 0
+    limit = max(share * 2**32, least)
     return [path for path in paths if place[path.stem] >= limit], [path for path in paths if place[path.stem] < limit]
 
 
 class ImageCrops(Dataset):
     """Augmented crops of single images, ``{"image": (3, h, w) in [0, 1], "index": int}``.
 
-    Sample ``i`` draws its file, crop and colours from ``(seed, i)`` alone: the order does not depend on
-    workers, devices or where a run was interrupted.
+    Sample ``i`` draws its file, crop and colours from ``(seed, i)`` alone, whatever the workers, devices and restarts.
     """
 
     def __init__(
@@ -108,12 +106,8 @@ class StepSampler(Sampler[int]):
 class ImageDataModule(LightningDataModule):
     """Training crops from a folder tree, centre crops for validation, and pairs that are fused at each validation.
 
-    Args:
-        config: Which images, and how they are cropped.
-        seed: Seed of the split and the crops.
-        steps: Optimiser steps of the whole run.
-        overfit: Give the first batch again and again.
-        samples: Pairs that are fused at each validation.
+    The split and the crops follow from ``seed``. The whole run has ``steps`` optimiser steps. ``overfit`` gives the
+    first batch again and again. ``samples`` are the pairs.
     """
 
     def __init__(
@@ -154,9 +148,8 @@ class ImageDataModule(LightningDataModule):
         """Centre crops, four at a time, which every process measures whole; and this process's share of the pairs."""
         images = [DataLoader(self.val, 4)] if self.val else []
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        samples = self.samples[rank::world_size]
-        pairs: list[DataLoader] = [DataLoader(samples, 1, collate_fn=list)] if self.samples else []  # pyright: ignore
-        return images + pairs
+        pairs = DataLoader(self.samples[rank::world_size], 1, collate_fn=list)  # pyright: ignore
+        return [*images, pairs] if self.samples else images
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leaves pairs where they are; they travel when they are fused."""

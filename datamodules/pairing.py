@@ -15,25 +15,15 @@ from dig2dig.errors import ImageError, PairingError
 
 @dataclass(frozen=True)
 class Pair:
-    """The files of one scene.
+    """The files of one scene."""
 
-    Attributes:
-        name: Stem that the files share; the result is called after it.
-        files: File of each modality, in the order in which the sources were given.
-        missing: Modalities that have no file of this name.
-        problem: Why these files cannot be fused; empty if nothing is known against it.
-        frame: Which frame of videos, or slice of volumes; None for images.
-        series: Name of the sequence that this is a frame of; its frames share their noise and their range.
-        probes: For each modality some frames of the series, by which its range is found.
-    """
-
-    name: str
-    files: dict[str, Path]
-    missing: tuple[str, ...] = ()
-    problem: str = ""
-    frame: int | None = None
-    series: str = ""
-    probes: dict[str, Probes] = field(default_factory=dict)
+    name: str  # stem that the files share; the result is called after it
+    files: dict[str, Path]  # file of each modality, in the order in which the sources were given
+    missing: tuple[str, ...] = ()  # modalities that have no file of this name
+    problem: str = ""  # why these files cannot be fused; empty if nothing is known against it
+    frame: int | None = None  # which frame of videos, or slice of volumes; None for images
+    series: str = ""  # name of the sequence that this is a frame of; its frames share their noise and their range
+    probes: dict[str, Probes] = field(default_factory=dict)  # some frames of the series, by which its range is found
 
     def incomplete(self, allow_missing: bool) -> bool:
         """Whether sources are missing without which it cannot be fused."""
@@ -53,18 +43,14 @@ def find_pairs(sources: Mapping[str, str]) -> list[Pair]:
     """Pairs the files of all sources by name, sorted.
 
     A source is a folder or a text file that lists images, paired by stem; or a pattern as ``DIR/{name}_vis.png``,
-    paired by what ``{name}`` stands for; or one file.
-
-    Raises:
-        PairingError: A source does not exist, is given twice, or holds no image; single files and folders are mixed;
-            or no name stands in two sources.
+    paired by what ``{name}`` stands for; or one file. It is a PairingError if a source does not exist, is given twice
+    or holds no image, if single files and folders are mixed, or if no name stands in two sources.
     """
     paths = {modality: Path(source) for modality, source in sources.items()}
     for modality, path in paths.items():
         if "{name}" not in str(path) and not path.exists():
             raise PairingError(f"sources.{modality}: no such file or folder: {path}")
-        twin = next((m for m, p in paths.items() if m != modality and real(p) == real(path)), None)
-        if twin:
+        if twin := next((m for m, p in paths.items() if m != modality and real(p) == real(path)), None):
             raise PairingError(f"sources.{modality} and sources.{twin} are the same: {path}")
     many = ["{name}" in str(path) or path.is_dir() or path.suffix == ".txt" for path in paths.values()]
     if not any(many):

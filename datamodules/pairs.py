@@ -16,54 +16,34 @@ from dig2dig.color import split
 from dig2dig.errors import AlignmentError, ImageError
 
 Align = Literal["none", "resize", "ecc", "phase"]
+Images = dict[str, np.ndarray]  # by modality
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How the files of a scene become its sources.
+    """How the files of a scene become its sources."""
 
-    Attributes:
-        task: Decides how colour is treated, see :mod:`dig2dig.color`.
-        allow_missing: Fuse a stack that stops before the others; at least two sources must be there.
-        range: Per modality which stored values are black and white, see :func:`datamodules.ranges.to_unit`.
-        reference: Modality whose size, depth and format the result keeps; empty for the first.
-        align: What to do with sources of another size or place than the reference.
-        transform: Applied to the sources together.
-    """
-
-    task: str = "ivf"
-    allow_missing: bool = False
-    range: Mapping[str, str] = field(default_factory=dict)
-    reference: str = ""
-    align: Align = "none"
-    transform: Callable[[Sequence[np.ndarray]], list[np.ndarray]] | None = None
+    task: str = "ivf"  # decides how colour is treated, see dig2dig.color
+    allow_missing: bool = False  # fuse a stack that stops before the others; at least two sources must be there
+    range: Mapping[str, str] = field(default_factory=dict)  # which values are black and white, see to_unit
+    reference: str = ""  # modality whose size, depth and format the result keeps; empty for the first
+    align: Align = "none"  # what to do with sources of another size or place than the reference
+    transform: Callable[[Sequence[np.ndarray]], list[np.ndarray]] | None = None  # applied to the sources together
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One scene, read.
-
-    Attributes:
-        name: Name of the pair.
-        modalities: Names of the sources.
-        sources: Channels that are fused, (k, c, h, w) in [0, 1].
-        chroma: Colour that waits beside them, (2, h, w), or None.
-        depth: Bits of a channel of the result.
-        suffix: Format of the reference's file, as ``.png``.
-        series: Name of the sequence that shares its noise; empty if none.
-        digest: What identifies the files' bytes.
-        note: What a user may want to know about the reading.
-    """
+    """One scene, read."""
 
     name: str
     modalities: tuple[str, ...]
-    sources: torch.Tensor
-    chroma: torch.Tensor | None
-    depth: int = 8
-    suffix: str = ".png"
-    series: str = ""
-    digest: str = ""
-    note: str = ""
+    sources: torch.Tensor  # channels that are fused, (k, c, h, w) in [0, 1]
+    chroma: torch.Tensor | None  # colour that waits beside them, (2, h, w)
+    depth: int = 8  # bits of a channel of the result
+    suffix: str = ".png"  # format of the reference's file
+    series: str = ""  # name of the sequence that shares its noise; empty if none
+    digest: str = ""  # what identifies the files' bytes
+    note: str = ""  # what a user may want to know about the reading
 
 
 @dataclass(frozen=True)
@@ -89,9 +69,7 @@ def read_pair(pair: Pair, reading: Reading) -> Sample | Failure:
         return Failure(pair.name, str(error))
     except MemoryError:
         return Failure(pair.name, f"{pair.name}: not enough memory to read its sources")
-    arrays = list(images.values())
-    if reading.transform:
-        arrays = reading.transform(arrays)
+    arrays = reading.transform(list(images.values())) if reading.transform else images.values()
     tensors = [torch.from_numpy(np.atleast_3d(array).transpose(2, 0, 1).copy()) for array in arrays]
     sources, chroma = split(tensors, reading.task)
     depth, suffix = pictures[reference].depth, pair.files[reference].suffix.lower()
@@ -112,16 +90,15 @@ def reference_of(pair: Pair, reference: str) -> str:
     return reference if reference in pair.files else next(iter(pair.files))
 
 
-def scaled(pair: Pair, pictures: Mapping[str, Picture], reading: Reading) -> tuple[dict[str, np.ndarray], list[str]]:
+def scaled(pair: Pair, pictures: Mapping[str, Picture], reading: Reading) -> tuple[Images, list[str]]:
     """Pixels in [0, 1], and notes on how they got there; refuses constant sources and those given twice."""
-    images: dict[str, np.ndarray] = {}
+    images: Images = {}
     notes: list[str] = []
     for modality, picture in pictures.items():
         file = pair.files[modality]
         if picture.pixels.min() == picture.pixels.max():
             raise ImageError(f"{file}: every pixel is {picture.pixels.flat[0]}: nothing to fuse; leave it out")
-        twin = next((m for m in images if real(pair.files[m]) == real(file)), None)
-        if twin:
+        if twin := next((m for m in images if real(pair.files[m]) == real(file)), None):
             raise ImageError(f"{file}: given twice, as {twin} and as {modality}")
         images[modality], note = to_unit(picture.pixels, wanted_range(pair, modality, reading))
         notes += [f"{modality}: {one}" for one in (picture.note, note) if one]
@@ -131,14 +108,11 @@ def scaled(pair: Pair, pictures: Mapping[str, Picture], reading: Reading) -> tup
 def wanted_range(pair: Pair, modality: str, reading: Reading) -> str:
     """Which stored values are black and white; frames of a series share theirs, so that the result does not flicker."""
     wanted = reading.range.get(modality, "auto")
-    if pair.series and wanted in ("auto", "percentile"):
-        return series_range(pair.probes[modality], wanted)
-    return wanted
+    shared = pair.series and wanted in ("auto", "percentile")
+    return series_range(pair.probes[modality], wanted) if shared else wanted
 
 
-def aligned(
-    pair: Pair, images: Mapping[str, np.ndarray], reference: str, reading: Reading
-) -> tuple[dict[str, np.ndarray], list[str]]:
+def aligned(pair: Pair, images: Images, reference: str, reading: Reading) -> tuple[Images, list[str]]:
     """All sources in the reference's frame, and notes on them; refuses what cannot be brought there."""
     sizes = {modality: image.shape[:2] for modality, image in images.items()}
     if reading.align == "none" and len(set(sizes.values())) > 1:

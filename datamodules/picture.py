@@ -17,16 +17,13 @@ MIN_SIDE = 4  # pixels; a smaller image is a mistake
 class Picture:
     """One image as its file has it.
 
-    Attributes:
-        pixels: Upright, (h, w) if grey and (h, w, 3) if RGB; uint8, uint16, int32 or float32. Three equal channels
-            are one; transparent pixels are composed over black.
-        digest: Hash of the file's bytes.
-        note: What a user may want to know about the reading; empty if nothing.
+    Its pixels are upright, (h, w) if grey and (h, w, 3) if RGB; uint8, uint16, int32 or float32. Three equal channels
+    are one; transparent pixels are composed over black.
     """
 
     pixels: np.ndarray
-    digest: str = ""
-    note: str = ""
+    digest: str = ""  # hash of the file's bytes
+    note: str = ""  # what a user may want to know about the reading
 
     @property
     def depth(self) -> int:
@@ -43,9 +40,7 @@ def check_pixels(pixels: np.ndarray, path: Path) -> np.ndarray:
         raise ImageError(f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels; at least {MIN_SIDE} a side are needed")
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise ImageError(f"{path}: {int((~np.isfinite(pixels)).sum())} pixels are NaN or infinite; mend the file")
-    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
-        return pixels[..., 0]
-    return pixels
+    return pixels[..., 0] if pixels.ndim == 3 and (pixels == pixels[..., :1]).all() else pixels
 
 
 @contextmanager

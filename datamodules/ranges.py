@@ -9,14 +9,11 @@ def to_unit(pixels: np.ndarray, scale: str = "auto") -> tuple[np.ndarray, str]:
     """Stored pixels as float32 in [0, 1], and a note on the range that was taken.
 
     ``full`` takes all that the type can hold, for floating point 0 to 1; ``percentile`` the 0.1 to the 99.9
-    percentile, for thermal frames, which use a small part of their range; ``LOW-HIGH`` these stored values. ``auto``
-    takes percentiles for grey images of 16 bits whose values fill less than a quarter of the range, and for integers
-    of 32 bits and floating point beyond 0 to 1, else all.
+    percentile, as thermal frames need it; ``LOW-HIGH`` these stored values. ``auto`` takes percentiles for grey 16-bit
+    images that fill less than a quarter of the range, 32-bit integers, and floats beyond 0 to 1, else all.
     """
     wanted = parse_range(scale)
-    if wanted == "auto":
-        wanted = "full" if fills(pixels) else "percentile"
-    if wanted == "full":
+    if wanted == "full" or (wanted == "auto" and fills(pixels)):
         return (pixels / np.float32(full_scale(pixels))).clip(0, 1).astype(np.float32), ""
     low, high = limits(pixels) if isinstance(wanted, str) else wanted
     if not high > low:  # nearly constant: show what little there is

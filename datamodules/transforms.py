@@ -29,8 +29,7 @@ def training_crops(side: int, scales: list[float], grey: float) -> A.Compose:
 class PairTransform:
     """Augments aligned sources: one spatial transform for all of them, a photometric one for each if it is given.
 
-    albumentations' own ``additional_targets`` would repeat photometric draws too, so the sources go through the
-    spatial transform as channels of one image.
+    They move as channels of one image: albumentations' ``additional_targets`` would repeat photometric draws too.
     """
 
     def __init__(self, spatial: A.Compose, photometric: A.Compose | None = None) -> None:
@@ -38,7 +37,7 @@ class PairTransform:
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The sources, each (h, w) or (h, w, 3), of one size and type."""
-        layers = [array[..., None] if array.ndim == 2 else array for array in arrays]
+        layers = [np.atleast_3d(array) for array in arrays]
         edges = np.cumsum([layer.shape[2] for layer in layers])[:-1]
         moved = np.split(self.spatial(image=np.concatenate(layers, 2))["image"], edges, axis=2)
         pairs = zip(moved, arrays, strict=True)

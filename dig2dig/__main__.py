@@ -6,6 +6,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+from dig2dig import __version__
 from dig2dig.cli import load, preset_file
 from dig2dig.config import InferConfig, PriorConfig
 from dig2dig.config_train import TrainConfig
@@ -25,20 +26,13 @@ USAGE = """dig2dig COMMAND …: image fusion with diffusion information gain
 TASK is ivf (infrared-visible), mif (medical), mef (exposures), mff (focal planes) or universal.
 dig2dig COMMAND --help says more; dig2dig --version prints the version."""
 
-PACKAGES = {
-    "report": "report.__main__",
-    "benchmark": "benchmark.__main__",
-    "metrics": "metrics.__main__",
-    "app": "app.__main__",
-}
-
+PACKAGES = ("report", "benchmark", "metrics", "app")
 
 FUSE = """dig2dig fuse TASK FILE FILE … [out=RESULT] [key=value …]
 
 Fuses the files of one scene into RESULT (by default fused with the suffix of the first file), or folders of scenes,
 paired by name, into the folder RESULT. TASK is ivf (visible first, then infrared), mif, mef, mff or universal; the
 first source decides the size and the depth. All options of dig2dig infer may follow, as sampler.steps=4."""
-
 
 PRIOR = """dig2dig prior convert CHECKPOINT.pt FOLDER     an ADM checkpoint as a diffusers folder
 dig2dig prior merge PRIOR ADAPTER FOLDER       a prior with a LoRA adapter in its weights, as a diffusers folder"""
@@ -120,15 +114,13 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     match argv:
         case ["--version" | "-V"]:
-            from importlib.metadata import version
-
-            print(f"dig2dig {version('dig2dig')}")
+            print(f"dig2dig {__version__}")
             return 0
         case ["fuse" | "infer" | "train" | "prior" as command, *arguments]:
             own = {"fuse": fuse, "infer": partial(infer, command=("dig2dig", "infer")), "train": train, "prior": prior}
             return own[command](arguments)
         case [command, *arguments] if command in PACKAGES:
-            return import_module(f"dig2dig.{PACKAGES[command]}").main(arguments) or 0
+            return import_module(f"dig2dig.{command}.__main__").main(arguments) or 0
     asked = bool(argv) and argv[0] in ("--help", "-h")
     if argv and not asked:
         print(f"error: no command '{argv[0]}'\n", file=sys.stderr)

@@ -20,8 +20,7 @@ from dig2dig.modules.results import Result
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.load import open_prior
 
-MODALITIES = {"ivf": ("visible", "infrared")}
-"""What the sources of a task are called, in their order; others are called source_1, source_2, …"""
+MODALITIES = {"ivf": ("visible", "infrared")}  # sources of a task in their order; others are source_1, source_2, …
 
 
 def preset(task: str, *overrides: str) -> SamplerConfig:

@@ -10,8 +10,7 @@ from filelock import FileLock, Timeout
 
 from dig2dig.errors import RunError
 
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-"""Variables that launchers set, as Lightning reads them."""
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # set by launchers, as Lightning reads them
 
 
 @contextmanager
@@ -42,11 +41,7 @@ def is_first_process() -> bool:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of a folder as long as this process lives. The first process holds the lock for all.
-
-    Raises:
-        RunError: Another run is at work there.
-    """
+    """Keeps other runs out of a folder while this process lives, the first one for all; RunError if one is at work."""
     if not is_first_process():
         yield
         return

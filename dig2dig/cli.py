@@ -4,11 +4,11 @@ import difflib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -18,8 +18,7 @@ from dig2dig.errors import UserError, first_line
 
 T = TypeVar("T")
 
-RECORD = "record"
-"""Top-level key of a run.yaml that holds facts, not options; ``load`` ignores it."""
+RECORD = "record"  # top-level key of a run.yaml that holds facts, not options; load ignores it
 
 
 def load(schema: type[T], argv: list[str]) -> T:
@@ -41,8 +40,7 @@ def load(schema: type[T], argv: list[str]) -> T:
 def load_strictly(schema: type[T], argv: Sequence[str]) -> T:
     """The configuration from YAML files, preset names and ``key=value`` overrides, later ones over earlier ones.
 
-    Raises:
-        UserError: A key is unknown, a value has the wrong type or options contradict each other; in one line.
+    UserError, in one line, where a key is unknown, a value has the wrong type or options contradict each other.
     """
     layer: Any = {}
     try:
@@ -139,34 +137,33 @@ def _override(schema: type, argument: str) -> Any:
         return layer
     try:
         return OmegaConf.from_dotlist([argument])
-    except yaml.YAMLError:
-        _fail(f"cannot read '{argument}': quote values that hold brackets, colons or commas")
+    except yaml.YAMLError as error:
+        hint = "quote values that hold brackets, colons or commas"
+        raise UserError(f"cannot read '{argument}': {hint}") from error
 
 
 def _file(path: str) -> Any:
     if Path(path).suffix not in ("", ".yaml", ".yml"):
-        _fail(
+        raise UserError(
             f"'{path}' is no config: name a picture's modality, as sources.visible={path} sources.infrared=FILE, "
             f"or use the short form, dig2dig fuse TASK FILE FILE out=RESULT"
         )
     found = Path(path) if Path(path).is_file() else preset_file(path)
     if found is None:
-        _fail(f"no config file '{path}': arguments are YAML files or key=value")
+        raise UserError(f"no config file '{path}': arguments are YAML files or key=value")
     try:
         layer = OmegaConf.load(found)
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        _fail(f"{path}: not a readable YAML file ({first_line(error)})")
-    return _without_record(layer) if OmegaConf.is_dict(layer) else _fail(f"{path}: expected 'key: value' lines")
+        raise UserError(f"{path}: not a readable YAML file ({first_line(error)})") from error
+    if not OmegaConf.is_dict(layer):
+        raise UserError(f"{path}: expected 'key: value' lines")
+    return _without_record(layer)
 
 
 def _without_record(layer: Any) -> Any:
     if OmegaConf.is_dict(layer) and RECORD in layer:
         del layer[RECORD]
     return layer
-
-
-def _fail(message: str) -> NoReturn:
-    raise UserError(message)
 
 
 def _unknown(schema: type, layer: Any, key: str) -> str:
@@ -191,7 +188,8 @@ def _options(schema: type, prefix: str = "", defaults: object = None) -> list[tu
     rows: list[tuple[str, Any, Any, Any]] = []
     for item in sorted(fields(schema), key=lambda item: item.name not in schema.__annotations__):  # pyright: ignore
         kind = hints[item.name]
-        default = _default(item) if defaults is None else getattr(defaults, item.name)
+        made = item.default if item.default_factory is MISSING else item.default_factory()
+        default = made if defaults is None else getattr(defaults, item.name)
         if is_dataclass(kind):
             rows += _options(kind, f"{prefix}{item.name}.", default)  # pyright: ignore[reportArgumentType]
         else:
@@ -199,16 +197,10 @@ def _options(schema: type, prefix: str = "", defaults: object = None) -> list[tu
     return rows
 
 
-def _default(item: "Field[Any]") -> Any:
-    return item.default_factory() if item.default_factory is not MISSING else item.default
-
-
 def help_text(schema: type, topic: str = "") -> str:
     """Options with defaults, choices and one sentence each.
 
-    Args:
-        schema: Whose options.
-        topic: Empty for the common ones in a line each, ``all``, or a heading as ``sampler`` or ``research``.
+    ``topic`` is empty for the common ones in a line each, ``all``, or a heading as ``sampler`` or ``research``.
     """
     rows = [(name.replace("sampler.research.", "research."), k, v, data) for name, k, v, data in _options(schema)]
     headings = sorted({name.partition(".")[0] for name, *_ in rows if "." in name})
@@ -218,11 +210,9 @@ def help_text(schema: type, topic: str = "") -> str:
         return "\n".join([f"{schema.__doc__}", "", *shown, "", more])
     chosen = [row for row in rows if topic == "all" or f"{row[0]}.".startswith(f"{topic}.")]
     if not chosen:
-        _fail(f"no options under '{topic}': there are all, {', '.join(headings)}")
-    lines = [f"{schema.__doc__}", "", "Options (any may stand in a YAML file or as key=value):", ""]
-    return "\n".join(
-        lines + [f"  {_assigned(name, kind, default)}\n      {data['help']}" for name, kind, default, data in chosen]
-    )
+        raise UserError(f"no options under '{topic}': there are all, {', '.join(headings)}")
+    shown = [f"  {_assigned(name, kind, default)}\n      {data['help']}" for name, kind, default, data in chosen]
+    return "\n".join([f"{schema.__doc__}", "", "Options (any may stand in a YAML file or as key=value):", "", *shown])
 
 
 def _assigned(name: str, kind: Any, default: Any) -> str:

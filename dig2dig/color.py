@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LUMINANCE_TASKS = ("ivf", "mif")
-"""Tasks that fuse luminance and keep chroma; the others (mef, mff) fuse colour."""
+LUMINANCE_TASKS = ("ivf", "mif")  # fuse luminance and keep chroma; the others (mef, mff) fuse colour
 
 _RGB_TO_YCBCR = torch.tensor(
     [[0.299, 0.587, 0.114], [-0.168735892, -0.331264108, 0.5], [0.5, -0.418687589, -0.081312411]]

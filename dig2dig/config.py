@@ -16,17 +16,14 @@ class DigConfig(Checked, heading="sampler.dig."):
         "residual", "what a step is worth: loss removed, change of the estimate, loss that is left; static = 1/K"
     )
     loss: Literal["l2", "l1", "gradient"] = option("l2", "per-pixel distance between two estimates")
-    normalise: Literal["none", "sum", "mean"] = option(
-        "sum", "divide gains by their sum over sources, by the image's mean, or not at all"
-    )
+    normalise: Literal["none", "sum", "mean"] = option("sum", "divide gains by their sum over sources or image mean")
     temperature: float = common(0.1, "softness of the weights, in the unit of the normalised gain", above=0)
     smoothing: float = option(2.0, "standard deviation of the Gaussian that smooths gains, in pixels", least=0)
     smoothing_noise: float = option(16.0, "pixels of smoothing added per unit of noise level", least=0)
     refresh: int = option(2, "measure gains every so many steps, and interpolate between", least=1)
     reduce: float = option(
         0.007,
-        "measure gains on smaller images as long as their noise level stays above this, at least 0.15 for kinds of "
-        "guidance that need estimates; 0 = always at full size",
+        "measure gains on smaller images above this noise level, at least 0.15 if guidance needs estimates; 0 = never",
         least=0,
     )
 
@@ -59,9 +56,7 @@ class ResearchConfig(Checked, heading="research."):
         "full", "weights vary over space and time; over space alone, the mean of all steps; over time alone"
     )
     draws: int = option(1, "noise draws that gains are averaged over, in pairs of opposite sign", least=1)
-    em_form: Literal["paper", "code"] = option(
-        "paper", "guidance em: f = x + v as in DDFM's paper, or i - x as in its published code"
-    )
+    em_form: Literal["paper", "code"] = option("paper", "guidance em: f = x + v (DDFM's paper) or i - x (its code)")
 
 
 @dataclass
@@ -69,9 +64,7 @@ class SamplerConfig(Checked, heading="sampler."):
     """The sampling loop."""
 
     steps: int = common(8, "steps of the sampling loop", least=1)
-    grid: Literal["uniform", "logsnr", "gain"] = option(
-        "logsnr", "how steps are spread over time: evenly, evenly in log-SNR, or by equal shares of gain"
-    )
+    grid: Literal["uniform", "logsnr", "gain"] = option("logsnr", "steps are spread evenly in time, log-SNR or gain")
     sigma_start: float | None = option(8.0, "noise level of the first step; null = pure noise", above=0)
     sigma_end: float | None = option(0.03, "noise level of the last step; null = the schedule's smallest", above=0)
     dig: DigConfig = option(DigConfig, "information gains")
@@ -130,10 +123,6 @@ class LoggerConfig:
     pairs: int = option(4, "pairs whose fusion is shown with its information gains")
 
 
-def _unlogged() -> LoggerConfig:
-    return LoggerConfig(WandbConfig("disabled"), csv=False)
-
-
 @dataclass
 class SaveConfig(Checked, heading="save."):
     """What is written beside the fused image."""
@@ -150,9 +139,7 @@ class ReportConfig(Checked, heading="report."):
 
     pairs: int = common(20, "most pairs shown with pictures, metrics up to four megapixels; 0 = no report", least=0)
     estimates: int = option(0, "of so many also the prior's estimates: the network runs in each step", least=0)
-    baselines: str = common(
-        "", "classical fusions shown and ranked beside: mean, laplacian, wavelet, guided, mertens, separated by commas"
-    )
+    baselines: str = common("", "classical fusions to compare, with commas: mean, laplacian, wavelet, guided, mertens")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -171,13 +158,9 @@ class FusionConfig(Checked):
 
     prior: PriorConfig = option(PriorConfig, "the pretrained denoiser")
     sampler: SamplerConfig = option(SamplerConfig, "the sampling loop")
-    noise: dict[str, str] = common(
-        {}, "per modality the noise of its images: standard deviation of 255, or auto; others are clean"
-    )
+    noise: dict[str, str] = common({}, "noise per modality: standard deviation of 255, or auto; others are clean")
     seed: int = common(0, "seed of the noise; each image draws its own from it and its name")
-    exact: bool = option(
-        True, "the same bytes whatever the batch size; false = batches, faster on GPUs, the last bit may differ"
-    )
+    exact: bool = option(True, "the same bytes whatever the batch size; false: faster batches, last bits may differ")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -199,11 +182,9 @@ class InferConfig(FusionConfig):
     sequence: bool = common(False, "the pairs are frames of one scene: they share their noise; videos always do")
     reference: str = common("", "modality whose size, depth and format the result keeps; empty = the first")
     align: Literal["none", "resize", "ecc", "phase"] = common(
-        "none", "sources of another size or place: refuse sizes, resize, find the shift, find the homography"
+        "none", "sources of another size or place: refuse sizes, resize, find the homography, find the shift"
     )
-    range: dict[str, str] = common(
-        {}, "per modality the stored values that are black and white: auto, full, percentile or LOW-HIGH"
-    )
+    range: dict[str, str] = common({}, "values of black and white per modality: auto, full, percentile or LOW-HIGH")
     allow_missing: bool = common(False, "fuse stacks that stop before others with the sources they have, at least 2")
     out: str = common("out", "folder for the results")
     save: SaveConfig = option(SaveConfig, "what is written beside the fused image")
@@ -211,7 +192,7 @@ class InferConfig(FusionConfig):
     batch_size: int = common(4, "images of equal size that are read together, and fused so if not exact", least=1)
     workers: int = common(0, "processes that read images ahead")
     trainer: TrainerConfig = option(TrainerConfig, "devices")
-    logger: LoggerConfig = option(_unlogged, "dashboards that show the fusion of a few pairs")
+    logger: LoggerConfig = option(lambda: LoggerConfig(WandbConfig("disabled"), csv=False), "dashboards of a few pairs")
     dry_run: bool = common(False, "only list what would be fused")
     overwrite: bool = common(False, "fuse again what an earlier run with the same configuration has done")
     validate: bool = common(False, "print fusion metrics and statistics of the gains; no picture is written")

@@ -19,9 +19,7 @@ class ImageDataConfig(Checked, heading="data."):
     val_crop: int = option(256, "side of a validation image's centre crop, pixels", least=1)
     scales: list[float] = option([1.0, 1.5, 2.0], "crops are taken this many times larger and reduced")
     grey: float = option(0.2, "share of crops that lose their colour: infrared and CT are grey")
-    range: str = option(
-        "percentile", "stored values that are black and white in files of more than 8 bits, as range of infer.py"
-    )
+    range: str = option("percentile", "values of black and white in files of more than 8 bits, as range of infer.py")
     cache: bool = option(True, "keep decoded images in memory")
     batch_size: int = common(8, "crops per step and device", least=1)
     workers: int = common(1, "processes that prepare crops")
@@ -71,9 +69,7 @@ class OptimConfig(Checked, heading="optim."):
     warmup: int = option(300, "steps of linear warm-up")
     weight_decay: float = option(0.0, "AdamW's weight decay")
     clip: float = option(1.0, "gradient norm is clipped to this; 0 = not at all")
-    ema: float = common(
-        0.999, "decay of the moving average of the weights, lower in the first steps; 0 = none", least=0
-    )
+    ema: float = common(0.999, "decay of the weights' moving average, lower in the first steps; 0 = none", least=0)
     sigma_min: float = option(0.02, "smallest noise level drawn; levels are drawn uniformly in log sigma", above=0)
     sigma_max: float = option(10.0, "largest noise level drawn")
     weighting: Literal["none", "min_snr"] = option("none", "weight of noise levels in the loss")

@@ -9,11 +9,8 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 def option(default: Any, help: str, common: bool = False, **limits: int | float) -> Any:
     """A dataclass field with its default and its sentence.
 
-    Args:
-        default: The default, or what makes it.
-        help: The sentence that ``--help`` prints.
-        common: ``--help`` without a topic shows it.
-        limits: ``above``, ``least`` and ``most``; checked where the value is not None.
+    ``default`` may be what makes it. ``--help`` without a topic shows ``common`` ones. ``limits`` are ``above``,
+    ``least`` and ``most``, checked where the value is not None.
     """
     metadata = {"help": help, "common": common, "limits": limits}
     if callable(default) or isinstance(default, (dict, list)):
@@ -41,15 +38,12 @@ class Checked:
     def __post_init__(self) -> None:
         hints = _hints(type(self))
         for item in fields(self):  # pyright: ignore[reportArgumentType]
-            name, value, limits = (
-                f"{self._heading}{item.name}",
-                getattr(self, item.name),
-                item.metadata.get("limits", {}),
-            )
+            name, value = f"{self._heading}{item.name}", getattr(self, item.name)
             if get_origin(hints[item.name]) is Literal:
                 choices = get_args(hints[item.name])
                 require(value in choices, f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
-            if value is not None and limits:
+            if value is not None:
+                limits = item.metadata.get("limits", {})
                 above, least, most = (limits.get(kind) for kind in ("above", "least", "most"))
                 require(above is None or value > above, f"{name} must be above {above}, not {value}")
                 require(least is None or value >= least, f"{name} must be at least {least}, not {value}")

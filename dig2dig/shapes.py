@@ -3,23 +3,10 @@
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Image = Float[Tensor, "b c h w"]
-"""A batch of images: files and metrics in [0, 1], the sampler in [-1, 1]."""
-
-State = Float[Tensor, "b prior_c h w"]
-"""A noisy state or its noise, with the prior's channels: a grey image passes a colour prior as three."""
-
-Sources = Float[Tensor, "b k c h w"]
-"""K aligned images of each scene."""
-
-Gains = Float[Tensor, "b k 1 h w"]
-"""Diffusion information gain of each source at each pixel, in squared or absolute intensity."""
-
-Weights = Float[Tensor, "b k 1 h w"]
-"""Fusion weight of each source at each pixel; sums to one over k."""
-
-Maps = Float[Tensor, "b k _ _ _"]
-"""Images or weights of each source at a resolution of their own."""
-
-Timestep = Int[Tensor, " b"]
-"""Time index of each sample, 0 (clean) to 999 (noise)."""
+Image = Float[Tensor, "b c h w"]  # a batch of images: files and metrics in [0, 1], the sampler in [-1, 1]
+State = Float[Tensor, "b prior_c h w"]  # a noisy state or its noise; a grey image passes a colour prior as three
+Sources = Float[Tensor, "b k c h w"]  # K aligned images of each scene
+Gains = Float[Tensor, "b k 1 h w"]  # information gain of each source at each pixel, squared or absolute intensity
+Weights = Float[Tensor, "b k 1 h w"]  # fusion weight of each source at each pixel; sums to one over k
+Maps = Float[Tensor, "b k _ _ _"]  # images or weights of each source at a resolution of their own
+Timestep = Int[Tensor, " b"]  # time index of each sample, 0 (clean) to 999 (noise)

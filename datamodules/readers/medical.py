@@ -9,12 +9,11 @@ from datamodules.picture import one_line, version
 from dig2dig.errors import ImageError
 
 NIFTI = (".nii", ".nii.gz")
-DICOM = (".dcm", ".dicom")
 
 
 def is_medical(path: Path) -> bool:
     """Whether a name is that of a NIfTI or DICOM file."""
-    return path.name.lower().endswith((*NIFTI, *DICOM)) and not path.name.startswith(".")
+    return path.name.lower().endswith((*NIFTI, ".dcm", ".dicom")) and not path.name.startswith(".")
 
 
 def slice_count(path: Path) -> int:

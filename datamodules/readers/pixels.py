@@ -27,10 +27,9 @@ def is_image(path: Path) -> bool:
 
 
 def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
-    """All image files under a folder in sorted order, or those that a text file names, one path on each line.
+    """All images under a folder, sorted, or those that a text file names, a path a line, relative to its folder.
 
-    Relative paths in a text file start at its folder. Paths with an excluded part are left out. No image at all, and a
-    file that does not exist, are a FileNotFoundError.
+    Paths with an excluded part are left out. No image at all, or a file that is lost, is a FileNotFoundError.
     """
     place = Path(root)
     if place.is_file():
@@ -39,8 +38,7 @@ def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
         except UnicodeDecodeError as error:
             raise FileNotFoundError(f"{place}: neither a folder of images nor a text file that lists them") from error
         found = [place.parent / line for line in lines if not line.startswith("#")]
-        lost = next((path for path in found if not path.is_file()), None)
-        if lost:
+        if lost := next((path for path in found if not path.is_file()), None):
             raise FileNotFoundError(f"{place}: names {lost}, which does not exist")
     elif place.is_dir():
         found = [path for path in sorted(place.rglob("*")) if is_image(path) and path.is_file()]
@@ -59,16 +57,14 @@ def image_size(path: Path) -> tuple[int, int]:
         if image is None:
             return read_picture(path).pixels.shape[:2]
         with image:
-            lying = _orientation(image) >= 5
-            return (image.width, image.height) if lying else (image.height, image.width)
+            return image.size if _orientation(image) >= 5 else (image.height, image.width)
 
 
 def read_picture(path: Path) -> Picture:
     """The pixels of an image file, of 8 or 16 bits, 32-bit integers or floating point, upright.
 
-    Raises:
-        ImageError: The file is missing, not an image, truncated, too small or too large, of other channels than
-            grey or RGB with or without alpha, or holds numbers that are not finite.
+    ImageError: the file is missing, damaged, no image, too small or too large, of other channels than grey or RGB with
+    or without alpha, or holds numbers that are not finite.
     """
     with one_line(path):
         content = path.read_bytes()
@@ -150,13 +146,11 @@ def _rare_tiff(content: bytes, path: Path) -> np.ndarray:
 
 def _shallow(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     """8-bit pixels, and alpha in [0, 1] where there is one."""
-    upright = ImageOps.exif_transpose(image)
-    alpha = None
-    if upright.has_transparency_data:
-        alpha = np.asarray(upright.convert("RGBA").getchannel("A")).astype(np.float32) / 255
+    image = ImageOps.exif_transpose(image)
+    alpha = np.asarray(image.convert("RGBA").getchannel("A"), np.float32) / 255 if image.has_transparency_data else None
     if image.mode not in ("L", "LA", "1", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"):
         raise ValueError(f"pixels of kind {image.mode}")
-    return np.asarray(upright.convert("L" if image.mode in ("L", "LA", "1") else "RGB")), alpha
+    return np.asarray(image.convert("L" if image.mode in ("L", "LA", "1") else "RGB")), alpha
 
 
 def _deep(image: Image.Image, content: bytes, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -196,5 +190,4 @@ def _bit_depth(image: Image.Image, content: bytes) -> int:
     """Bits of a channel as the file has them: Pillow opens 16-bit colour as if it had 8."""
     if image.format == "PNG":
         return content[24]  # in the IHDR chunk, which comes first
-    bits = getattr(image, "tag_v2", {}).get(258, 8)  # of a TIFF
-    return max(bits) if isinstance(bits, tuple) else bits
+    return int(np.max(getattr(image, "tag_v2", {}).get(258, 8)))  # of a TIFF

@@ -11,8 +11,7 @@ from datamodules.readers import medical, video
 from datamodules.readers.pixels import image_size, is_image, read_picture
 from dig2dig.errors import ImageError
 
-Probes = tuple[tuple[Path, int | None], ...]
-"""Some frames of a series, as files or as numbers in a file."""
+Probes = tuple[tuple[Path, int | None], ...]  # some frames of a series, as files or as numbers in a file
 
 
 def is_source(path: Path) -> bool:

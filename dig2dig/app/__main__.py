@@ -3,6 +3,7 @@
 import os
 import sys
 import tempfile
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def main(argv: list[str]) -> int:
     from dig2dig.priors.build import offload
     from dig2dig.priors.load import open_prior
 
-    try:
+    with suppress(Interrupted):  # closing the page is how it ends
         denoiser = open_prior(config.prior)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         offload(denoiser, device) if config.prior.offload else denoiser.to(device)
@@ -44,8 +45,6 @@ def main(argv: list[str]) -> int:
             )
             print(f"the page is at {url} until Ctrl-C", flush=True)
             page.block_thread()
-    except Interrupted:
-        pass  # closing the page is how it ends
     return 0
 
 

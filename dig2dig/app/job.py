@@ -103,9 +103,8 @@ def fuse_order(order: Order, denoiser: Denoiser, limits: AppConfig, folder: Path
         raise UserError(in_page_terms(sample.reason.removeprefix(f"{pair.name}: "), folder, order.names))
     steps: SimpleQueue[Snapshot | None] = SimpleQueue()
     fuser = Fuser(denoiser, config, Tracing(side=SIDE, watch=steps.put))
-    device = next(denoiser.parameters()).device
     with ThreadPoolExecutor(1) as thread:
-        fusing = thread.submit(fuser.fuse, [sample], device)
+        fusing = thread.submit(fuser.fuse, [sample], next(denoiser.parameters()).device)
         fusing.add_done_callback(lambda _: steps.put(None))
         shown = [data_uri(source, SIDE, QUALITY) for source in sample.sources]
         while (step := steps.get()) is not None:
@@ -153,8 +152,8 @@ def admit(order: Order, limits: AppConfig, folder: Path) -> Pair:
         placed[f"source_{k}"] = place
         height, width = image_size(place)
         if height * width > limits.megapixels * 1e6:
-            most = f"{limits.megapixels:g} million"
-            raise UserError(f"{name}: {width}x{height} pixels; this page takes {most}, infer.py takes more")
+            more = f"this page takes {limits.megapixels:g} million, infer.py takes more"
+            raise UserError(f"{name}: {width}x{height} pixels; {more}")
     return Pair(placed["source_1"].stem, placed)
 
 

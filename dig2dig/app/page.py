@@ -1,6 +1,5 @@
 """The page's layout, and what its buttons do."""
 
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -27,8 +26,6 @@ ALIGNMENTS = [
     ("find the shift", "phase"),
     ("find the homography", "ecc"),
 ]
-
-SCALE = "<div class='scale'>weight 0 <i></i> 1</div>"
 
 
 def build(config: AppConfig, denoiser: Denoiser, folder: Path) -> gr.Blocks:
@@ -104,7 +101,8 @@ def panels(pictures: Sequence[tuple[str, str]]) -> str:
     ]
     half = len(figures) // 2
     columns = zip(figures[:half], figures[half:], strict=True)
-    return f"<div class='maps'>{''.join(f'<div>{source}{weight}</div>' for source, weight in columns)}</div>" + SCALE
+    maps = "".join(f"<div>{source}{weight}</div>" for source, weight in columns)
+    return f"<div class='maps'>{maps}</div><div class='scale'>weight 0 <i></i> 1</div>"
 
 
 def fuse(
@@ -125,19 +123,17 @@ def fuse(
     order = Order(list(zip(paths, named, strict=True)), task, int(steps), float(temperature), int(seed or 0), align)
     hidden = (gr.Image(value=None, visible=False), gr.DownloadButton(visible=False), gr.Code(visible=False))
     yield "Reading …", *hidden, ""
-    place = Path(tempfile.mkdtemp(dir=folder))
-    try:
-        for one in fuse_order(order, denoiser, config, place):
-            if isinstance(one, Progress):
-                yield plain(one.text), gr.skip(), gr.skip(), gr.skip(), panels(one.panels)
-            else:
-                picture = gr.Image(value=one.preview, visible=True)
-                download = gr.DownloadButton(f"Download {one.file.name}", value=one.file, visible=True)
-                yield f"**{plain(one.text)}**", picture, download, gr.Code(one.command, visible=True), gr.skip()
-    except UserError as error:
-        yield f"**Cannot be fused.** {plain(str(error))}", *hidden, ""
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as place:
+        try:
+            for one in fuse_order(order, denoiser, config, Path(place)):
+                if isinstance(one, Progress):
+                    yield plain(one.text), gr.skip(), gr.skip(), gr.skip(), panels(one.panels)
+                else:
+                    picture = gr.Image(value=one.preview, visible=True)
+                    download = gr.DownloadButton(f"Download {one.file.name}", value=one.file, visible=True)
+                    yield f"**{plain(one.text)}**", picture, download, gr.Code(one.command, visible=True), gr.skip()
+        except UserError as error:
+            yield f"**Cannot be fused.** {plain(str(error))}", *hidden, ""
 
 
 def plain(text: str) -> str:

@@ -1,6 +1,7 @@
 """The command line of the benchmarks."""
 
 import sys
+from importlib import import_module
 
 from dig2dig.benchmark.config import DegradedConfig, FlickerConfig, QualityConfig, SpeedConfig, TheoryConfig
 from dig2dig.cli import load
@@ -29,8 +30,6 @@ def main(argv: list[str]) -> int:
         print(USAGE, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     config = load(SCHEMAS[argv[0]], argv[1:])
-    from importlib import import_module
-
     from dig2dig.tracking.trainer import prepare
 
     prepare()

@@ -6,8 +6,6 @@ from typing import Literal
 from dig2dig.config import PriorConfig
 from dig2dig.options import Checked, option
 
-OURS = "dig2dig, static, spatial, temporal, universal"
-COMPARATORS = "mean, laplacian, wavelet, guided, mertens, ddfm, ddfm-unstretched, ddfm-paper"
 VARIANTS = "further methods: options that change the preset, as in variants.l1='sampler.dig.loss=l1'"
 
 
@@ -41,7 +39,8 @@ class QualityConfig(CasesConfig):
     """
 
     methods: str = option(
-        f"{OURS}, {COMPARATORS}, peers",
+        "dig2dig, static, spatial, temporal, universal, "
+        "mean, laplacian, wavelet, guided, mertens, ddfm, ddfm-unstretched, ddfm-paper, peers",
         "methods, separated by commas; peers = all in the peers folders, peers:DIR = images in DIR/NAME.*",
     )
     stretch: Literal["none", "minmax", "both"] = option("both", "stretch of the luminance of every method's result")

@@ -13,13 +13,13 @@ from torch.nn.functional import interpolate
 
 from datamodules.pairing import Pair, find_pairs
 from datamodules.pairs import Failure, Reading, Sample, read_pair
-from datamodules.readers.pixels import is_image, read_image
+from datamodules.readers.pixels import read_image
 from dig2dig.cli import shipped
 from dig2dig.color import luminance
 from dig2dig.errors import ImageError, MethodError, PairingError, one_line
 
+# folder of a task, and its preset
 TASKS = {"infrared_visible": "ivf", "medical": "mif", "multi_exposure": "mef", "multi_focus": "mff"}
-"""Folder of a task, and its preset."""
 
 
 @dataclass(frozen=True)
@@ -31,27 +31,20 @@ class Case:
     pair: Pair
     folder: Path  # of the dataset
 
-    def peers(self) -> dict[str, Path]:
-        """Pictures of this pair by other methods."""
-        files = sorted((self.folder / "peers").glob("*/*"))
-        return {file.parent.name: file for file in files if file.stem == self.pair.name and is_image(file)}
-
 
 def find_cases(data: str, datasets: str = "", half: str = "all", limit: int = 0) -> list[Case]:
     """Every pair of ``data/TASK/DATASET/SIDE``, sorted, at most ``limit`` of each dataset.
 
-    The first half is rounded up. Slices of one patient have neighbouring names and fall into one half.
-
-    Raises:
-        PairingError: There are none, or a dataset is unknown.
+    The first half is rounded up. Slices of one patient have neighbouring names and fall into one half. A PairingError
+    says that there are none, or that a dataset is unknown.
     """
     wanted = set(names(datasets))
     cases, known = [], set()
     for folder, task in TASKS.items():
-        for dataset in sorted(path for path in (Path(data) / folder).glob("*") if path.is_dir()):
+        for dataset in sorted((Path(data) / folder).glob("*/")):
             known |= {dataset.name, folder, task}
             if not wanted or wanted & {dataset.name, folder, task}:
-                folders = [path for path in sorted(dataset.iterdir()) if path.is_dir()]
+                folders = sorted(dataset.glob("*/"))
                 sides = {path.name: str(path) for path in folders if path.name not in ("peers", "published_metrics")}
                 pairs = [pair for pair in find_pairs(sides) if len(pair.files) > 1]
                 split = math.ceil(len(pairs) / 2)

@@ -29,18 +29,12 @@ from dig2dig.priors.windows import crop, pad
 from dig2dig.shapes import Image, Sources
 from dig2dig.tracking.panels import fusion_panel, to_png
 
-IDENTITY = ("dataset", "name", "method", "sigma")
-ENDINGS = ("-noise", "-auto")
-"""Endings of methods that are given the noise, or estimate it."""
-
-Method = Callable[[Sources, NoiseLevels], Image]
-
 
 def run(config: DegradedConfig) -> int:
     """Fuses and scores all that an earlier run has not, and writes the tables."""
     cases = find_cases(config.data, config.datasets, config.half, config.limit)
     methods = [*names(config.methods), *config.variants]
-    rows, fuser = Rows(Path(config.out) / "results.csv", IDENTITY), open_fuser(config)
+    rows, fuser = Rows(Path(config.out) / "results.csv", ("dataset", "name", "method", "sigma")), open_fuser(config)
     for method in methods:
         make(method, "ivf", config, fuser)  # refuses an unknown name before any work
     kept: list[Row] = []
@@ -79,11 +73,13 @@ def score(case: Case, sample: Sample, method: str, sigma: str, config: DegradedC
     picture = Path(config.out) / "pictures" / case.dataset / f"{case.pair.name}_{sigma}_{method}.png"
     write_atomically(picture, to_png(fusion_panel(noisy[0], image[0], sample.modalities)))
     scores = fusion_metrics(luminance(image), luminance(sample.sources)[None])
-    row = {"task": case.task, "key": key, "seconds": f"{fused.seconds:.3f}", "evaluations": str(fused.evaluations)}
+    row = {"task": case.task, "key": key} | fused.cost
     return rows.put(*identity, row | {name: f"{float(value):.7g}" for name, value in scores.items()})
 
 
-def make(method: str, task: str, config: DegradedConfig, fuser: Fuser) -> tuple[str, Method]:
+def make(
+    method: str, task: str, config: DegradedConfig, fuser: Fuser
+) -> tuple[str, Callable[[Sources, NoiseLevels], Image]]:
     """Settings and function of a method: blind, given the noise, estimating it, or denoising first."""
     first, _, then = method.partition("+")
     if then in comparators.CLASSICAL and first in ("nlm", "prior"):
@@ -91,7 +87,7 @@ def make(method: str, task: str, config: DegradedConfig, fuser: Fuser) -> tuple[
         return method, (lambda sources, level: comparators.CLASSICAL[then](clean(sources, level)))
     if method in comparators.CLASSICAL:
         return method, (lambda sources, level: comparators.CLASSICAL[method](sources))
-    ending = next((ending for ending in ENDINGS if method.endswith(ending)), "")
+    ending = next((ending for ending in ("-noise", "-auto") if method.endswith(ending)), "")
     if method in config.variants:
         ending, sampler = "-noise", sampler_of(method, task, config.variants)
     else:
@@ -117,11 +113,7 @@ def prior_estimate(sources: Sources, level: NoiseLevels, fuser: Fuser) -> Source
 
 
 def non_local_means(sources: Sources, level: NoiseLevels) -> Sources:
-    """Non-local means of each source, given the noise: patches of 5 px in windows of 13 px, h = 0.8 sigma.
-
-    References:
-        Buades, Coll and Morel, "A non-local algorithm for image denoising", 2005; h as scikit-image recommends.
-    """
+    """Non-local means (Buades, Coll and Morel, 2005) of each source, with h = 0.8 sigma as scikit-image recommends."""
     grey = sources.shape[2] == 1
     clean = partial(denoise_nl_means, patch_size=5, patch_distance=6, fast_mode=True, channel_axis=None if grey else 0)
     images = sources.flatten(0, 2 if grey else 1).cpu().numpy()

@@ -19,8 +19,7 @@ from dig2dig.report.runs import flat
 from dig2dig.report.thumbs import evenly
 from dig2dig.report.views import PairView, finite
 
-Pictures = Mapping[tuple[str, str], Mapping[str, Path]]
-"""File of each method, by dataset and name."""
+Pictures = Mapping[tuple[str, str], Mapping[str, Path]]  # file of each method, by dataset and name
 
 
 def write_gallery(
@@ -60,8 +59,8 @@ def _card(case: Case, pictures: Pictures, rows: Sequence[Scored], config: Qualit
     shown = [row for row in rows if (row["dataset"], row["name"], row["stretch"]) == (case.dataset, name, stretch)]
     scores = {row["method"]: finite({key: row[key] for key in MAIN if row.get(key)}) for row in shown}
     found = pictures[case.dataset, name]
-    first = [method for method in (config.reference, *names(config.methods), *config.variants) if method in found]
-    ordered = {method: found[method] for method in dict.fromkeys([*first, *found])}
+    order = dict.fromkeys([config.reference, *names(config.methods), *config.variants, *found])
+    ordered = {method: found[method] for method in order if method in found}
     return view_of_files(
         f"{case.dataset} {name}",
         case.pair.files,

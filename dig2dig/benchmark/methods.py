@@ -21,12 +21,9 @@ from dig2dig.priors.load import open_prior
 from dig2dig.priors.lora import adapter_file
 from dig2dig.shapes import Image, Sources
 
+# the change of each ablation in the task's preset
 SCOPES = dict(static="sampler.dig.kind=static", spatial="research.scope=spatial", temporal="research.scope=temporal")
-"""The change of each ablation in the task's preset."""
-
-DDFM = {"ddfm": "code", "ddfm-unstretched": "code", "ddfm-paper": "paper"}
-STRETCHED = ("ddfm",)
-"""Methods whose published form ends with a stretch."""
+DDFM = {"ddfm": "code", "ddfm-unstretched": "code", "ddfm-paper": "paper"}  # the first ends with a stretch
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,11 @@ class Fused:
     seconds: float  # wall time of the fusion alone
     evaluations: float  # pixels that passed the network, in units of the image's: a smaller copy counts for less
 
+    @property
+    def cost(self) -> dict[str, str]:
+        """Columns of a row."""
+        return {"seconds": f"{self.seconds:.3f}", "evaluations": str(self.evaluations)}
+
 
 def sampler_of(method: str, task: str, variants: dict[str, str]) -> SamplerConfig | None:
     """The setting of our sampler that a method is; None for a method without a prior; a MethodError for no method."""
@@ -45,15 +47,15 @@ def sampler_of(method: str, task: str, variants: dict[str, str]) -> SamplerConfi
         raise MethodError(f"methods: {method}: no such folder")
     if kind == "peers" or method in comparators.CLASSICAL:
         return None
-    if method in DDFM and method not in variants:
-        return comparators.ddfm(DDFM[method])
-    if method == "universal" and method not in variants:
-        return preset("universal")
     changes = {"dig2dig": "", **SCOPES, **variants}
-    if method not in changes:
-        known = dict.fromkeys([*comparators.CLASSICAL, *DDFM, "universal", *changes])
-        raise MethodError(f"methods: no '{method}'; there are {', '.join(known)}, peers and peers:DIR")
-    return preset(task, *changes[method].split())
+    if method in changes:
+        return preset(task, *changes[method].split())
+    if method in DDFM:
+        return comparators.ddfm(DDFM[method])
+    if method == "universal":
+        return preset("universal")
+    known = dict.fromkeys([*comparators.CLASSICAL, *DDFM, "universal", *changes])
+    raise MethodError(f"methods: no '{method}'; there are {', '.join(known)}, peers and peers:DIR")
 
 
 class Fuser:
@@ -64,10 +66,6 @@ class Fuser:
         self.pixels, self.patch = 0, denoiser.patch
         denoiser.network.register_forward_pre_hook(self._count)
 
-    def seeing(self, window: int) -> "Fuser":
-        """The same prior with windows of another side."""
-        return Fuser(self.denoiser.in_windows(window), self.seed, self.device, self.identity)
-
     def _count(self, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self.pixels += inputs[0][:, :1].numel() * self.patch**2
 
@@ -75,10 +73,8 @@ class Fuser:
         """Fuses sources (1, k, c, h, w) with a setting of our sampler or with a function."""
         sources, before = sources.to(self.device), self.pixels
         started = time.perf_counter()
-        if isinstance(sampler, SamplerConfig):
-            image = fuse(sources, self.denoiser, sampler, self.seed)
-        else:
-            image = sampler(sources)
+        ours = isinstance(sampler, SamplerConfig)
+        image = fuse(sources, self.denoiser, sampler, self.seed) if ours else sampler(sources)
         image = image.cpu()  # waits for the device
         seconds, (h, w) = time.perf_counter() - started, sources.shape[-2:]
         return Fused(image, seconds, round((self.pixels - before) / (h * w), 1))

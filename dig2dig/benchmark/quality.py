@@ -7,13 +7,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from datamodules.pairs import Reading, Sample, pair_digest
+from datamodules.readers.pixels import is_image
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import QualityConfig
 from dig2dig.benchmark.datasets import Case, centre, find_cases, names, noted, read_case, read_luminance
 from dig2dig.benchmark.gallery import write_gallery
-from dig2dig.benchmark.methods import DDFM, STRETCHED, Fused, Fuser, hashed, open_fuser, sampler_of
+from dig2dig.benchmark.methods import DDFM, Fused, Fuser, hashed, open_fuser, sampler_of
 from dig2dig.benchmark.rows import Row, Rows
-from dig2dig.benchmark.tables import write_tables
+from dig2dig.benchmark.tables import COST, write_tables
 from dig2dig.color import luminance, merge, to_pixels
 from dig2dig.config import SamplerConfig
 from dig2dig.errors import MethodError
@@ -53,8 +54,7 @@ class Picture:
     method: str
     path: Path
     key: str  # changes with all that shaped the picture
-    seconds: float | None = None  # of the fusion; None for a picture of others
-    evaluations: float | None = None
+    cost: Row  # seconds and evaluations of the fusion; empty for a picture of others
 
 
 class Judge:
@@ -77,13 +77,12 @@ class Judge:
 
     def peers(self, case: Case, method: str) -> Iterator[Picture]:
         """Pictures of this case by others."""
-        found = case.peers()
-        if folder := method.partition(":")[2]:
-            files = [file for file in Path(folder).glob("*") if file.stem == case.pair.name]
-            found = {Path(folder).name: files[0]} if files else {}
+        folder = method.partition(":")[2]
+        files = Path(folder).glob("*") if folder else (case.folder / "peers").glob("*/*")
+        found = {file.parent.name: file for file in sorted(files) if file.stem == case.pair.name and is_image(file)}
         for peer, path in found.items():
             stat = path.stat()
-            yield Picture(peer, path, hashed(stat.st_size, stat.st_mtime_ns, self.config.crop))
+            yield Picture(peer, path, hashed(stat.st_size, stat.st_mtime_ns, self.config.crop), {})
 
     def own(self, case: Case, sample: Sample, method: str) -> Iterator[Picture]:
         """The picture of one of our methods, made now unless an earlier run has made it."""
@@ -91,17 +90,17 @@ class Judge:
             return  # OpenCV's exposure fusion is made for exposures, DDFM's code for two sources
         setting = sampler_of(method, case.task, self.config.variants)
         shaped_by = (asdict(setting), self.fuser.identity) if setting else (method, None)
-        rest = self.config.seed, self.config.crop, method in STRETCHED, pair_digest(case.pair, Reading())
-        key = hashed(*shaped_by, *rest)
+        stretched, digest = method == "ddfm", pair_digest(case.pair, Reading())  # as DDFM is published
+        key = hashed(*shaped_by, self.config.seed, self.config.crop, stretched, digest)
         path = Path(self.config.out) / "pictures" / case.dataset / method / f"{case.pair.name}.png"
         earlier = self.rows.find(case.dataset, case.pair.name, method)
         if path.is_file() and earlier and earlier["key"] == key:
-            yield Picture(method, path, key, float(earlier["seconds"]), float(earlier["evaluations"]))
+            yield Picture(method, path, key, {name: earlier[name] for name in COST})
             return
         fused = self.fuse(sample, method, setting)
-        image = comparators.stretch(fused.image) if method in STRETCHED else fused.image
+        image = comparators.stretch(fused.image) if stretched else fused.image
         write_atomically(path, to_png(to_pixels(merge(image[0], sample.chroma))))
-        yield Picture(method, path, key, fused.seconds, fused.evaluations)
+        yield Picture(method, path, key, fused.cost)
 
     def fuse(self, sample: Sample, method: str, setting: SamplerConfig | None) -> Fused:
         """Fuses, once for all methods of one setting."""
@@ -117,14 +116,12 @@ class Judge:
         known = self.rows.find(*identity)
         if known and (known["key"], known["convention"]) == (picture.key, convention) and all(map(known.get, wanted)):
             return known
-        own = picture.seconds is not None
-        fused = read_luminance(picture.path)
-        fused = fused if own else centre(fused, self.config.crop)
+        fused = centre(read_luminance(picture.path), self.config.crop)
         if fused.shape[-2:] != sample.sources.shape[-2:]:
             raise MethodError(f"{picture.path}: its size is not that of the sources")
         scored = comparators.stretch(fused) if stretch == "minmax" else fused
         scores = fusion_metrics(scored[None], luminance(sample.sources)[None], convention, wanted)
-        row = {"task": case.task, "k": str(len(sample.sources)), "key": picture.key, "own": str(int(own))}
-        row |= {"seconds": f"{picture.seconds:.3f}", "evaluations": str(picture.evaluations)} if own else {}
+        own = "1" if picture.cost else "0"
+        row = {"task": case.task, "k": str(len(sample.sources)), "key": picture.key, "own": own, **picture.cost}
         row |= {"convention": convention} | {name: f"{float(value):.7g}" for name, value in scores.items()}
         return self.rows.put(*identity, row)

@@ -28,8 +28,7 @@ from dig2dig.priors.denoiser import OVERLAP
 from dig2dig.priors.windows import window_starts
 from dig2dig.tracking.panels import to_colours, to_png
 
-CROP, WINDOW = 256, 384
-"""Sides of the crops in ``spread`` and of the windows in ``windows``, pixels."""
+CROP, WINDOW = 256, 384  # sides of the crops in spread and of the windows in windows, pixels
 
 Contenders = dict[str, Callable[[], object]]
 
@@ -113,13 +112,22 @@ def windows(config: SpeedConfig, fuser: Fuser) -> Section:
     ours, rows = preset(config.task), []
     full = naive(ours, ours.dig.refresh)
     settings = {"preset": ours, "gains at full size": full, "prior in the loop": in_loop(config)}
+    fusers = [Fuser(fuser.denoiser.in_windows(window), fuser.seed, fuser.device) for window in (0, WINDOW)]
     for name, setting, side in [*((*one, 768) for one in settings.items()), ("preset", ours, 2048)]:
         sources = example_pair(side, side)
-        whole, parts = (fuser.seeing(window)(sources, setting).image for window in (0, WINDOW))
+        whole, parts = (one(sources, setting).image for one in fusers)
         difference = 255 * (whole - parts).abs()[0].mean(0)
         picture = Path(config.out) / f"windows_{name.replace(' ', '_')}_{side}.png"
         write_atomically(picture, to_png(to_colours(difference, 0.0, 8.0)))
-        rows.append({"setting": name, "pixels": f"{side} × {side}"} | seams(difference))
+        starts, length = window_starts(side, WINDOW, OVERLAP, 8)
+        edge = torch.zeros(side, dtype=torch.bool)
+        for left, right in itertools.pairwise(starts):
+            edge[right : left + length] = True
+        seam = edge[:, None] | edge[None]
+        parts = {"mean": difference.mean(), "largest": difference.max()}
+        parts |= {"at seams": difference[seam].mean(), "elsewhere": difference[~seam].mean()}
+        row = {"setting": name, "pixels": f"{side} × {side}"}
+        rows.append(row | {part: float(value) for part, value in parts.items()})
     text = (
         f"Absolute difference in grey levels of 255, a pair processed whole and in windows of {WINDOW} px that overlap "
         f"by {OVERLAP}. *At seams*: where windows of the full size are blended; *elsewhere*: the rest. The presets "
@@ -127,19 +135,6 @@ def windows(config: SpeedConfig, fuser: Fuser) -> Section:
         "`windows_*.png` show the difference, from 0 to 8."
     )
     return Section("Windows", text, rows)
-
-
-def seams(difference: Tensor) -> dict[str, float]:
-    """Mean and largest difference, and the mean where windows meet and elsewhere."""
-    side = difference.shape[-1]
-    starts, length = window_starts(side, WINDOW, OVERLAP, 8)
-    edge = torch.zeros(side, dtype=torch.bool)
-    for left, right in itertools.pairwise(starts):
-        edge[right : left + length] = True
-    mask = edge[:, None] | edge[None]
-    parts = {"mean": difference.mean(), "largest": difference.max()}
-    parts |= {"at seams": difference[mask].mean(), "elsewhere": difference[~mask].mean()}
-    return {name: float(value) for name, value in parts.items()}
 
 
 def spread(config: SpeedConfig, fuser: Fuser) -> Section:

@@ -20,27 +20,28 @@ from dig2dig.benchmark.datasets import example_pair, names
 from dig2dig.benchmark.methods import SCOPES, Fuser, open_fuser
 from dig2dig.benchmark.sections import Contenders, Section, in_loop, in_turn, naive, ratio, sizes, spread, windows
 from dig2dig.benchmark.tables import markdown
-from dig2dig.config import SamplerConfig
 from dig2dig.errors import MethodError
 from dig2dig.fusion import comparators
 
-SIDE = 256
-"""Pixels of the pair of all sections but the sizes."""
+SIDE = 256  # pixels of the pair of all sections but the sizes
 
 
 def run(config: SpeedConfig) -> int:
     """Measures the sections that are asked for, and writes ``speed.json`` and ``table.md``."""
-    known = (cost, profile, operators, batches, sizes, windows, spread, adm)
-    measures = {measure.__name__: measure for measure in known}
+    measures = {one.__name__: one for one in (cost, profile, operators, batches, sizes, windows, spread, adm)}
     if unknown := [name for name in names(config.sections) if name not in measures]:
         raise MethodError(f"sections: no '{unknown[0]}'; there are {', '.join(measures)}")
-    fuser, out, sections = open_fuser(config), Path(config.out), []
+    fuser, out = open_fuser(config), Path(config.out)
+    place, tables = machine(fuser.device), {}
+    parts = [f"Measured on: {place}. Times are medians over paired rounds, ratios medians of each round's.\n"]
     for name in names(config.sections):
         print(f"{name} …", flush=True)
-        sections.append(measures[name](config, fuser))
-        found = {"machine": machine(fuser.device), "sections": {part.title: part.rows for part in sections}}
-        write_atomically(out / "speed.json", json.dumps(found, indent=2).encode())
-        write_atomically(out / "table.md", report(sections, fuser.device).encode())
+        section = measures[name](config, fuser)
+        tables[section.title] = section.rows
+        cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in section.rows]
+        parts += [f"## {section.title}\n", section.text + "\n", markdown(list(section.rows[0]), cells)]
+        write_atomically(out / "speed.json", json.dumps({"machine": place, "sections": tables}, indent=2).encode())
+        write_atomically(out / "table.md", "\n".join(parts).encode())
     print(f"{out / 'table.md'} and {out / 'speed.json'} written")
     return 0
 
@@ -51,18 +52,9 @@ def machine(device: torch.device) -> str:
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    found = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-    chip = found[0] if found else platform.processor() or platform.machine()
+    found = (line.partition(":")[2].strip() for line in lines if "model name" in line)
+    chip = next(found, platform.processor() or platform.machine())
     return f"{chip}, {torch.get_num_threads()} threads of {os.cpu_count()}, torch {torch.__version__}"
-
-
-def report(sections: list[Section], device: torch.device) -> str:
-    """All sections as Markdown."""
-    parts = [f"Measured on: {machine(device)}. Times are medians over paired rounds, ratios medians of each round's.\n"]
-    for section in sections:
-        cells = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in section.rows]
-        parts += [f"## {section.title}\n", section.text + "\n", markdown(list(section.rows[0]), cells)]
-    return "\n".join(parts)
 
 
 def cost(config: SpeedConfig, fuser: Fuser) -> Section:
@@ -113,20 +105,6 @@ def forward(fuser: Fuser, count: int = 1) -> Callable[[], Tensor]:
 
 def profile(config: SpeedConfig, fuser: Fuser) -> Section:
     """Time of a step inside the network, and around it."""
-    rows = []
-    for name, setting in (("preset", preset(config.task)), ("prior in the loop", in_loop(config))):
-        for side in (SIDE, 2 * SIDE):
-            inside, whole = network_share(fuser, example_pair(side, side), setting, config.repeats)
-            outside = 1000 * (whole - inside)
-            row = {"setting": name, "pixels": f"{side} × {side}", "ms in the network": 1000 * inside}
-            row |= {"ms around it": outside, "around it, %": 100 * (1 - inside / whole)}
-            rows.append(row | {"a step, ms": outside / setting.steps})
-    text = "Wall time inside and around network calls: noise, gains from estimates, smoothing, weights, bands, states."
-    return Section("What is not the network", text, rows)
-
-
-def network_share(fuser: Fuser, sources: Tensor, setting: SamplerConfig, repeats: int) -> tuple[float, float]:
-    """Median seconds inside the network and altogether."""
     moments: list[float] = []
 
     def note(*_: object) -> None:
@@ -134,17 +112,24 @@ def network_share(fuser: Fuser, sources: Tensor, setting: SamplerConfig, repeats
             torch.cuda.synchronize(fuser.device)
         moments.append(time.perf_counter())
 
-    network = fuser.denoiser.network
+    network, rows = fuser.denoiser.network, []
     handles = [network.register_forward_pre_hook(note), network.register_forward_hook(note)]
-    found = []
-    for _ in range(repeats + 1):
-        moments.clear()
-        whole = fuser(sources, setting).seconds
-        found.append((float(np.sum(np.diff(moments)[::2])), whole))
+    for name, setting in (("preset", preset(config.task)), ("prior in the loop", in_loop(config))):
+        for side in (SIDE, 2 * SIDE):
+            sources, found = example_pair(side, side), []
+            for _ in range(config.repeats + 1):  # the first warms up
+                moments.clear()
+                whole = fuser(sources, setting).seconds
+                found.append((np.sum(np.diff(moments)[::2]), whole))
+            inside, whole = np.median(found[1:], axis=0).tolist()
+            outside = 1000 * (whole - inside)
+            row = {"setting": name, "pixels": f"{side} × {side}", "ms in the network": 1000 * inside}
+            row |= {"ms around it": outside, "around it, %": 100 * (1 - inside / whole)}
+            rows.append(row | {"a step, ms": outside / setting.steps})
     for handle in handles:
         handle.remove()
-    inside, whole = np.median(np.array(found[1:]), axis=0)
-    return float(inside), float(whole)
+    text = "Wall time inside and around network calls: noise, gains from estimates, smoothing, weights, bands, states."
+    return Section("What is not the network", text, rows)
 
 
 def operators(config: SpeedConfig, fuser: Fuser) -> Section:

@@ -15,11 +15,8 @@ from dig2dig.benchmark.config import QualityConfig
 from dig2dig.benchmark.rows import Row
 from dig2dig.metrics import ALL, METRICS
 
-LEVEL = 0.05
-"""A corrected p below this is significant."""
-
-IMAGE, COST = ["dataset", "name"], ["seconds", "evaluations"]
-"""Columns that name an image, and columns of the cost of its fusion."""
+LEVEL = 0.05  # a corrected p below this is significant
+IMAGE, COST = ["dataset", "name"], ["seconds", "evaluations"]  # columns of an image's name and its fusion's cost
 
 
 @dataclass(frozen=True)
@@ -96,8 +93,7 @@ def means_table(scores: Scores) -> str:
 def tests_table(scores: Scores, reference: str) -> str:
     """The reference against every other method: sign of the effect, its size, and corrected p.
 
-    Few images cannot give a significant p: the smallest is 2 / 2^n, times the number of metrics. The table then has
-    no p.
+    The smallest p of n images is 2 / 2^n, times the number of metrics; there is no p where that is not significant.
     """
     signed, us = scores.signed, scores.methods.index(reference)
     too_small = len(scores.metrics) * 2.0 ** (1 - signed.shape[1]) >= LEVEL
@@ -148,15 +144,15 @@ def _plot_steps(scores: Scores, title: str, path: Path) -> None:
     """Mean rank of three or more methods called NAME-NUMBER against the number, with the others as level lines."""
     table = pd.Series(scores.methods).str.extract(r"^(?P<family>.+)-(?P<number>\d+)$")
     table = table.assign(method=scores.methods, rank=scores.ranks.mean(1))
-    families = {name: members for name, members in table.groupby("family", sort=False) if len(members) > 2}
-    if not families:
+    curves = table.groupby("family")["family"].transform("size") > 2
+    if not curves.any():
         return
     figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
     axis = figure.subplots()
-    for (name, members), marker in zip(families.items(), "os^vD", strict=False):
+    for (name, members), marker in zip(table[curves].groupby("family", sort=False), "os^vD", strict=False):
         rising = members.astype({"number": int}).sort_values("number")
         axis.plot(rising["number"], rising["rank"], f"{marker}-", ms=4, label=name)
-    for _, other in table[~table["family"].isin(list(families))].iterrows():
+    for _, other in table[~curves].iterrows():
         axis.axhline(other["rank"], color="0.7", lw=0.8)
         at = axis.get_xlim()[1], other["rank"]
         axis.annotate(other["method"], at, fontsize=7, color="0.4", ha="right", va="bottom")

@@ -28,13 +28,11 @@ from dig2dig.fusion.sampler import fuse
 from dig2dig.fusion.statistics import dig_statistics
 from dig2dig.priors.denoiser import Denoiser
 
-IDENTITY = ("scene", "photo", "method")
-
 
 def run(config: TheoryConfig) -> int:
     """Fuses every photograph's variants with every method, and writes rows, tables and plots."""
     photos, out = list_images(config.data)[: config.limit or None], Path(config.out)
-    rows, kept = Rows(out / "results.csv", IDENTITY), []
+    rows, kept = Rows(out / "results.csv", ("scene", "photo", "method")), []
     fuser = open_fuser(config)
     for index, photo in enumerate(tqdm(photos, desc="photos")):
         pixels = torch.from_numpy(read_image(photo, "RGB").copy()).permute(2, 0, 1).float() / 255
@@ -99,7 +97,7 @@ def tables(rows: list[Row]) -> str:
             cells = [f"{psnr[i].mean():.2f}", f"{covariance[i].mean():.4f}", spearman(covariance[i], -psnr[i])]
             lines.append([names[i], *cells, *(f"{step:.4f}" for step in by_step[:, i])])
         header = ["method", "PSNR, dB", "Cov", "rank correlation with the error over photos", *steps]
-        within = [spearman(covariance[:, j], -psnr[:, j]) for j in range(photos)]
+        within = (spearman(covariance[:, j], -psnr[:, j]) for j in range(photos))
         numbers = [float(one) for one in within if one]
         parts += [f"## {scene} ({photos} photographs)\n", markdown(header, lines)]
         parts.append(

@@ -7,7 +7,6 @@ unless it says so.
 from collections.abc import Callable
 
 import cv2
-import numpy as np
 import pywt
 import torch
 from torch import Tensor
@@ -18,8 +17,6 @@ from dig2dig.config import DigConfig, GuidanceConfig, ResearchConfig, SamplerCon
 from dig2dig.fusion.resample import box, guided_filter, smooth, upsample
 from dig2dig.shapes import Image, Sources
 
-_BINOMIAL = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
-
 
 def mean(sources: Sources) -> Image:
     """The plain average."""
@@ -27,7 +24,7 @@ def mean(sources: Sources) -> Image:
 
 
 def _blur(images: Tensor) -> Tensor:
-    kernel = _BINOMIAL.to(images)
+    kernel = images.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
     flat = pad(images.flatten(0, -3)[:, None], (2, 2, 2, 2), mode="replicate")
     return conv2d(conv2d(flat, kernel.view(1, 1, 1, 5)), kernel.view(1, 1, 5, 1))[:, 0].view(images.shape)
 
@@ -40,13 +37,10 @@ def _choose_largest(bands: Tensor) -> Tensor:
 def laplacian(sources: Sources, levels: int = 5) -> Image:
     """Laplacian pyramid: in each band the coefficient of largest absolute value, the mean of what is left.
 
-    References:
-        Burt and Kolczynski, "Enhanced image capture through fusion", 1993.
+    Reference: Burt and Kolczynski, "Enhanced image capture through fusion", 1993.
     """
     bands, level = [], sources
-    for _ in range(levels):
-        if min(level.shape[-2:]) < 4:
-            break
+    while len(bands) < levels and min(level.shape[-2:]) >= 4:
         smaller = _blur(level)[..., ::2, ::2]
         bands.append(level - upsample(smaller, *level.shape[-2:]))
         level = smaller
@@ -59,8 +53,7 @@ def laplacian(sources: Sources, levels: int = 5) -> Image:
 def wavelet(sources: Sources, name: str = "db2", levels: int = 4) -> Image:
     """Discrete wavelet transform: the detail coefficient of largest absolute value, the mean of the approximation.
 
-    References:
-        Li, Manjunath and Mitra, "Multisensor image fusion using the wavelet transform", 1995.
+    Reference: Li, Manjunath and Mitra, "Multisensor image fusion using the wavelet transform", 1995.
     """
     height, width = sources.shape[-2:]
     levels = min(levels, pywt.dwt_max_level(min(height, width), name))
@@ -73,8 +66,7 @@ def wavelet(sources: Sources, name: str = "db2", levels: int = 4) -> Image:
 def guided(sources: Sources) -> Image:
     """Two scales, each with winner-takes-all saliency weights that a guided filter fits to the source's edges.
 
-    References:
-        Li, Kang and Hu, "Image fusion with guided filtering", 2013; its published radii and epsilons.
+    Reference: Li, Kang and Hu, "Image fusion with guided filtering", 2013; its published radii and epsilons.
     """
     b, k, c, h, w = sources.shape
     base = box(sources.reshape(-1, 1, h, w), 15).view(b, k, c, h, w)
@@ -88,30 +80,21 @@ def guided(sources: Sources) -> Image:
         refined = guided_filter(winner, grey.flatten(0, 1), radius, epsilon).clamp(min=0).unflatten(0, (b, k))
         return refined / refined.sum(1, keepdim=True).clamp(min=1e-6)
 
-    fused = (weights(45, 0.3) * base).sum(1) + (weights(7, 1e-6) * (sources - base)).sum(1)
-    return fused.clamp(0, 1)
+    return ((weights(45, 0.3) * base).sum(1) + (weights(7, 1e-6) * (sources - base)).sum(1)).clamp(0, 1)
 
 
 def mertens(sources: Sources) -> Image:
     """Exposure fusion by contrast, saturation and well-exposedness, as OpenCV has it.
 
-    References:
-        Mertens, Kautz and Van Reeth, "Exposure fusion", 2007.
+    Reference: Mertens, Kautz and Van Reeth, "Exposure fusion", 2007.
     """
-    fused = []
-    for stack in (sources * 255).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy():
-        exposures = [np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3))) for image in stack]
-        fused.append(torch.from_numpy(cv2.createMergeMertens().process(exposures)).permute(2, 0, 1))
+    stacks = (sources * 255).round().byte().expand(-1, -1, 3, -1, -1).movedim(2, -1).contiguous().cpu().numpy()
+    fused = [torch.from_numpy(cv2.createMergeMertens().process(list(stack))).movedim(-1, 0) for stack in stacks]
     return torch.stack(fused)[:, : sources.shape[2]].to(sources).clamp(0, 1)
 
 
-CLASSICAL: dict[str, Callable[[Sources], Image]] = {
-    "mean": mean,
-    "laplacian": laplacian,
-    "wavelet": wavelet,
-    "guided": guided,
-    "mertens": mertens,
-}
+_FUSIONS = (mean, laplacian, wavelet, guided, mertens)
+CLASSICAL: dict[str, Callable[[Sources], Image]] = {fusion.__name__: fusion for fusion in _FUSIONS}
 """Fusions without a prior, by name."""
 
 
@@ -120,8 +103,7 @@ def ddfm(form: str = "code", steps: int = 100) -> SamplerConfig:
 
     ``form`` is ``code`` as published (i - x), or ``paper`` (x + v).
 
-    References:
-        Zhao et al., "DDFM: Denoising diffusion model for multi-modality image fusion", ICCV 2023.
+    Reference: Zhao et al., "DDFM: Denoising diffusion model for multi-modality image fusion", ICCV 2023.
     """
     research = ResearchConfig(em_form="code" if form == "code" else "paper")
     dig = DigConfig(kind="static")

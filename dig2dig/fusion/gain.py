@@ -23,14 +23,12 @@ def pixel_loss(estimate: Tensor, target: Tensor, kind: str) -> Tensor:
     differences.
     """
     difference = estimate - target
-    if kind == "l2":
-        loss = difference.square()
-    elif kind == "l1":
-        loss = difference.abs()
-    else:
+    if kind == "gradient":
         right = torch.diff(difference, dim=-1, append=difference[..., -1:])
         down = torch.diff(difference, dim=-2, append=difference[..., -1:, :])
         loss = torch.hypot(right, down)
+    else:
+        loss = difference.square() if kind == "l2" else difference.abs()
     return loss.mean(-3, keepdim=True)
 
 
@@ -51,8 +49,7 @@ def information_gain(
         kind: ``gain``, ``change`` or ``residual``.
         loss: See :func:`pixel_loss`.
 
-    References:
-        Cao et al., "Dig2DIG", arXiv:2503.18627; ``change`` and ``residual`` are our variants.
+    Reference: Cao et al., "Dig2DIG", arXiv:2503.18627; ``change`` and ``residual`` are our variants.
     """
     if kind == "change":
         return pixel_loss(estimate_next, estimate, loss)
@@ -80,18 +77,12 @@ class Measured:
     """What the denoiser learns about each source at each time that was measured.
 
     Maps keep the resolution that they were measured or smoothed at; :class:`Lookup` upsamples them.
-
-    Attributes:
-        times: Decreasing time indices, shape (n,).
-        gains: Normalised gain of each source to the next time, n maps (b, k, 1, h / f, w / f).
-        estimates: Reconstructions of the noised sources, (b, k, c, h / f, w / f) in [-1, 1], or None.
-        cost: Mean absolute ``gain`` of each step, (n, b), or None.
     """
 
-    times: Times
-    gains: list[Maps]
-    estimates: list[Maps] | None = None
-    cost: Float[Tensor, "n b"] | None = None
+    times: Times  # decreasing time indices, shape (n,)
+    gains: list[Maps]  # normalised gain of each source to the next time, n maps (b, k, 1, h / f, w / f)
+    estimates: list[Maps] | None = None  # reconstructions of the noised sources, (b, k, c, h / f, w / f) in [-1, 1]
+    cost: Float[Tensor, "n b"] | None = None  # mean absolute ``gain`` of each step
 
 
 def reconstruct(sources: Sources, noise: State, times: Times, denoiser: Denoiser, reduce: float = 0.0) -> list[Maps]:
@@ -127,13 +118,12 @@ def _factor(sigma: float, reduce: float, side: int) -> int:
 
 
 def _estimates(images: Tensor, noise: Tensor, times: Tensor, denoiser: Denoiser) -> Tensor:
-    """Estimates of (b·k) images at n times in calls of bounded size, shape (n·b·k, c, h, w)."""
+    """Estimates of (b·k) images at n times, all pairs in calls of bounded size, shape (n·b·k, c, h, w)."""
     count, (h, w) = len(images), images.shape[-2:]
     k = count // len(noise)
     padded, padded_noise = pad(images, denoiser.multiple), pad(noise, denoiser.multiple)
     per_call = max(1, denoiser.pixels // (h * w))
     parts = []
-    # (time, source) pairs in one list, cut into calls of bounded size
     for part in torch.arange(len(times) * count, device=images.device).split(per_call):
         source, t = part % count, times[part // count]
         noised = add_noise(padded[source], padded_noise[source // k], t, denoiser.alpha_bar)
@@ -156,9 +146,8 @@ def measure(
     gain of each step, to place steps by it.
     """
     b, k, _, h, w = sources.shape
-    radii = [
-        config.smoothing + config.smoothing_noise * s for s in noise_level(denoiser.alpha_bar)[times.cpu()].tolist()
-    ]
+    sigmas = noise_level(denoiser.alpha_bar)[times.cpu()].tolist()
+    radii = [config.smoothing + config.smoothing_noise * sigma for sigma in sigmas]
     gains = [sources.new_zeros(b, k, 1, *(-(-side // coarseness(r)) for side in (h, w))) for r in radii]
     costs, means = sources.new_zeros(len(times), b), None
     for noise in noises if estimates or config.kind != "static" else []:
@@ -177,8 +166,7 @@ def measure(
             means = draw if means is None else [a + b for a, b in zip(means, draw, strict=True)]
     if means is not None:
         means = [total / len(noises) for total in means]
-    gains = [smooth(gain, r / coarseness(r)) for gain, r in zip(gains, radii, strict=True)]
-    gains = [normalise(gain, config.normalise) for gain in gains]
+    gains = [normalise(smooth(gain, r / coarseness(r)), config.normalise) for gain, r in zip(gains, radii, strict=True)]
     return Measured(times.cpu(), gains, means, costs if cost else None)
 
 

@@ -24,18 +24,10 @@ from dig2dig.shapes import Image, Maps, Sources, State, Timestep, Weights
 class Step:
     """What a guidance may use in one step; all images in [-1, 1].
 
-    Attributes:
-        t: Time index of each image, shape (b,).
-        alpha_bar: Share of the signal's variance at t, shape (b, 1, 1, 1).
-        alpha_bar_next: The same at the next time; 1 after the last.
-        sigma: Noise level of each image at t.
-        sigma_next: The same at the next time; 0 after the last.
-        x_t: The noisy state, with the prior's channels; it carries the graph of x0_hat where gradients are asked for.
-            None where the network does not run.
-        sources: The clean sources.
-        weight: Fusion weights of this step.
-        estimate: The denoiser's estimates of the sources at this time, or None.
-        estimate_next: The same at the next time.
+    ``t`` is the time index of each image, ``alpha_bar`` the share of the signal's variance there, shape (b, 1, 1, 1),
+    and ``sigma`` its noise level; their next values are 1 and 0 after the last time. ``x_t`` is the noisy state, with
+    the prior's channels. It carries the graph of x0_hat where gradients are asked for, and is None where the network
+    does not run. ``sources`` are clean. ``estimate`` is the denoiser's estimate of them at this time, or None.
     """
 
     t: Timestep
@@ -60,12 +52,10 @@ def proximal(x0_hat: Image, target: Image, alpha_bar: Tensor, sigma_n: float) ->
     .. math:: \hat x_0' = \frac{\rho_t \hat x_0 + m}{\rho_t + 1}, \qquad
               \rho_t = \sigma_n^2 \frac{\bar\alpha_t}{1-\bar\alpha_t}
 
-    Early in sampling the target decides, late the prior; sigma_n = 0 is the target alone.
+    sigma_n is the noise assumed in the target m, for images in [-1, 1]; alpha_bar is (b, 1, 1, 1). Early in sampling
+    the target decides, late the prior; sigma_n = 0 is the target alone.
 
-    sigma_n is the noise assumed in the target m, for images in [-1, 1]; alpha_bar is (b, 1, 1, 1).
-
-    References:
-        Zhu et al., "Denoising diffusion models for plug-and-play image restoration" (DiffPIR), 2023.
+    Reference: Zhu et al., "Denoising diffusion models for plug-and-play image restoration" (DiffPIR), 2023.
     """
     if sigma_n == 0:  # large images have no room for another copy
         return target
@@ -75,8 +65,7 @@ def proximal(x0_hat: Image, target: Image, alpha_bar: Tensor, sigma_n: float) ->
 
 def blend(x0_hat: Image, step: Step, state: None, *, sigma_n: float) -> tuple[Image, None]:
     r"""Proximal to the weighted mean of the sources, :math:`m_t = \sum_k w_k c_k`."""
-    target = (step.weight * step.sources).sum(1)
-    return proximal(x0_hat, target, step.alpha_bar, sigma_n), state
+    return proximal(x0_hat, (step.weight * step.sources).sum(1), step.alpha_bar, sigma_n), state
 
 
 def increments(x0_hat: Image, step: Step, state: Tensor | None, *, sigma_n: float) -> tuple[Image, Tensor]:
@@ -86,17 +75,14 @@ def increments(x0_hat: Image, step: Step, state: Tensor | None, *, sigma_n: floa
               m_T = \tfrac1K \sum_k \hat c_k(T)
 
     A fusion pyramid whose bands are the denoiser's own scale space: static weights telescope to the plain
-    mean. Our own form. The target stays in the range that the sources span in each image.
-
-    Raises:
-        ValueError: The step carries no estimates of the sources.
+    mean. Our own form. The target stays in the range that the sources span in each image. A step without estimates of
+    the sources is a ValueError.
     """
     if step.estimate is None or step.estimate_next is None:
         raise ValueError("increments guidance needs the estimates of the sources")
     target = step.estimate.mean(1) if state is None else state
     target = target + (step.weight * (step.estimate_next - step.estimate)).sum(1)
-    low = step.sources.amin((1, 2, 3, 4)).view(-1, 1, 1, 1)
-    high = step.sources.amax((1, 2, 3, 4)).view(-1, 1, 1, 1)
+    low, high = (bound.view(-1, 1, 1, 1) for bound in step.sources.flatten(1).aminmax(dim=1))
     return proximal(x0_hat, target.clamp(low, high), step.alpha_bar, sigma_n), target
 
 
@@ -143,10 +129,8 @@ def bands(
         kept = fused.square().mean(1, keepdim=True)
         fused *= _restored(promised, kept, step.sigma_next, scale, len(parts), energy)
     target = fused.add_(target)
-    low = step.sources.amin((1, 2, 3, 4)).view(-1, 1, 1, 1)
-    high = step.sources.amax((1, 2, 3, 4)).view(-1, 1, 1, 1)
-    guided = proximal(x0_hat, target.clamp(low, high), step.alpha_bar, sigma_n)
-    return guided, BandState(target, seen)
+    low, high = (bound.view(-1, 1, 1, 1) for bound in step.sources.flatten(1).aminmax(dim=1))
+    return proximal(x0_hat, target.clamp(low, high), step.alpha_bar, sigma_n), BandState(target, seen)
 
 
 def _restored(promised: Tensor, kept: Tensor, sigmas: tuple[float, ...], scale: float, k: int, energy: float) -> Tensor:
@@ -193,8 +177,7 @@ def em(
     code does, which reflects the estimate about the middle of the two sources i (infrared in DDFM) and v; any other
     number of sources is a ValueError. ``penalty`` is the weight eta of the split, ``tv`` that of the total variation.
 
-    References:
-        Zhao et al., "DDFM: Denoising diffusion model for multi-modality image fusion", ICCV 2023.
+    Reference: Zhao et al., "DDFM: Denoising diffusion model for multi-modality image fusion", ICCV 2023.
     """
     k = step.sources.shape[1]
     if form == "code" and k != 2:
@@ -202,18 +185,13 @@ def em(
     if state is None:
         zeros = torch.zeros_like(x0_hat)
         state = EMState(x0_hat.new_ones(len(x0_hat), k), zeros, zeros)
-    residual = (x0_hat[:, None] - step.sources).square()
-    precision = (2 / state.scale.view(-1, k, 1, 1, 1) / (residual + 1e-6)).sqrt()
+    precision = (2 / state.scale.view(-1, k, 1, 1, 1) / ((x0_hat[:, None] - step.sources).square() + 1e-6)).sqrt()
     bound = precision[:, :1] if form == "code" else precision.amin(1, keepdim=True)
     precision = precision.minimum(2 * bound)
     scale = (1 / (precision + 1e-10)).mean((2, 3, 4)) + state.scale / 2
     smooth = _split_smooth(x0_hat, state)
     shrink = penalty / (2 * tv + penalty)
-    new_state = EMState(
-        scale,
-        shrink * (smooth - smooth.roll(-1, -1)),
-        shrink * (smooth - smooth.roll(-1, -2)),
-    )
+    new_state = EMState(scale, shrink * (smooth - smooth.roll(-1, -1)), shrink * (smooth - smooth.roll(-1, -2)))
     share = 2 * k * step.weight * precision
     fused = ((share * step.sources).sum(1) + penalty * smooth) / (share.sum(1) + penalty)
     return (step.sources.sum(1) - fused if form == "code" else fused), new_state
@@ -239,8 +217,8 @@ def posterior(x0_hat: Image, step: Step, state: None, *, sigma_n: float) -> tupl
     Tweedie's formula for the likelihood of DPS, with the estimate's own variance added as in ΠGDM: ``blend`` with the
     denoiser's Jacobian in place of a constant. The result is kept between the estimate and the sources.
 
-    References:
-        Chung et al., "Diffusion posterior sampling", 2023; Song et al., "Pseudoinverse-guided diffusion models", 2023.
+    References: Chung et al., "Diffusion posterior sampling", 2023;
+    Song et al., "Pseudoinverse-guided diffusion models", 2023.
     """
     assert step.x_t is not None
     difference = (step.weight * (x0_hat[:, None] - step.sources).square()).sum() / 2
@@ -248,8 +226,7 @@ def posterior(x0_hat: Image, step: Step, state: None, *, sigma_n: float) -> tupl
     channels = step.x_t.shape[1] // x0_hat.shape[1]  # a grey estimate is the mean of three, its variance a third
     gradient = gradient.unflatten(1, (-1, channels)).mean(2)
     x0_hat = x0_hat.detach()
-    variance = (1 - step.alpha_bar) / channels
-    scale = (1 - step.alpha_bar) / step.alpha_bar.sqrt() / (variance + sigma_n**2)
+    scale = (1 - step.alpha_bar) / step.alpha_bar.sqrt() / ((1 - step.alpha_bar) / channels + sigma_n**2)
     low = step.sources.amin(1).minimum(x0_hat)
     high = step.sources.amax(1).maximum(x0_hat)
     return (x0_hat - scale * gradient).clamp(low, high), state

@@ -85,15 +85,9 @@ def gains(
 class Snapshot:
     """One step for an observer, cropped to the images' size; estimates in [0, 1].
 
-    Attributes:
-        index: Number of the step, from 0.
-        steps: Number of steps.
-        t: Time index of each image.
-        sigma: Noise level of each image, for images in [-1, 1].
-        x0_hat: The prior's estimate before guidance; None where the network did not run.
-        guided: The estimate after guidance.
-        gain: Normalised gain of each source.
-        weight: Fusion weight of each source.
+    It is step ``index`` (from 0) of ``steps``, with the time index ``t`` and the noise level ``sigma`` of each image,
+    for images in [-1, 1]. ``x0_hat`` is the prior's estimate before guidance, None where the network did not run, and
+    ``guided`` the estimate after it. Gains are normalised.
     """
 
     index: int

@@ -50,8 +50,7 @@ def box(images: Tensor, radius: int) -> Tensor:
 def guided_filter(image: Tensor, guide: Tensor, radius: int, epsilon: float) -> Tensor:
     """Filters ``image`` so that its edges follow ``guide``, both (n, 1, h, w) in [0, 1].
 
-    References:
-        He, Sun and Tang, "Guided image filtering", 2013.
+    Reference: He, Sun and Tang, "Guided image filtering", 2013.
     """
     mean_guide, mean_image = box(guide, radius), box(image, radius)
     covariance = box(guide * image, radius) - mean_guide * mean_image

@@ -43,8 +43,7 @@ def ddim_step(
     alpha_bar is (b, 1, 1, 1), at t and at s, where one gives the clean estimate itself; eta goes from 0 (DDIM) to 1
     (DDPM), with ``fresh`` as the noise z.
 
-    References:
-        Song et al., "Denoising diffusion implicit models", 2021, eq. 12 and 16.
+    Reference: Song et al., "Denoising diffusion implicit models", 2021, eq. 12 and 16.
     """
     sigma = eta * ((1 - alpha_bar_next) / (1 - alpha_bar)).sqrt() * (1 - alpha_bar / alpha_bar_next).sqrt()
     x_next = alpha_bar_next.sqrt() * x0 + (1 - alpha_bar_next - sigma**2).clamp(min=0).sqrt() * eps
@@ -82,8 +81,7 @@ def fuse(
         ValueError: The sources have another shape, type or range, colour sources meet a grey prior, the number of
             seeds is not that of images, or the steps do not fit the noise levels.
 
-    References:
-        Cao et al., "Dig2DIG", arXiv:2503.18627.
+    Reference: Cao et al., "Dig2DIG", arXiv:2503.18627.
     """
     config = config or SamplerConfig()
     check_sources(sources, denoiser.channels, noisy=noise is not None)
@@ -105,11 +103,7 @@ def fuse(
 
 
 def check_sources(sources: object, channels: int, noisy: bool = False) -> None:
-    """Refuses what :func:`fuse` cannot fuse with a prior of so many channels; noisy sources may leave [0, 1].
-
-    Raises:
-        ValueError: It says what is wrong in one line.
-    """
+    """Raises a ValueError if a prior of so many channels cannot fuse the sources; noisy ones may leave [0, 1]."""
     shape = "sources must be a floating-point tensor of shape (batch, k, channels, height, width) in [0, 1]"
     if not isinstance(sources, Tensor) or not sources.is_floating_point():
         kind = sources.dtype if isinstance(sources, Tensor) else type(sources).__name__

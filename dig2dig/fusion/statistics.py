@@ -25,9 +25,8 @@ def guidance_contribution(x0_hat: Image, sources: Sources, ideal: Image) -> Floa
 
     .. math:: B_k = \big\langle \nabla_{\hat x_0} \|\hat x_0 - c_k\|^2,\; \hat x_0 - x^* \big\rangle
 
-    Positive where a step towards the source is a step towards the ideal. All images in [-1, 1].
-
-    The final result stands in for the ideal image where none is known.
+    Positive where a step towards the source is a step towards the ideal. All images are in [-1, 1]. The final result
+    stands in for an ideal that is not known.
     """
     return (2 * (x0_hat[:, None] - sources) * (x0_hat - ideal)[:, None]).sum(2, keepdim=True)
 
@@ -38,8 +37,7 @@ def weight_covariance(weight: Weights, contribution: Float[Tensor, "b k 1 h w"])
     The generalisation error is bounded by :math:`C - \sum_t \sum_k \mathrm{Cov}(w_k, B_k)`: the larger the
     better. Weights that are the same everywhere have covariance zero.
 
-    References:
-        Cao et al., "Dig2DIG", arXiv:2503.18627.
+    Reference: Cao et al., "Dig2DIG", arXiv:2503.18627.
     """
     w = weight - weight.mean((2, 3, 4), keepdim=True)
     return (w * (contribution - contribution.mean((2, 3, 4), keepdim=True))).mean((2, 3, 4))
@@ -60,9 +58,7 @@ def dig_statistics(trace: Sequence[Snapshot], sources: Sources, ideal: Image | N
     """Statistics over the steps that ``fuse`` showed its observer, for the first image of the batch.
 
     Sources (1, k, c, h, w) and ideal are in [0, 1]; the last guided estimate stands in for an ideal that is not known.
-
-    Raises:
-        ValueError: The steps were watched without estimates.
+    Steps that were watched without estimates are a ValueError.
     """
     sources = 2 * sources.cpu() - 1
     target = 2 * (trace[-1].guided if ideal is None else ideal.cpu()) - 1

@@ -9,22 +9,17 @@ from dig2dig.shapes import Gains, Maps, Weights
 
 
 def fusion_weight(gain: Gains, temperature: float = 1.0) -> Weights:
-    r"""Turns information gains into per-pixel weights of the sources.
+    r"""Weights in [0, 1] of the sources at each pixel, which sum to one over k, from their gains.
 
     .. math:: w_k = \exp(g_k / \tau) \,/\, \sum_j \exp(g_j / \tau)
 
-    Equal gains give the plain average; a small temperature picks, at each
-    pixel, the source the denoiser learns most about in this step.
+    Equal gains give the plain average. A small temperature picks the source that the denoiser learns most about.
 
     Args:
         gain: Gain of each source, shape (b, k, 1, h, w), in squared intensity or normalised.
         temperature: Softness tau > 0, in the unit of the gain.
 
-    Returns:
-        Weights in [0, 1] that sum to one over k, same shape.
-
-    References:
-        Cao et al., "Dig2DIG", arXiv:2503.18627.
+    Reference: Cao et al., "Dig2DIG", arXiv:2503.18627.
     """
     return (gain / temperature).softmax(1)
 

@@ -6,11 +6,9 @@ from torch import Tensor
 
 from dig2dig.color import to_pixels
 
-DEEP = (".png", ".tif", ".tiff")
-"""Formats that hold 16 bits; the others get 8."""
-
-PICTURES = (*DEEP, ".jpg", ".jpeg", ".webp", ".bmp")
-"""Formats that a result can have; of any other source it becomes a PNG."""
+DEEP = (".png", ".tif", ".tiff")  # formats that hold 16 bits; the others get 8
+PICTURES = (*DEEP, ".jpg", ".jpeg", ".webp", ".bmp")  # formats of results; of any other source it becomes a PNG
+QUALITY = 95  # of JPEG, without subsampled colour, and WebP, 1 to 100
 
 
 def suffix_of(format: str, source: str) -> str:
@@ -20,15 +18,10 @@ def suffix_of(format: str, source: str) -> str:
     return source if source in PICTURES else ".png"
 
 
-QUALITY = 95
-"""Of JPEG, without subsampled colour, and WebP, 1 to 100."""
-
-
 def encode(image: Tensor, suffix: str, depth: int = 8) -> bytes:
     """An image (1 or 3, h, w) in [0, 1], rounded to 8 or 16 bits, as one of ``PICTURES``; formats that hold 8 get 8.
 
-    Raises:
-        ValueError: The format has no room for a picture of this size.
+    ValueError where the format has no room for a picture of this size.
     """
     pixels = to_pixels(image, depth if suffix in DEEP else 8)
     jpeg = [cv2.IMWRITE_JPEG_QUALITY, QUALITY, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]

@@ -7,14 +7,9 @@ from dig2dig.color import LUMINANCE_TASKS
 from dig2dig.errors import ImageError, one_line
 from dig2dig.inference.state import Run
 
-MOST = 20
-"""Names of extra files that are printed."""
-
-BASE = 2.0
-"""GiB of Python, torch and one call of the bundled prior."""
-
-BYTES = 64
-"""For each value of the sources at the peak, as ``python -m dig2dig.benchmark speed`` measured it."""
+MOST = 20  # names of extra files that are printed
+BASE = 2.0  # GiB of Python, torch and one call of the bundled prior
+BYTES = 64  # for each value of the sources at the peak, as python -m dig2dig.benchmark speed measured it
 
 
 def list_pairs(run: Run) -> None:

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -60,9 +59,7 @@ def infer(config: InferConfig, command: Sequence[str], open_report: Callable[[Ru
         if config.dry_run:
             list_pairs(find_run(config, pairs))
             return 0
-        with ExitStack() as stack:
-            stack.enter_context(heed_signals())
-            stack.enter_context(lock(Path(config.out)))
+        with heed_signals(), lock(Path(config.out)):
             run = find_run(config, pairs)
             return fuse_pairs(run, open_report(run), command)
     except Interrupted as signal:
@@ -77,11 +74,8 @@ def fuse_pairs(run: Run, report: Report, command: Sequence[str]) -> int:
     trainer = make_trainer(run, report, writer)
     logged = {pair.name for pair in run.todo[: config.logger.pairs]} if trainer.loggers else set()
     large = config.save.weights or bool(trainer.loggers)
-    tracing = Tracing(
-        None if config.save.weights else logged | set(report.names),
-        logged | set(report.estimates),
-        None if large else report.side,
-    )
+    traced = None if config.save.weights else logged | set(report.names)
+    tracing = Tracing(traced, logged | set(report.estimates), None if large else report.side)
     module = FusionModule(config, tracing=tracing)
     if run.todo:
         data = FusionDataModule(run.todo, reading(config), config.batch_size, config.workers)

@@ -21,8 +21,7 @@ from dig2dig.inference.table import Rows, read_summary, write_summary
 from dig2dig.priors.files import file_sha256, weights_file
 from dig2dig.priors.lora import adapter_file
 
-RECORDED = ("dig2dig", "torch", "lightning", "diffusers", "numpy")
-"""Packages whose versions are recorded."""
+RECORDED = ("dig2dig", "torch", "lightning", "diffusers", "numpy")  # packages whose versions are recorded
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,8 @@ def refuse_to_replace_sources(config: InferConfig, pairs: Sequence[Pair]) -> Non
         written = {real(out / f"{pair.name}{suffix}") for suffix in suffixes}
         written |= {real(out / f"{pair.series}.mp4")} if pair.series else set()
         if hit := sources & written:
-            raise PairingError(
-                f"out={out} holds sources: {Path(hit.pop()).name} would be replaced; give another folder"
-            )
+            name = Path(hit.pop()).name
+            raise PairingError(f"out={out} holds sources: {name} would be replaced; give another folder")
 
 
 def make_record(config: InferConfig) -> dict[str, Any]:

@@ -12,9 +12,7 @@ from typing import Any
 from dig2dig.atomic import write_atomically
 
 COLUMNS = ("name", "status", "file", "seconds", "size", "seed", "inputs", "note", "reason")
-
-Rows = dict[str, dict[str, str]]
-"""Rows by the name of their pair."""
+Rows = dict[str, dict[str, str]]  # by the name of their pair
 
 
 def read_summary(path: Path) -> Rows:

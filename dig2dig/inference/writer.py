@@ -45,14 +45,7 @@ class FusionWriter(BasePredictionWriter):
         self.writing: Future[None] | None = None
 
     def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: Iterable[Result],
-        batch_indices: Sequence[int] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, prediction: Iterable[Result], *_: Any, **__: Any
     ) -> None:
         """Has what ``predict_step`` gave written, once all before it is."""
         table = "summary.csv" if trainer.world_size == 1 else f"summary.{trainer.global_rank}.csv"
@@ -89,11 +82,7 @@ class FusionWriter(BasePredictionWriter):
         return row | {"status": "done", "file": file} | done
 
     def finish(self) -> None:
-        """Waits until everything is written.
-
-        Raises:
-            OSError: Something could not be.
-        """
+        """Waits until everything is written; OSError where something could not be."""
         if self.writing:
             self.writing.result()
         self.writing = None
@@ -122,20 +111,15 @@ class FusionWriter(BasePredictionWriter):
             for k, modality in enumerate(result.sample.modalities if result.sample else ()):
                 gain, weight = snapshot.gain[0, k, 0], snapshot.weight[0, k, 0]
                 stem = f"{modality}_step{snapshot.index:03d}_t{int(snapshot.t[0]):03d}.png"
-                high = float(snapshot.gain[0].amax())  # one scale for all modalities of a step
-                write_atomically(
-                    folder / f"gain_{stem}", to_png(to_colours(gain, float(snapshot.gain[0].amin()), high))
-                )
+                low, high = float(snapshot.gain[0].amin()), float(snapshot.gain[0].amax())  # one scale for a step
+                write_atomically(folder / f"gain_{stem}", to_png(to_colours(gain, low, high)))
                 write_atomically(folder / f"weight_{stem}", to_png(to_colours(weight, 0.0, 1.0)))
 
 
 def join_videos(out: Path, pairs: Sequence[Pair], rows: Mapping[str, Mapping[str, str]], reference: str) -> None:
     """Writes ``OUT/SERIES.mp4`` for each video whose frames are all fused, as fast as the reference source.
 
-    Frames of one series follow each other in ``pairs``.
-
-    Raises:
-        OSError: It cannot be written.
+    Frames of one series follow each other in ``pairs``. OSError where it cannot be written.
     """
     for series, group in groupby(pairs, key=lambda pair: pair.series):
         frames = list(group)

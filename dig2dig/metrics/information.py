@@ -42,19 +42,18 @@ def _entropies(fused: Image, sources: Sources, brightest: int = 255) -> tuple[Te
     return alone[:, :1] + alone[:, 1:], joint
 
 
-def mutual_information(fused: Image, sources: Sources) -> PerSource:
-    r"""MI with each source in bits: :math:`H(F) + H(S) - H(F, S)` of 256 grey levels.
+def mutual_information(fused: Image, sources: Sources, brightest: int = 255) -> PerSource:
+    r"""MI with each source in bits: :math:`H(F) + H(S) - H(F, S)` of 256 grey levels, in the joint one clipped.
 
     Reference: Qu et al., "Information measure for performance of image fusion", 2002.
     """
-    alone, joint = _entropies(fused, sources)
+    alone, joint = _entropies(fused, sources, brightest)
     return alone - joint
 
 
 def mutual_information_saturated(fused: Image, sources: Sources) -> PerSource:
     """MI as in MATLAB code that adds 1 to 8-bit numbers: levels 254 and 255 are one in the joint histogram."""
-    alone, joint = _entropies(fused, sources, brightest=254)
-    return alone - joint
+    return mutual_information(fused, sources, brightest=254)
 
 
 def normalised_information(fused: Image, sources: Sources) -> PerSource:

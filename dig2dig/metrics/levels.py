@@ -55,11 +55,11 @@ def by_channel(score: Score) -> Score:
     return mean
 
 
-def gaussian(size: int, sigma: float) -> list[float]:
-    """Weights of a Gaussian window that sum to one."""
+def gaussian(size: int, sigma: float, total: float | None = None) -> list[float]:
+    """Weights of a Gaussian window, divided by ``total`` or else by their sum."""
     at = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     weights = (-at.square() / (2 * sigma**2)).exp()
-    return (weights / weights.sum()).tolist()
+    return (weights / (total or weights.sum())).tolist()
 
 
 def slide(images: Tensor, weights: Sequence[float]) -> Tensor:

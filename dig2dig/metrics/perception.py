@@ -35,8 +35,7 @@ def visual_information(fused: Image, sources: Sources) -> PerSource:
     f, s = both(fused, sources)
     passed, offered = _information(f, s, 17)
     for size in (9, 5, 3):
-        reduced = slide(torch.cat([f, s], 1), gaussian(size, size / 5))[..., ::2, ::2]
-        f, s = reduced[:, :1], reduced[:, 1:]
+        f, s = slide(torch.cat([f, s], 1), gaussian(size, size / 5))[..., ::2, ::2].tensor_split([1], 1)
         more = _information(f, s, size)
         passed, offered = passed + more[0], offered + more[1]
     return torch.where(offered > 0, passed / offered.clamp(min=1e-12), 0.0)
@@ -55,16 +54,10 @@ def _filtered(levels: Levels, response: Tensor) -> Tensor:
     return torch.fft.irfft2(torch.fft.rfft2(levels) * response, s=levels.shape[-2:])
 
 
-def _gaussian_raw(sigma: float) -> list[float]:
-    """A Gaussian of 31 taps with its continuous normalisation."""
-    at = torch.arange(-15, 16, dtype=torch.float64)
-    return ((-at.square() / (2 * sigma**2)).exp() / (sigma * (2 * torch.pi) ** 0.5)).tolist()
-
-
 def _masked_contrast(seen: Tensor) -> Tensor:
-    """Local band contrast after masking."""
+    """Local band contrast after masking; the Gaussians have their continuous normalisation."""
     padded = pad(seen, (15,) * 4)
-    near, wide = slide(padded, _gaussian_raw(2.0)), slide(padded, _gaussian_raw(4.0))
+    near, wide = (slide(padded, gaussian(31, sigma, sigma * (2 * torch.pi) ** 0.5)) for sigma in (2.0, 4.0))
     contrast = torch.where(wide != 0, near / wide - 1, 0.0).abs()
     return contrast**3 / (contrast**2 + 1e-4)
 
@@ -79,12 +72,10 @@ def contrast_preservation(fused: Image, sources: Sources) -> Scores:
     Liu et al., "Objective assessment of multiresolution image fusion algorithms for context enhancement in night
     vision", 2012.
     """
-    f, s = both(fused, sources)
-    levels = stretched(torch.cat([f, s], 1))
+    levels = stretched(torch.cat(both(fused, sources), 1))
     radius = _radius(levels, 30.0)
     sensitivity = (-((radius / 15.3870) ** 2)).exp() - 0.7622 * (-((radius / 1.3456) ** 2)).exp()
-    contrast = _masked_contrast(_filtered(levels, sensitivity))
-    f, s = contrast[:, :1], contrast[:, 1:]
+    f, s = _masked_contrast(_filtered(levels, sensitivity)).tensor_split([1], 1)
     small, large = torch.minimum(f, s), torch.maximum(f, s)
     kept = torch.where(large > 0, small / large.clamp(min=1e-300), 1.0)
     salience = s.square() + 1e-300

@@ -37,7 +37,6 @@ class Metric:
 
 
 def _alone(score: Callable[[Image], Scores]) -> Score:
-    """A metric of the fused image only."""
     return lambda fused, _: score(fused)
 
 

@@ -17,8 +17,7 @@ from dig2dig.fusion.sampler import fuse
 from dig2dig.modules.results import Result, Tracing, among, failed
 from dig2dig.priors.denoiser import Denoiser
 
-SMALL_WINDOW = 192
-"""Side of the windows where memory ran out, pixels: networks still get enough around each pixel."""
+SMALL_WINDOW = 192  # side of the windows where memory ran out, pixels: enough around each pixel for networks
 
 
 def pair_seed(seed: int, name: str) -> int:

@@ -31,8 +31,7 @@ class FusionModule(LightningModule):
     ) -> None:
         super().__init__()
         known = config if isinstance(config, FusionConfig) else from_dict(FusionConfig, config)
-        names = FusionConfig.__dataclass_fields__
-        self.config = FusionConfig(**{name: getattr(known, name) for name in names})
+        self.config = FusionConfig(**{name: getattr(known, name) for name in FusionConfig.__dataclass_fields__})
         self.save_hyperparameters({"config": to_dict(self.config)}, logger=False)
         self.denoiser = denoiser or open_prior(self.config.prior)
         self.tracing, self.scores = tracing or Tracing(), PairScores()
@@ -42,9 +41,7 @@ class FusionModule(LightningModule):
         if self.config.prior.offload:
             offload(self.denoiser, self.device)
 
-    def on_validation_start(self) -> None:
-        """The same before a validation."""
-        self.on_predict_start()
+    on_validation_start = on_predict_start
 
     def predict_step(self, batch: Sequence[Sample | Failure], _: int = 0) -> Results:
         """Fuses the pairs of a batch."""

@@ -27,8 +27,7 @@ from dig2dig.priors.lora import add_adapter, merge_adapter
 from dig2dig.priors.loss import diffusion_loss, draw_times, loss_weight, psnr_by_noise
 from dig2dig.priors.schedule import draw_noise, generators, noise_level
 
-_EDGES = (0.0, 0.1, 0.3, 1.0, 3.0, math.inf)
-NOISE_BANDS = {f"{low:g}-{high:g}": (low, high) for low, high in pairwise(_EDGES)}
+NOISE_BANDS = {f"{low:g}-{high:g}": (low, high) for low, high in pairwise((0.0, 0.1, 0.3, 1.0, 3.0, math.inf))}
 """Bands of noise levels, for images in [-1, 1], by which the training loss is logged."""
 
 
@@ -59,10 +58,8 @@ class PriorModule(LightningModule):
     """Trains a prior on single images.
 
     Noise and times come from each sample's index: a resumed run sees what an uninterrupted one would have.
-    Checkpoints hold the weights that learn, not those that an adaptation leaves frozen.
-
-    Validation measures how well the prior denoises single images and, where there are pairs to fuse, what it does to
-    fusions and gains.
+    Checkpoints hold the weights that learn, not those that an adaptation leaves frozen. Validation measures how well
+    the prior denoises single images and, where there are pairs to fuse, what it does to fusions and gains.
 
     A configuration from a checkpoint is a mapping, checked like YAML. Without a denoiser, it names the prior.
     """

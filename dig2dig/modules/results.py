@@ -27,19 +27,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Tracing:
-    """What is kept of the sampling steps.
+    """What is kept of the sampling steps."""
 
-    Attributes:
-        names: Of which pairs; None = all.
-        estimates: Of which also the prior's estimates, by the network in each step; None = all.
-        side: Longest side of what is kept, pixels; None = as large as the pictures.
-        watch: Called with each step when it is done, of whatever pair, for progress.
-    """
-
-    names: Collection[str] | None = ()
-    estimates: Collection[str] | None = ()
-    side: int | None = None
-    watch: Callable[[Snapshot], None] | None = None
+    names: Collection[str] | None = ()  # of which pairs; None = all
+    estimates: Collection[str] | None = ()  # of which also the prior's estimates in each step; None = all
+    side: int | None = None  # longest side of what is kept, pixels; None = as large as the pictures
+    watch: Callable[[Snapshot], None] | None = None  # called with each step when it is done, of whatever pair
 
 
 class Results:

@@ -51,19 +51,14 @@ def unet_config(state: State, head_channels: int = 64) -> dict[str, Any]:
     """The ``UNet2DModel`` arguments of an ADM state dict.
 
     Class-conditional networks are not supported. The tensors do not tell the channels of an attention head; they are
-    64 in all published networks.
-
-    Raises:
-        KeyError: A tensor that the architecture is read from is missing.
+    64 in all published networks. A missing tensor is a KeyError.
     """
     levels, layers = _sizes(state)
     firsts = [1 + level * (layers + 1) for level in range(levels)]
     channels = tuple(len(state[f"input_blocks.{first}.0.in_layers.2.weight"]) for first in firsts)
     attends = [f"input_blocks.{first}.1.qkv.weight" in state for first in firsts]
-    inputs, outputs = state["input_blocks.0.0.weight"].shape[1], len(state["out.2.weight"])
-    return _arguments(2 ** (levels + 2), (inputs, outputs), channels, layers, attends) | {
-        "attention_head_dim": head_channels
-    }
+    in_out = state["input_blocks.0.0.weight"].shape[1], len(state["out.2.weight"])
+    return _arguments(2 ** (levels + 2), in_out, channels, layers, attends) | {"attention_head_dim": head_channels}
 
 
 def _arguments(
@@ -90,11 +85,7 @@ ADM_256 = _arguments(256, (3, 6), (256, 256, 512, 512, 1024, 1024), 2, [False] *
 
 
 def convert(state: State, head_channels: int = 64) -> dict[str, Tensor]:
-    """ADM's tensors under ``UNet2DModel``'s names, to be loaded with ``strict=True``.
-
-    Raises:
-        KeyError: A key has no place in the architecture.
-    """
+    """ADM's tensors under ``UNet2DModel``'s names; a key without a place in the architecture is a KeyError."""
     levels, layers = _sizes(state)
     converted: dict[str, Tensor] = {}
     for key, tensor in state.items():

@@ -31,18 +31,23 @@ class TensorUNet(nn.Module):
         return self.unet(x.to(memory_format=torch.channels_last), t, return_dict=False)[0]
 
 
+def new_unet(config: Mapping[str, Any]) -> "UNet2DModel":
+    """A diffusers UNet by its configuration, with random weights."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    unet = UNet2DModel.from_config(dict(config))
+    assert isinstance(unet, UNet2DModel)
+    return unet
+
+
 def as_denoiser(
     unet: "UNet2DModel", scheduler: Mapping[str, Any], precision: Precision = "fp32", window: int = WINDOW
 ) -> Denoiser:
-    """Wraps a UNet and the entries of its ``scheduler_config.json`` into the contract.
-
-    4 or 12 input channels mean grey or colour images as patches of 2×2 pixels.
-    """
+    """Wraps a UNet and its ``scheduler_config.json`` into the contract; 4 or 12 channels are patches of 2×2 pixels."""
     from diffusers.models.attention_processor import Attention
 
-    inputs = int(unet.config["in_channels"])
+    inputs, levels = int(unet.config["in_channels"]), len(unet.config["down_block_types"])
     patch = 2 if inputs in (4, 12) else 1
-    levels = len(unet.config["down_block_types"])
     attends = any(isinstance(module, Attention) for module in unet.modules())
     size = unet.config["sample_size"]
     native = size * patch if attends and isinstance(size, int) else None
@@ -62,8 +67,7 @@ def offload(denoiser: Denoiser, device: torch.device) -> None:
     """Keeps the weights in main memory; each layer's travel to the device when it is needed, and back."""
     from diffusers.hooks.group_offloading import apply_group_offloading
 
-    unet = denoiser.network.unet
-    assert isinstance(unet, nn.Module)
+    unet: Any = denoiser.network.unet
     apply_group_offloading(
         unet.cpu(), device, torch.device("cpu"), offload_type="leaf_level", use_stream=device.type == "cuda"
     )
@@ -71,11 +75,8 @@ def offload(denoiser: Denoiser, device: torch.device) -> None:
 
 def build_adm(side: int = 256, precision: Precision = "fp32") -> Denoiser:
     """OpenAI's network for 256 × 256 pixels, 552,814,086 parameters, with random weights: for measurements."""
-    from diffusers.models.unets.unet_2d import UNet2DModel
-
     with torch.device("meta"):
-        unet = UNet2DModel.from_config(ADM_256 | {"sample_size": side})
-    assert isinstance(unet, UNet2DModel)
+        unet = new_unet(ADM_256 | {"sample_size": side})
     unet.to_empty(device="cpu")
     for weight in unet.parameters():
         nn.init.normal_(weight, std=0.7 / weight[0].numel() ** 0.5 if weight.ndim > 1 else 0.1)
@@ -104,13 +105,10 @@ def save_prior(denoiser: Denoiser, folder: Path) -> None:
 
     The checksums are removed first and written last, so that a half-written folder is never taken for a whole one.
     """
-    from diffusers.models.unets.unet_2d import UNet2DModel
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-    unet = denoiser.network.unet
-    assert isinstance(unet, UNet2DModel)
-    copy = UNet2DModel.from_config(unet.config)  # in the plain memory layout that files have
-    assert isinstance(copy, UNet2DModel)
+    unet: Any = denoiser.network.unet
+    copy = new_unet(unet.config)  # in the plain memory layout that files have
     copy.load_state_dict(unet.state_dict())
     (folder / CHECKSUMS).unlink(missing_ok=True)
     copy.save_pretrained(folder / "unet")

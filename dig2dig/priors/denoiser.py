@@ -17,11 +17,8 @@ from dig2dig.shapes import Image, Timestep
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 Precision = Literal["auto", "fp32", "bf16"]
 
-OVERLAP = 64
-"""Pixels that neighbouring windows share."""
-
-WINDOW = 1408
-"""Side of the windows, pixels: one call of the bundled prior then takes about 1 GiB."""
+OVERLAP = 64  # pixels that neighbouring windows share
+WINDOW = 1408  # side of the windows, pixels: one call of the bundled prior then takes about 1 GiB
 
 
 @lru_cache
@@ -49,7 +46,8 @@ class Layout:
 class Denoiser(nn.Module):
     r"""Estimates the clean image from a noisy one: :math:`\hat x_0(x_t, t)`.
 
-    The network may predict the noise, v, or the image:
+    The network may predict the noise, v (Salimans and Ho, "Progressive distillation for fast sampling of diffusion
+    models", 2022), or the image:
 
     .. math::
         \hat x_0 = (x_t - \sqrt{1-\bar\alpha_t}\,\hat\varepsilon) / \sqrt{\bar\alpha_t}, \qquad
@@ -66,9 +64,6 @@ class Denoiser(nn.Module):
         window: Larger images are processed in windows of this side, and one call of the network gets at most as
             many pixels as one window has; 0 = images are always processed whole. Networks with attention get windows
             of at most twice their native side, because attention costs the square of the area.
-
-    References:
-        Salimans and Ho, "Progressive distillation for fast sampling of diffusion models", 2022 (v).
     """
 
     def __init__(
@@ -106,9 +101,9 @@ class Denoiser(nn.Module):
 
     def estimate(self, x_t: Image, prediction: Image, t: Timestep) -> Image:
         """The estimate of the clean image that a prediction stands for."""
-        alpha_bar_t = at(self.alpha_bar, t, x_t)
         if self.prediction == "sample":
             return prediction
+        alpha_bar_t = at(self.alpha_bar, t, x_t)
         if self.prediction == "v_prediction":
             return alpha_bar_t.sqrt() * x_t - (1 - alpha_bar_t).sqrt() * prediction
         return (x_t - (1 - alpha_bar_t).sqrt() * prediction) / alpha_bar_t.sqrt()
@@ -118,14 +113,11 @@ class Denoiser(nn.Module):
         return self.estimate(x_t, self.outputs(x_t, t)[0], t)
 
     def forward(self, x_t: Image, t: Timestep) -> Image:
-        """The estimate of the clean image, about [-1, 1], for each sample's own time.
-
-        Images larger than a window are processed in overlapping ones, large batches in parts.
-        """
-        side, pixels = self.side(*x_t.shape[-2:]), self.pixels
-        if x_t[:, 0].numel() <= pixels and max(x_t.shape[-2:]) <= side:
+        """The clean image, about [-1, 1], by each sample's time; large images in windows, large batches in parts."""
+        side = self.side(*x_t.shape[-2:])
+        if x_t[:, 0].numel() <= self.pixels and max(x_t.shape[-2:]) <= side:
             return self.whole(x_t, t)
-        return in_windows(self.whole, x_t, t, Windows(side, OVERLAP, self.multiple, pixels))
+        return in_windows(self.whole, x_t, t, Windows(side, OVERLAP, self.multiple, self.pixels))
 
     @property
     def pixels(self) -> int:

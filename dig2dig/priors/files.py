@@ -28,10 +28,7 @@ def file_sha256(path: Path) -> str:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A state dict from safetensors or a pickle of tensors alone, whose code, if it holds any, is never run."""
     try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise PriorError(f"{path}: damaged or cut short ({first_line(error)})") from error
     except Exception as error:  # UnpicklingError and what else a foreign pickle can raise
@@ -88,8 +85,7 @@ def find_folder(path: str) -> Path:
 
 def unet_files(folder: Path) -> tuple[Path, Path, Path]:
     """Config, weights and scheduler config of a pipeline folder, with or without subfolders."""
-    unet = folder / "unet" if (folder / "unet").is_dir() else folder
-    scheduler = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
+    unet, scheduler = (folder / part if (folder / part).is_dir() else folder for part in ("unet", "scheduler"))
     weights = unet / "diffusion_pytorch_model.safetensors"
     if not weights.is_file() and weights.with_suffix(".bin").is_file():
         weights = weights.with_suffix(".bin")

@@ -10,7 +10,7 @@ from torch import Tensor
 from dig2dig.config import PriorConfig
 from dig2dig.errors import PriorError, first_line
 from dig2dig.priors import adm
-from dig2dig.priors.build import SCHEDULE, as_denoiser
+from dig2dig.priors.build import SCHEDULE, as_denoiser, new_unet
 from dig2dig.priors.denoiser import WINDOW, Denoiser, Precision, Prediction
 from dig2dig.priors.files import CHECKSUMS, check_sha256, find_folder, read_json, read_weights, unet_files
 from dig2dig.priors.lora import merge_adapter
@@ -29,7 +29,7 @@ def load_prior(
     window: int = WINDOW,
     device: str | torch.device = "cpu",
 ) -> Denoiser:
-    """The pretrained denoiser at ``path``, ready to be called.
+    """The pretrained denoiser at ``path``; PriorError if files are missing, short, altered, or do not fit it.
 
     Args:
         path: ``bundled``; a folder in diffusers' layout of an unconditional pipeline (epsilon, v or sample
@@ -38,9 +38,6 @@ def load_prior(
         precision: ``fp32``, ``bf16`` (autocast), or ``auto``: bf16 where the device has it natively.
         window: Side of the windows that larger images are processed in, see :class:`Denoiser`.
         device: Where the network runs.
-
-    Raises:
-        PriorError: Files are missing, short, altered, or do not fit the architecture. Weights are never random.
     """
     file = Path(path)
     if file.suffix in (".pt", ".pth"):
@@ -109,14 +106,11 @@ def _read_adm(path: Path, sha256: str | None) -> tuple["UNet2DModel", Mapping[st
 
 
 def _build(config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> "UNet2DModel":
-    from diffusers.models.unets.unet_2d import UNet2DModel
-
     try:
         with torch.device("meta"):  # every weight must come from the file
-            unet = UNet2DModel.from_config(dict(config))
+            unet = new_unet(config)
     except (ValueError, TypeError, KeyError) as error:
         raise PriorError(f"{path}: its config does not describe a network ({first_line(error)})") from error
-    assert isinstance(unet, UNet2DModel)
     try:
         unet.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True, assign=True)
     except RuntimeError as error:

@@ -6,16 +6,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import nn
 
 from dig2dig.atomic import write_atomically
 from dig2dig.errors import PriorError, RunError
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.files import file_sha256, read_json, read_weights, weights_file
 
-TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"]
-"""Layers that get adapters: attention, and both convolutions of each residual block."""
-
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"]  # attention, and the residual blocks' convolutions
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's own names
 
 
@@ -32,10 +29,7 @@ def add_adapter(denoiser: Denoiser, rank: int, alpha: float) -> None:
 
     .. math:: W' = W + \frac{\alpha}{r} B A, \qquad B = 0 \text{ at the start}
 
-    So the prior is unchanged until its first training step.
-
-    References:
-        Hu et al., "LoRA: low-rank adaptation of large language models", 2021.
+    The prior is unchanged until its first step (Hu et al., "LoRA: low-rank adaptation of large language models", 2021).
     """
     peft = _peft()
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS)
@@ -69,11 +63,7 @@ def adapter_file(folder: Path) -> Path:
 
 
 def merge_adapter(denoiser: Denoiser, folder: Path, prior: str) -> None:
-    """Adds the adapters in ``folder`` to the weights of the prior they were trained for; nothing is left beside them.
-
-    Raises:
-        PriorError: Files are missing or damaged, or belong to another prior.
-    """
+    """Adds adapters to the prior's weights; PriorError if files are missing, damaged, or belong to another prior."""
     weights = adapter_file(folder)
     config, state = read_json(folder / CONFIG), read_weights(weights)
     expected, found = config.get("base_sha256"), file_sha256(weights_file(prior))
@@ -96,8 +86,7 @@ def merge(denoiser: Denoiser) -> None:
     """Turns every adapted layer back into a plain one whose weights hold the sum."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    unet = denoiser.network.unet
-    assert isinstance(unet, nn.Module)
+    unet: Any = denoiser.network.unet
     with torch.no_grad():
         for name, layer in list(unet.named_modules()):
             if isinstance(layer, BaseTunerLayer):

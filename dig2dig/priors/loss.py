@@ -11,12 +11,8 @@ from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import AlphaBar, add_noise, at, draw_noise, generators, time_of_noise_level
 from dig2dig.shapes import Image, Timestep
 
-VALIDATION_SIGMAS = (15, 25, 50, 100)
-"""Noise levels at which denoising is measured, in grey levels of 255."""
-
-
-UNIFORM_SHARE = 0.1
-"""Share of the training samples whose time is drawn uniformly over all indices."""
+VALIDATION_SIGMAS = (15, 25, 50, 100)  # noise levels at which denoising is measured, in grey levels of 255
+UNIFORM_SHARE = 0.1  # of the training samples, whose time is drawn uniformly over all indices
 
 
 def draw_times(uniform: Tensor, alpha_bar: AlphaBar, sigma_min: float, sigma_max: float) -> Timestep:
@@ -25,8 +21,7 @@ def draw_times(uniform: Tensor, alpha_bar: AlphaBar, sigma_min: float, sigma_max
     ``uniform`` holds two random numbers in [0, 1) for each sample, (b, 2); noise levels are for images in [-1, 1].
     """
     position, choice = uniform.double().unbind(1)
-    sigmas = sigma_min * (sigma_max / sigma_min) ** position
-    by_sigma = time_of_noise_level(alpha_bar, sigmas)
+    by_sigma = time_of_noise_level(alpha_bar, sigma_min * (sigma_max / sigma_min) ** position)
     by_index = (position * len(alpha_bar)).long()
     return torch.where(choice < UNIFORM_SHARE, by_index, by_sigma)
 
@@ -37,20 +32,15 @@ def diffusion_loss(denoiser: Denoiser, x0: Image, noise: Image, t: Timestep, var
     .. math:: \varepsilon, \qquad v = \sqrt{\bar\alpha_t}\,\varepsilon - \sqrt{1-\bar\alpha_t}\,x_0
               \qquad\text{or}\qquad x_0
 
-    A network that learns its variances also gets the variational term, times ``variance_weight``.
-
-    References:
-        Nichol and Dhariwal, "Improved denoising diffusion probabilistic models", 2021 (the hybrid objective).
+    A network that learns its variances also gets the variational term, times ``variance_weight`` (Nichol and
+    Dhariwal, "Improved denoising diffusion probabilistic models", 2021).
     """
     x_t = add_noise(x0, noise, t, denoiser.alpha_bar)
     prediction, variance = denoiser.outputs(x_t, t)
-    alpha_bar_t = at(denoiser.alpha_bar, t, x0)
-    if denoiser.prediction == "epsilon":
-        target = noise
-    elif denoiser.prediction == "v_prediction":
+    target = noise if denoiser.prediction == "epsilon" else x0
+    if denoiser.prediction == "v_prediction":
+        alpha_bar_t = at(denoiser.alpha_bar, t, x0)
         target = alpha_bar_t.sqrt() * noise - (1 - alpha_bar_t).sqrt() * x0
-    else:
-        target = x0
     loss = (prediction - target).square().flatten(1).mean(1)
     if variance is None or variance_weight == 0:
         return loss
@@ -66,11 +56,8 @@ def variational_loss(
     .. math:: \mathrm{KL}\big(q(x_{t-1} \mid x_t, x_0) \,\|\, p_\theta(x_{t-1} \mid x_t)\big), \qquad
               \log \sigma_\theta^2 = \nu \log \beta_t + (1 - \nu) \log \tilde\beta_t
 
-    where the network gives :math:`2\nu - 1`; at t = 0 the likelihood of the 8-bit pixels takes its place. Images
-    are in [-1, 1].
-
-    References:
-        Nichol and Dhariwal, "Improved denoising diffusion probabilistic models", 2021, eq. 4 to 7 and 15.
+    where the network gives :math:`2\nu - 1`; at t = 0 the likelihood of the 8-bit pixels takes its place. Images are in
+    [-1, 1]. Source: Nichol and Dhariwal, "Improved denoising diffusion probabilistic models", 2021, eq. 4 to 7 and 15.
     """
     before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
     betas = 1 - alpha_bar / before
@@ -103,10 +90,7 @@ def loss_weight(kind: Literal["none", "min_snr"], gamma: float, denoiser: Denois
               \mathrm{SNR} = \bar\alpha_t / (1 - \bar\alpha_t)
 
     for networks that predict the image, the noise or v. Small noise levels, whose predictions err most, no longer
-    outweigh the others.
-
-    References:
-        Hang et al., "Efficient diffusion training via min-SNR weighting strategy", 2023.
+    outweigh the others (Hang et al., "Efficient diffusion training via min-SNR weighting strategy", 2023).
     """
     alpha_bar_t = denoiser.alpha_bar.to(t.device)[t]
     if kind == "none":

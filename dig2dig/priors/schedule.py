@@ -13,8 +13,6 @@ from dig2dig.shapes import Image, Timestep
 
 AlphaBar = Float[Tensor, " schedule"]
 Times = Int[Tensor, " n"]
-
-
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 
 
@@ -28,12 +26,9 @@ def alpha_bar(
 
     .. math:: \bar\alpha_t = \prod_{i \le t} (1 - \beta_i)
 
-    Betas run from ``beta_start`` to ``beta_end`` as ``kind`` says, named as in diffusers' schedulers. Values decrease
-    within (0, 1), float64, shape (steps,).
-
-    References:
-        Ho et al., "Denoising diffusion probabilistic models", 2020 (linear); Nichol and Dhariwal,
-        "Improved denoising diffusion probabilistic models", 2021 (squared cosine).
+    Betas run from ``beta_start`` to ``beta_end`` as ``kind`` says, named as in diffusers' schedulers: linear (Ho et
+    al., "Denoising diffusion probabilistic models", 2020) or squared cosine (Nichol and Dhariwal, "Improved denoising
+    diffusion probabilistic models", 2021). Values decrease within (0, 1), float64, shape (steps,).
     """
     if kind == "linear":
         betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
@@ -70,20 +65,13 @@ def _placed(alpha_bar: Tensor, dtype: torch.dtype, device: torch.device) -> Tens
 
 
 def add_noise(x0: Image, noise: Image, t: Timestep, alpha_bar: AlphaBar) -> Image:
-    r"""Noised image at time t.
-
-    .. math:: x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \varepsilon
-    """
+    r"""Noised image at time t, :math:`x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \varepsilon`."""
     alpha_bar_t = at(alpha_bar, t, x0)
     return alpha_bar_t.sqrt() * x0 + (1 - alpha_bar_t).sqrt() * noise
 
 
 def generators(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
-    """One random generator for each sample: its noise does not depend on the batch it is in.
-
-    Raises:
-        ValueError: There are several seeds, but not one for each sample.
-    """
+    """A random generator for each sample, whatever batch it is in; ValueError if seeds are not one or one for each."""
     seeds = [seed] * count if isinstance(seed, int) else [int(one) for one in seed]
     if len(seeds) != count:
         raise ValueError(f"{len(seeds)} seeds for {count} images: give one, or one for each")
@@ -92,8 +80,7 @@ def generators(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
 
 def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
     """Gaussian noise, shape (len(generators), *shape), drawn on the CPU so that every device sees the same."""
-    noise = torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
-    return noise.to(like.device, like.dtype)
+    return torch.stack([torch.randn(tuple(shape), generator=one) for one in generators]).to(like.device, like.dtype)
 
 
 def time_grid(
@@ -106,10 +93,8 @@ def time_grid(
     r"""Decreasing time indices that a sampler visits.
 
     ``uniform`` spaces the indices evenly, ``logsnr`` the logarithm of the noise level. The first and the last one have
-    the noise levels ``sigma_start`` and ``sigma_end``; None stands for the schedule's own end.
-
-    Raises:
-        ValueError: There are fewer indices between the two noise levels than steps.
+    the noise levels ``sigma_start`` and ``sigma_end``; None stands for the schedule's own end. Fewer indices between
+    them than steps are a ValueError.
     """
     first = len(alpha_bar) - 1 if sigma_start is None else _index(alpha_bar, sigma_start)
     last = 0 if sigma_end is None else _index(alpha_bar, sigma_end)

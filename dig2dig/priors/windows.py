@@ -36,8 +36,7 @@ def crop(images: Tensor, height: int, width: int) -> Tensor:
 def window_starts(length: int, side: int, overlap: int, multiple: int) -> tuple[list[int], int]:
     """Where windows begin that cover one axis evenly, and how long they are, at most ``side``.
 
-    Starts and lengths are multiples of ``multiple``, as ``length`` and ``side`` must be: the network then divides a
-    window into the same blocks as the whole image.
+    All lengths and starts are multiples of ``multiple``: the network divides windows into the whole image's blocks.
     """
     if length <= side:
         return [0], length
@@ -61,10 +60,9 @@ def window_shares(starts: list[int], side: int, length: int, overlap: int) -> Fl
             if inner:
                 ramp = ((distance + 0.5 - overlap / 4) / max(overlap / 2, 1)).clamp(0, 1)
                 shares[i] *= ramp * ramp * (3 - 2 * ramp) + 1e-6
-    total = torch.zeros(length)
-    for start, share in zip(starts, shares, strict=True):
-        total[start : start + side] += share
-    return torch.stack([share / total[s : s + side] for s, share in zip(starts, shares, strict=True)])
+    places = torch.tensor(starts)[:, None] + torch.arange(side)
+    total = torch.zeros(length).index_add(0, places.flatten(), shares.flatten())
+    return shares / total[places]
 
 
 @dataclass(frozen=True)
@@ -81,10 +79,8 @@ def in_windows(function: Callable[[Image, Timestep], Image], x_t: Image, t: Time
     """Applies a function to overlapping windows of images whose sides ``multiple`` divides, and blends the results."""
     w = windows
     (tops, height), (lefts, width) = (window_starts(n, w.side, w.overlap, w.multiple) for n in x_t.shape[-2:])
-    rows, columns = (
-        window_shares(starts, length, n, w.overlap).to(x_t)
-        for starts, length, n in ((tops, height, x_t.shape[-2]), (lefts, width, x_t.shape[-1]))
-    )
+    rows = window_shares(tops, height, x_t.shape[-2], w.overlap).to(x_t)
+    columns = window_shares(lefts, width, x_t.shape[-1], w.overlap).to(x_t)
     result = torch.zeros_like(x_t)
     places = list(product(range(len(x_t)), range(len(tops)), range(len(lefts))))
     per_call = max(1, w.pixels // (height * width))

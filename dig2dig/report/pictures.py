@@ -83,12 +83,10 @@ def view_of_files(
         image, link = read(file, "full")
         size = size or (None if image is None else image.shape[-2:])
         note, found = _note(image, size), (known or {}).get(label)
-        if found is None:
-            found = (
-                scores(luminance(image), torch.stack(stack)) if image is not None and comparable and not note else {}
-            )
+        if found is None and image is not None and comparable and not note:
+            found = scores(luminance(image), torch.stack(stack))
         role = "result" if not ours or label in ours else "baseline"
-        shown.append((Panel(label, role, "", link, found, note), small(image)))
+        shown.append((Panel(label, role, "", link, found or {}, note), small(image)))
     height, width = size or (3, 4)
     lead = size_facts(height, width) if size else []
     return illustrated(PairView(name, [*lead, *facts], width, height, []), shown)

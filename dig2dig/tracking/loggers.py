@@ -20,8 +20,7 @@ Arrays = Mapping[str, np.ndarray]
 def make_loggers(config: LoggerConfig, out: Path, record: dict[str, Any], start: int = 0) -> list[Logger]:
     """The loggers that a configuration names; RunError if one is not installed.
 
-    The loggers of an interrupted run go on at the step ``start``: what was logged from there on is replaced.
-    W&B shows ``record``, the whole configuration, beside the run.
+    They go on at the step ``start`` and replace what was logged from there on. W&B shows ``record`` beside the run.
     """
     loggers: list[Logger] = [_csv_logger(out, start)] if config.csv else []
     if config.tensorboard:

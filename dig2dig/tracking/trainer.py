@@ -16,7 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from dig2dig.config import TrainerConfig
 from dig2dig.errors import RunError, first_line
 
-ADVICE = (
+ADVICE = (  # parts of Lightning's advice that does not apply here
     "does not have many workers",
     "LeafSpec",
     "batch sampler `SizeBatches`",
@@ -27,7 +27,6 @@ ADVICE = (
     "Checkpoint directory",
     "Found keys that are in the model state dict",  # frozen ones, which checkpoints leave out
 )
-"""Parts of Lightning's advice that does not apply here."""
 
 
 def prepare() -> None:

@@ -40,17 +40,15 @@ class WeightAverage(Callback):
     .. math:: \bar\theta \leftarrow d\,\bar\theta + (1 - d)\,\theta, \qquad
               d = \min\big(\text{decay},\; \tfrac{1 + n}{10 + n}\big)
 
-    after n averaged steps; the first step is copied. torch's ``AveragedModel`` holds the weights that learn, not the
-    frozen ones, so that adapters of a large prior cost no second copy of it. Lightning's ``EMAWeightAveraging`` would
-    copy the whole module, and knows no warm-up of d.
+    after n averaged steps; the first step is copied. Frozen weights have no average: adapters of a large prior cost
+    no second copy of it. Lightning's ``EMAWeightAveraging`` would copy the whole module, and knows no warm-up of d.
     """
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
         self.average: AveragedModel | None = None
         self.saved: dict[str, Any] = {}
-        self.steps = 0
-        self.swapped = False
+        self.steps, self.swapped = 0, False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts from the weights as they are, or from an interrupted run's average."""
@@ -108,11 +106,7 @@ def learning(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def finish(module: nn.Module, checkpoint: dict[str, Any]) -> None:
-    """Gives a module the weights that a training ended with: their average if there is one.
-
-    Raises:
-        RunError: The checkpoint belongs to another network or another mode of adaptation.
-    """
+    """Gives a module the weights that a training ended with, or their average; RunError if they do not fit it."""
     found, wanted = checkpoint["state_dict"], learning(module)
     average = checkpoint["callbacks"].get(WeightAverage.__qualname__, {})
     if not wanted.keys() <= found.keys() or any(found[name].shape != wanted[name].shape for name in wanted):

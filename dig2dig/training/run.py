@@ -48,9 +48,9 @@ def train(config: TrainConfig) -> int:
 
 def fusion_samples(config: TrainConfig) -> list[Sample]:
     """The pairs that are fused at each validation, cropped; pairs that cannot be read are reported and left out."""
-    if not config.fusion.sources:
-        return []
     fusion = config.fusion
+    if not fusion.sources:
+        return []
     transform = PairTransform(validation_crop(fusion.crop)) if fusion.crop else None
     pairs = PairDataset(find_pairs(fusion.sources), Reading(fusion.task, True, transform=transform))
     samples: list[Sample] = []
@@ -70,13 +70,9 @@ def checkpoint_path(config: TrainConfig) -> Path:
 
 
 def find_start(config: TrainConfig) -> tuple[TrainConfig, int]:
-    """The configuration with the prior's hash, and the step at which a run in ``out`` stands, 0 if there is none.
-
-    A run with other options and a damaged checkpoint are a RunError.
-    """
+    """The configuration with the prior's hash, and the run's step, 0 if new; RunError for other options or damage."""
     if config.prior:
-        sha256 = config.prior_sha256 or file_sha256(weights_file(config.prior))
-        config = replace(config, prior_sha256=sha256)
+        config = replace(config, prior_sha256=config.prior_sha256 or file_sha256(weights_file(config.prior)))
     path = checkpoint_path(config)
     if config.fast_dev_run or not path.is_file():
         return config, 0
@@ -227,11 +223,12 @@ def export(config: TrainConfig, data: ImageDataModule, devices: int) -> dict[str
     finish(torch.nn.ModuleDict({"denoiser": denoiser}), read_checkpoint(checkpoint_path(config)))
     after = denoising(config, denoiser, data)
     card = model_card(config, denoiser, Facts(len(data.train), len(data.val or []), devices, before, after))
-    folder = out / ("adapter" if config.adapt.mode == "lora" else "prior")
     if config.adapt.mode == "lora":
+        folder = out / "adapter"
         save_adapter(denoiser, folder, config.prior, config.adapt.rank, config.adapt.alpha)
         print(f"adapter written: dig2dig infer … prior.path={config.prior} prior.adapter={folder}")
     else:
+        folder = out / "prior"
         save_prior(denoiser, folder)
         print(f"prior written: dig2dig infer … prior.path={folder}")
     write_atomically(folder / "README.md", card.encode())

@@ -119,15 +119,7 @@ def windows(config: SpeedConfig, fuser: Fuser) -> Section:
         difference = 255 * (whole - parts).abs()[0].mean(0)
         picture = Path(config.out) / f"windows_{name.replace(' ', '_')}_{side}.png"
         write_atomically(picture, to_png(to_colours(difference, 0.0, 8.0)))
-        starts, length = window_starts(side, WINDOW, OVERLAP, 8)
-        edge = torch.zeros(side, dtype=torch.bool)
-        for left, right in itertools.pairwise(starts):
-            edge[right : left + length] = True
-        seam = edge[:, None] | edge[None]
-        parts = {"mean": difference.mean(), "largest": difference.max()}
-        parts |= {"at seams": difference[seam].mean(), "elsewhere": difference[~seam].mean()}
-        row = {"setting": name, "pixels": f"{side} × {side}"}
-        rows.append(row | {part: float(value) for part, value in parts.items()})
+        rows.append({"setting": name, "pixels": f"{side} × {side}"} | seams(difference))
     text = (
         f"Absolute difference in grey levels of 255, a pair processed whole and in windows of {WINDOW} px that overlap "
         f"by {OVERLAP}. *At seams*: where windows of the full size are blended; *elsewhere*: the rest. The presets "
@@ -135,6 +127,19 @@ def windows(config: SpeedConfig, fuser: Fuser) -> Section:
         "`windows_*.png` show the difference, from 0 to 8."
     )
     return Section("Windows", text, rows)
+
+
+def seams(difference: Tensor) -> dict[str, float]:
+    """Mean and largest difference, and the mean where windows meet and elsewhere."""
+    side = difference.shape[-1]
+    starts, length = window_starts(side, WINDOW, OVERLAP, 8)
+    edge = torch.zeros(side, dtype=torch.bool)
+    for left, right in itertools.pairwise(starts):
+        edge[right : left + length] = True
+    mask = edge[:, None] | edge[None]
+    parts = {"mean": difference.mean(), "largest": difference.max()}
+    parts |= {"at seams": difference[mask].mean(), "elsewhere": difference[~mask].mean()}
+    return {name: float(value) for name, value in parts.items()}
 
 
 def spread(config: SpeedConfig, fuser: Fuser) -> Section:

@@ -1,6 +1,6 @@
 """The schema of ``infer.py`` and what both scripts share: every option with its type, default, help and limits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dig2dig.options import Checked, check_range, common, option, require
@@ -19,6 +19,9 @@ class DigConfig(Checked, heading="sampler.dig."):
     normalise: Literal["none", "sum", "mean"] = option("sum", "divide gains by their sum over sources or image mean")
     temperature: float = common(0.1, "softness of the weights, in the unit of the normalised gain", above=0)
     smoothing: float = option(2.0, "standard deviation of the Gaussian that smooths gains, in pixels", least=0)
+    base: float = option(
+        0.0, "softness of the weights of what is coarser than all steps, from gains on pure noise; 0 = 1/K", least=0
+    )
     smoothing_noise: float = option(16.0, "pixels of smoothing added per unit of noise level", least=0)
     refresh: int = option(2, "measure gains every so many steps, and interpolate between", least=1)
     reduce: float = option(
@@ -67,6 +70,11 @@ class SamplerConfig(Checked, heading="sampler."):
     grid: Literal["uniform", "logsnr", "gain"] = option("logsnr", "steps are spread evenly in time, log-SNR or gain")
     sigma_start: float | None = option(8.0, "noise level of the first step; null = pure noise", above=0)
     sigma_end: float | None = option(0.03, "noise level of the last step; null = the schedule's smallest", above=0)
+    weights: str = common(
+        "gain", "gain: a softmax of the gains; bundled: learned from them; or a FOLDER that train.py made"
+    )
+    tone: Literal["natural", "balanced", "vivid"] = common("balanced", "contrast: every band times 0.8, 1 or 1.25")
+    prefer: list[float] = option([], "factor on the weight of each source, in their order; see prefer")
     dig: DigConfig = option(DigConfig, "information gains")
     guidance: GuidanceConfig = option(GuidanceConfig, "pull to the sources")
     research: ResearchConfig = option(ResearchConfig, "variants that only experiments need")
@@ -75,6 +83,7 @@ class SamplerConfig(Checked, heading="sampler."):
         super().__post_init__()
         contradiction = self.grid == "gain" and self.dig.kind == "static"
         require(not contradiction, "sampler.grid=gain needs gains: choose another sampler.dig.kind than static")
+        require(all(factor > 0 for factor in self.prefer), "sampler.prefer: factors must be above 0")
 
 
 @dataclass
@@ -159,6 +168,7 @@ class FusionConfig(Checked):
     prior: PriorConfig = option(PriorConfig, "the pretrained denoiser")
     sampler: SamplerConfig = option(SamplerConfig, "the sampling loop")
     noise: dict[str, str] = common({}, "noise per modality: standard deviation of 255, or auto; others are clean")
+    prefer: dict[str, float] = common({}, "factor on the weight of a modality, as in prefer.infrared=1.5")
     seed: int = common(0, "seed of the noise; each image draws its own from it and its name")
     exact: bool = option(True, "the same bytes whatever the batch size; false: faster batches, last bits may differ")
 
@@ -167,6 +177,8 @@ class FusionConfig(Checked):
         for modality, sigma in self.noise.items():
             number = sigma.replace(".", "", 1).isdecimal()
             require(number or sigma == "auto", f"noise.{modality} must be a number of 255 or auto, not {sigma}")
+        for modality, factor in self.prefer.items():
+            require(factor > 0, f"prefer.{modality} must be above 0, not {factor}")
 
 
 @dataclass
@@ -204,7 +216,9 @@ class InferConfig(FusionConfig):
         require(bool(ways), f"no sources given: {example}")
         require(len(ways) == 1, f"{' and '.join(ways)} contradict each other: give one of them")
         require(ways != ["sources"] or len(self.sources) >= 2, f"one source given: {example}")
-        named = {f"noise.{m}": m for m in self.noise} | {f"range.{m}": m for m in self.range}
+        if self.sampler.weights == "bundled":
+            self.sampler = replace(self.sampler, weights=f"bundled/{self.task}")
+        named = {f"{name}.{m}": m for name in ("noise", "range", "prefer") for m in getattr(self, name)}
         for option_name, modality in (named | {"reference": self.reference or None}).items():
             known = not self.sources or modality is None or modality in self.sources
             require(known, f"{option_name}: no source of that name")

@@ -9,9 +9,16 @@ from dig2dig.options import Checked, check_range, common, option, require
 
 @dataclass
 class ImageDataConfig(Checked, heading="data."):
-    """Single images that a prior learns from."""
+    """Single images that a prior learns from, or pairs and stacks that weights learn from."""
 
     root: str = common("", "folder tree with training images, or a text file with a path on each line")
+    sources: dict[str, str] = common({}, "weights: pairs to learn from, as sources of infer.py")
+    manifest: str = common("", "weights: the same as a CSV table; a column mask names masks of targets")
+    stacks: str = common("", "weights: the same as a folder of folders")
+    mask: str = common("", "weights: folder of masks of targets for data.sources, white on black")
+    made: Literal["", "focus", "exposures"] = common(
+        "", "weights: make focal planes, whose truth is known, or exposures from the photographs of data.root"
+    )
     exclude: list[str] = option([], "path parts to leave out, as in [Kodak]")
     val: str = common("", "the same for validation images; they never train; empty = none")
     val_share: float = common(0.0, "share of root held out by seed, if val is empty, one image at least", least=0)
@@ -20,6 +27,7 @@ class ImageDataConfig(Checked, heading="data."):
     scales: list[float] = option([1.0, 1.5, 2.0], "crops are taken this many times larger and reduced")
     grey: float = option(0.2, "share of crops that lose their colour: infrared and CT are grey")
     range: str = option("percentile", "values of black and white in files of more than 8 bits, as range of infer.py")
+    licence: str = option("", "licence of the training data, for the card")
     cache: bool = option(True, "keep decoded images in memory")
     batch_size: int = common(8, "crops per step and device", least=1)
     workers: int = common(1, "processes that prepare crops")
@@ -52,8 +60,9 @@ class NetworkConfig(Checked, heading="network."):
 class AdaptConfig(Checked, heading="adapt."):
     """Which weights learn."""
 
-    mode: Literal["full", "lora", "last"] = common(
-        "full", "all weights; low-rank adapters beside them; only the last block"
+    mode: Literal["full", "lora", "last", "weights", "lora+weights", "full+weights"] = common(
+        "full",
+        "the whole prior; adapters beside it; its last block; the network that makes fusion weights from gains; both",
     )
     rank: int = common(8, "lora: rank of the adapters", least=1)
     alpha: float = option(8.0, "lora: adapters count alpha / rank times")
@@ -61,11 +70,12 @@ class AdaptConfig(Checked, heading="adapt."):
 
 @dataclass
 class OptimConfig(Checked, heading="optim."):
-    """Optimisation of the prior."""
+    """Optimisation."""
 
     steps: int = common(10000, "optimiser steps", least=1)
     accumulate: int = option(1, "batches whose gradients make one step", least=1)
     lr: float = common(8e-4, "peak learning rate; cosine decay after the warm-up")
+    prior_share: float = option(0.02, "weights with a prior that learns: its rate as a share of lr", above=0)
     warmup: int = option(300, "steps of linear warm-up")
     weight_decay: float = option(0.0, "AdamW's weight decay")
     clip: float = option(1.0, "gradient norm is clipped to this; 0 = not at all")
@@ -110,6 +120,10 @@ class TrainConfig(Checked):
     out: str = common("runs/prior", "folder for checkpoints, logs and the finished prior; resumes from it")
     prior: str = common("", "start from this prior (bundled, folder, hub id or .pt); empty = from scratch")
     prior_sha256: str | None = option(None, "refuse a prior whose weights have another SHA-256")
+    weights: str = common(
+        "", "weights: start from these learned weights, a folder or bundled/TASK; empty = from scratch"
+    )
+    objective: dict[str, float] = option({}, "weights: factor of each term of the objective, see docs/training.md")
     adapter: str = option("", "LoRA adapter that is merged into the prior before anything else")
     validate: bool = common(False, "only measure how well the prior denoises the validation images")
     seed: int = common(0, "seed of weights, crops and noise", least=0, most=2**23 - 1)
@@ -121,6 +135,9 @@ class TrainConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.learns_weights:
+            self._check_weights()
+            return
         require(bool(self.data.root) or self.validate, "no training images: give data.root=DIR")
         held_out = bool(self.data.val or (self.data.val_share and self.data.root))
         require(bool(held_out and self.prior) or not self.validate, "validate=true needs data.val and prior")
@@ -130,3 +147,24 @@ class TrainConfig(Checked):
         require(not both, "adapter= with adapt.mode=lora: merge it first, with dig2dig prior merge")
         sharded = "fsdp" in self.trainer.strategy and bool(self.optim.ema or self.optim.clip)
         require(not sharded, "fsdp has neither averaged weights nor clipping by norm: optim.ema=0 optim.clip=0")
+
+    @property
+    def learns_weights(self) -> bool:
+        """Whether the fusion weights learn, alone or with the prior beneath them."""
+        return "weights" in self.adapt.mode
+
+    @property
+    def learns_prior(self) -> bool:
+        """Whether the prior learns, alone or with the weights above it."""
+        return self.adapt.mode != "weights"
+
+    def _check_weights(self) -> None:
+        data = self.data
+        named = bool(data.sources or data.manifest or data.stacks or (data.made and data.root))
+        require(named or self.validate, "no pairs: give data.sources.MODALITY=DIR, data.manifest or data.stacks")
+        require(len(data.sources) != 1, "data.sources: give at least two, as data.sources.visible=DIR")
+        require(bool(self.prior), "learned weights need a prior: give prior=bundled, a folder or a hub id")
+        require(bool(self.objective), "no objective: start from a preset, as configs/weights_ivf.yaml")
+        require(data.crop % 32 == 0, f"data.crop={data.crop}: weights learn from crops of multiples of 32")
+        require(self.fusion.sampler.guidance.kind == "bands", "learned weights are for sampler.guidance.kind=bands")
+        require(self.fusion.sampler.dig.refresh == 1, "learned weights need gains in every step: sampler.dig.refresh=1")

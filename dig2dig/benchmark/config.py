@@ -39,7 +39,7 @@ class QualityConfig(CasesConfig):
     """
 
     methods: str = option(
-        "dig2dig, static, spatial, temporal, universal, "
+        "dig2dig, gain, static, spatial, temporal, universal, paper, "
         "mean, laplacian, wavelet, guided, mertens, ddfm, ddfm-unstretched, ddfm-paper, peers",
         "methods, separated by commas; peers = all in the peers folders, peers:DIR = images in DIR/NAME.*",
     )

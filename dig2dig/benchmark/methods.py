@@ -22,7 +22,12 @@ from dig2dig.priors.lora import adapter_file
 from dig2dig.shapes import Image, Sources
 
 # the change of each ablation in the task's preset
-SCOPES = dict(static="sampler.dig.kind=static", spatial="research.scope=spatial", temporal="research.scope=temporal")
+GAIN = "sampler.weights=gain"
+SCOPES = dict(
+    static=f"{GAIN} sampler.dig.kind=static",
+    spatial=f"{GAIN} research.scope=spatial",
+    temporal=f"{GAIN} research.scope=temporal",
+)
 DDFM = {"ddfm": "code", "ddfm-unstretched": "code", "ddfm-paper": "paper"}  # the first ends with a stretch
 
 
@@ -47,14 +52,14 @@ def sampler_of(method: str, task: str, variants: dict[str, str]) -> SamplerConfi
         raise MethodError(f"methods: {method}: no such folder")
     if kind == "peers" or method in comparators.CLASSICAL:
         return None
-    changes = {"dig2dig": "", **SCOPES, **variants}
+    changes = {"dig2dig": "", "gain": "sampler.weights=gain", **SCOPES, **variants}
     if method in changes:
         return preset(task, *changes[method].split())
     if method in DDFM:
         return comparators.ddfm(DDFM[method])
-    if method == "universal":
-        return preset("universal")
-    known = dict.fromkeys([*comparators.CLASSICAL, *DDFM, "universal", *changes])
+    if method in ("universal", "paper"):
+        return preset(method)
+    known = dict.fromkeys([*comparators.CLASSICAL, *DDFM, "universal", "paper", *changes])
     raise MethodError(f"methods: no '{method}'; there are {', '.join(known)}, peers and peers:DIR")
 
 

@@ -1,5 +1,6 @@
 """Diffusion information gain: how much the denoiser learns about each source in each step, measured before sampling."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,6 +85,13 @@ class Measured:
     estimates: list[Maps] | None = None  # reconstructions of the noised sources, (b, k, c, h / f, w / f) in [-1, 1]
     cost: Float[Tensor, "n b"] | None = None  # mean absolute ``gain`` of each step
 
+    def after(self, count: int) -> "Measured":
+        """Without the first ``count`` times."""
+        estimates = None if self.estimates is None else self.estimates[count:]
+        return Measured(
+            self.times[count:], self.gains[count:], estimates, None if self.cost is None else self.cost[count:]
+        )
+
 
 def reconstruct(sources: Sources, noise: State, times: Times, denoiser: Denoiser, reduce: float = 0.0) -> list[Maps]:
     r"""The denoiser's estimates of all sources, noised to each time with one noise for all of them.
@@ -139,15 +147,16 @@ def measure(
     config: DigConfig,
     estimates: bool = True,
     cost: bool = False,
+    sigma_most: float = math.inf,
 ) -> Measured:
     """Gains of all sources in [-1, 1] at decreasing times, averaged over noise draws, before any sampling.
 
     Without ``estimates``, the reconstructions themselves, static weights need no network. ``cost`` asks for the mean
-    gain of each step, to place steps by it.
+    gain of each step, to place steps by it. Smoothing follows the noise level up to ``sigma_most``.
     """
     b, k, _, h, w = sources.shape
     sigmas = noise_level(denoiser.alpha_bar)[times.cpu()].tolist()
-    radii = [config.smoothing + config.smoothing_noise * sigma for sigma in sigmas]
+    radii = [config.smoothing + config.smoothing_noise * min(sigma, sigma_most) for sigma in sigmas]
     gains = [sources.new_zeros(b, k, 1, *(-(-side // coarseness(r)) for side in (h, w))) for r in radii]
     costs, means = sources.new_zeros(len(times), b), None
     for noise in noises if estimates or config.kind != "static" else []:

@@ -7,7 +7,7 @@ if it never reads ``x0_hat``, so that the network need not run; ``needs_reconstr
 ``step.estimate`` and ``step.estimate_next``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from dig2dig.config import SamplerConfig
-from dig2dig.fusion.resample import coarseness, downsample, smooth, upsample
+from dig2dig.fusion.resample import coarseness, downsample, resample, smooth, upsample
 from dig2dig.shapes import Image, Maps, Sources, State, Timestep, Weights
+
+TONES = {"natural": 0.8, "balanced": 1.0, "vivid": 1.25}
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class Step:
     and ``sigma`` its noise level; their next values are 1 and 0 after the last time. ``x_t`` is the noisy state, with
     the prior's channels. It carries the graph of x0_hat where gradients are asked for, and is None where the network
     does not run. ``sources`` are clean. ``estimate`` is the denoiser's estimate of them at this time, or None.
+    ``base`` are the weights of what is coarser than the first step, None for the plain mean. ``factor`` is a factor on
+    the band of this step that learned weights ask for, (b, 1, h, w), or None. ``space`` are the sources blurred as at
+    this step and at the next one, where they are known.
     """
 
     t: Timestep
@@ -40,6 +45,15 @@ class Step:
     weight: Weights
     estimate: Sources | None
     estimate_next: Sources | None
+    base: Maps | None = None
+    factor: Image | None = None
+    space: Sequence[Sources] | None = None
+
+    def start(self, images: Sources) -> Image:
+        """The weighted sum of what the sources show before the first step."""
+        if self.base is None:
+            return images.mean(1)
+        return (resample(self.base, *images.shape[-2:]) * images).sum(1)
 
 
 Guidance = Callable[[Tensor, Step, Any], tuple[Tensor, Any]]
@@ -72,7 +86,7 @@ def increments(x0_hat: Image, step: Step, state: Tensor | None, *, sigma_n: floa
     r"""Proximal to the sum of what each source gained so far, weighted by its gain in that step.
 
     .. math:: m_s = m_t + \sum_k w_k(t)\,\big(\hat c_k(s) - \hat c_k(t)\big), \qquad
-              m_T = \tfrac1K \sum_k \hat c_k(T)
+              m_T = \sum_k w_k \hat c_k(T)
 
     A fusion pyramid whose bands are the denoiser's own scale space: static weights telescope to the plain
     mean. Our own form. The target stays in the range that the sources span in each image. A step without estimates of
@@ -80,7 +94,7 @@ def increments(x0_hat: Image, step: Step, state: Tensor | None, *, sigma_n: floa
     """
     if step.estimate is None or step.estimate_next is None:
         raise ValueError("increments guidance needs the estimates of the sources")
-    target = step.estimate.mean(1) if state is None else state
+    target = step.start(step.estimate) if state is None else state
     target = target + (step.weight * (step.estimate_next - step.estimate)).sum(1)
     low, high = (bound.view(-1, 1, 1, 1) for bound in step.sources.flatten(1).aminmax(dim=1))
     return proximal(x0_hat, target.clamp(low, high), step.alpha_bar, sigma_n), target
@@ -88,64 +102,89 @@ def increments(x0_hat: Image, step: Step, state: Tensor | None, *, sigma_n: floa
 
 @dataclass(frozen=True)
 class BandState:
-    """The sum of the bands so far, and each source as far as it was seen."""
+    """The sum of the bands so far, and each source as far as it was seen; on a grid as coarse as they are blurred."""
 
     target: Image
     seen: list[Sources]
 
 
 def bands(
-    x0_hat: Image, step: Step, state: BandState | None, *, sigma_n: float, scale: float, energy: float
+    x0_hat: Image,
+    step: Step,
+    state: BandState | None,
+    *,
+    sigma_n: float,
+    scale: float,
+    energy: float,
+    tone: float = 1.0,
 ) -> tuple[Image, BandState]:
     r"""``increments`` in a linear scale space: each step adds the bands of the sources between two noise levels.
 
     .. math:: m_s = m_t + a \sum_k w_k(t)\,\big(G_{\rho(s)} c_k - G_{\rho(t)} c_k\big), \qquad
               \rho(t) = r \sqrt{(1-\bar\alpha_t)/\bar\alpha_t}
 
-    with Gaussian filters G of standard deviation :math:`\rho` (none after the last step), from the mean of the sources.
-    The denoiser decides the weights only: its estimates at high noise do not enter the picture.
+    with Gaussian filters G of standard deviation :math:`\rho` (none after the last step), from the weighted sum of the
+    blurred sources. The denoiser decides the weights only: its estimates at high noise do not enter the picture.
 
     Bands that differ cancel in an average: K independent ones of equal weight lose :math:`\sqrt K` of their
     amplitude. The factor a restores the local energy that the weights stand for,
 
     .. math:: a^2 = \frac{G \sum_k w_k |\Delta_k|^2}{G |\sum_k w_k \Delta_k|^2} \in [1, K]
 
-    so that equal sources stay as they are. Our own form. The target stays in the range that the sources span.
+    so that equal sources stay as they are. Learned weights come with their own factor. Our own form. The target stays
+    in the range that the sources span.
 
     ``scale`` is r, pixels of blur per unit of noise level for images in [-1, 1]; ``energy`` the exponent of a: 0 leaves
-    the plain weighted sum, 1 restores all energy. The state is used up.
+    the plain weighted sum, 1 restores all energy; ``tone`` a factor on every band. The state is used up.
     """
-    parts = step.sources.split(1, 1)  # one source at a time, in place: large images have no room for all bands at once
-    seen = [blurred(source, step.sigma, scale) for source in parts] if state is None else state.seen
-    target = sum(seen, torch.zeros_like(seen[0]))[:, 0] / len(parts) if state is None else state.target
-    fused, promised = torch.zeros_like(target), torch.zeros_like(target[:, :1])
+    parts = step.sources.split(1, 1)  # one source at a time: large images have no room for all bands at once
+    space = [images.split(1, 1) for images in step.space] if step.space else None
+    seen = state.seen if state else [*space[0]] if space else [blurred(one, step.sigma, scale) for one in parts]
+    target = step.start(torch.cat(seen, 1)) if state is None else state.target
+    coarse = coarseness(scale * min(step.sigma_next) / 2)
+    fused: Tensor | float = 0.0
+    promised: Tensor | float = 0.0
     for k, source in enumerate(parts):
-        sharper = blurred(source, step.sigma_next, scale)
-        band, weight = (sharper - seen[k])[:, 0], step.weight[:, k]
-        fused.addcmul_(weight, band)
-        promised.addcmul_(weight, band.square_().mean(1, keepdim=True))
+        sharper = space[1][k] if space else blurred(source, step.sigma_next, scale)
+        size = sharper.shape[-2:]
+        band, weight = sharper - upsample(seen[k], *size), resample(step.weight[:, k : k + 1], *size)
+        fused = fused + weight * band
+        if energy > 0 and step.factor is None:
+            promised = promised + (weight * band.square()).mean(2, keepdim=True)
         seen[k] = sharper
-    if energy > 0:
+    assert isinstance(fused, Tensor)
+    fused = fused[:, 0]
+    if step.factor is not None:
+        fused = fused * resample(step.factor[:, None], *fused.shape[-2:])[:, 0]
+    elif isinstance(promised, Tensor):
         kept = fused.square().mean(1, keepdim=True)
-        fused *= _restored(promised, kept, step.sigma_next, scale, len(parts), energy)
-    target = fused.add_(target)
+        fused = (
+            fused * _restored(promised[:, 0], kept, step.sigma_next, scale / coarse, 2 / coarse, len(parts)) ** energy
+        )
+    target = tone * fused + upsample(target[:, None], *fused.shape[-2:])[:, 0]
     low, high = (bound.view(-1, 1, 1, 1) for bound in step.sources.flatten(1).aminmax(dim=1))
-    return proximal(x0_hat, target.clamp(low, high), step.alpha_bar, sigma_n), BandState(target, seen)
+    whole = upsample(target[:, None], *step.sources.shape[-2:])[:, 0].clamp(low, high)
+    return proximal(x0_hat, whole, step.alpha_bar, sigma_n), BandState(target, seen)
 
 
-def _restored(promised: Tensor, kept: Tensor, sigmas: tuple[float, ...], scale: float, k: int, energy: float) -> Tensor:
+def _restored(promised: Tensor, kept: Tensor, sigmas: tuple[float, ...], scale: float, least: float, k: int) -> Tensor:
     """The factor a of :func:`bands` from the energies per pixel, both (b, 1, h, w)."""
-    coarse, size = coarseness(2 + scale * min(sigmas)), kept.shape[-2:]
-    both = downsample(torch.cat([promised, kept], 1), coarse)[:, :, None]
-    promised, kept = (blurred(both, sigmas, scale / coarse, 2 / coarse)[:, :, 0] + 1e-8).split(1, 1)
-    return upsample((promised / kept).sqrt().clamp(1, k**0.5) ** energy, *size)
+    both = torch.cat([promised, kept], 1)[:, :, None]
+    promised, kept = (blurred(both, sigmas, scale, least)[:, :, 0] + 1e-8).split(1, 1)
+    return upsample((promised / kept).sqrt().clamp(1, k**0.5)[:, None], *both.shape[-2:])[:, 0]
 
 
 def blurred(images: Maps, sigmas: tuple[float, ...], scale: float, least: float = 0.0) -> Maps:
-    """Gaussian filter whose standard deviation follows each image's noise level, ``least + scale · sigma`` pixels."""
-    if len(set(sigmas)) == 1:
-        return smooth(images, least + scale * sigmas[0])
-    return torch.cat([smooth(one[None], least + scale * sigma) for one, sigma in zip(images, sigmas, strict=True)])
+    """Gaussian filter whose standard deviation follows each image's noise level, ``least + scale · sigma`` pixels.
+
+    The result has the coarsest grid that the smallest of these allows.
+    """
+    radii = [least + scale * sigma for sigma in sigmas]
+    factor = coarseness(min(radii) / 2)
+    small = downsample(images, factor)
+    if len(set(radii)) == 1:
+        return smooth(small, radii[0] / factor)
+    return torch.cat([smooth(one[None], radius / factor) for one, radius in zip(small, radii, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -250,5 +289,5 @@ def make_guidance(config: SamplerConfig) -> Guidance:
     if g.kind == "em":
         return partial(em, form=config.research.em_form)
     if g.kind == "bands":
-        return partial(bands, sigma_n=g.sigma_n, scale=g.scale, energy=g.energy)
+        return partial(bands, sigma_n=g.sigma_n, scale=g.scale, energy=g.energy, tone=TONES[config.tone])
     return partial({"blend": blend, "increments": increments, "posterior": posterior}[g.kind], sigma_n=g.sigma_n)

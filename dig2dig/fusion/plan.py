@@ -12,9 +12,9 @@ from dig2dig.config import SamplerConfig
 from dig2dig.fusion.gain import Lookup, Measured, measure
 from dig2dig.fusion.guidance import Step
 from dig2dig.fusion.resample import resize
-from dig2dig.fusion.weight import fusion_weight, scoped
+from dig2dig.fusion.weight import SIGMA_TOP, WeightNetwork, fusion_weight, preferred, scale_space, scoped
 from dig2dig.priors.denoiser import Denoiser
-from dig2dig.priors.schedule import AlphaBar, gain_grid, noise_level, time_grid
+from dig2dig.priors.schedule import AlphaBar, Times, gain_grid, noise_level, time_grid, time_of_noise_level
 from dig2dig.priors.windows import crop
 from dig2dig.shapes import Gains, Image, Maps, Sources, State, Timestep, Weights
 
@@ -29,6 +29,9 @@ class Plan:
     config: SamplerConfig  # the configuration
     measured: Measured  # gains, and estimates if a guidance needs them, at the times where they were measured
     weights: list[Maps]  # fusion weights at those times
+    base: Maps | None  # weights of what is coarser than the first step; None for the plain mean
+    factors: list[Maps] | None  # factor on the band of each step, (b, 1, 1, h / f, w / f), of learned weights
+    space: list[Sources] | None  # the sources blurred as at each step, where they were needed for the weights
     times: Int[Tensor, "steps b"]  # time index of each image in each step, on the CPU
     t: Int[Tensor, "steps b"]  # the same on the sources' device
     alpha_bar: Tensor  # at these times and, last, of the clean image, (steps + 1, b, 1, 1, 1)
@@ -55,30 +58,80 @@ class Plan:
             weight=now(self.weights),
             estimate=estimate,
             estimate_next=estimate_next,
+            base=self.base,
+            factor=None if self.factors is None else now(self.factors)[:, 0],
+            space=None if self.space is None else self.space[i : i + 2],
         )
 
 
 def gains(
-    sources: Sources, noises: list[State], denoiser: Denoiser, config: SamplerConfig, reconstructions: bool = False
+    sources: Sources,
+    noises: list[State],
+    denoiser: Denoiser,
+    config: SamplerConfig,
+    reconstructions: bool = False,
+    network: WeightNetwork | None = None,
 ) -> Plan:
     """Gains and weights of all sources, and the times of the steps, before any of them.
 
     Sources are in [-1, 1] and padded; gains are averaged over ``noises``. ``reconstructions`` says whether the guidance
-    uses the sources' estimates themselves.
+    uses the sources' estimates themselves. A network makes the weights; without it, a softmax does.
     """
-    dig, grid = config.dig, "uniform" if config.grid == "uniform" else "logsnr"
-    times = time_grid(grid, config.steps, denoiser.alpha_bar, config.sigma_start, config.sigma_end)
+    dig, times = config.dig, step_times(denoiser.alpha_bar, config)
     coarse = torch.cat([times[:: dig.refresh], times[-1:]]).unique().flip(0)
     if reconstructions and dig.reduce > 0:  # what enters the picture must be finer than what only weighs it
         dig = replace(dig, reduce=max(dig.reduce, REDUCE_ESTIMATES))
-    measured = measure(sources, noises, coarse, denoiser, dig, reconstructions, config.grid == "gain")
-    weights = scoped([fusion_weight(gain, dig.temperature) for gain in measured.gains], config.research.scope)
+    weighted_base = network is not None or (dig.base > 0 and dig.kind != "static")
+    asked = coarse
+    if network is not None:
+        asked = network_times(denoiser.alpha_bar, config)
+    elif weighted_base:
+        asked = torch.cat([torch.tensor([len(denoiser.alpha_bar) - 1]), coarse])
+    widest = float(noise_level(denoiser.alpha_bar)[coarse[0]])
+    found = measure(sources, noises, asked, denoiser, dig, reconstructions, config.grid == "gain", widest)
+    measured = found.after(len(asked) - len(coarse))
+    base, factors, space = None, None, None
+    if network is not None:
+        sigmas = noise_level(denoiser.alpha_bar)[coarse].tolist()
+        space = scale_space(sources, sigmas, config.guidance.scale)
+        with denoiser.autocast(sources.device):
+            base, *levels = network(space, found.gains, sigmas)
+        base, factors = preferred(base.weight, config.prefer), [level.factor[:, None] for level in levels]
+        weights = [level.weight for level in levels]
+    else:
+        if weighted_base:
+            base = fusion_weight(found.gains[0], dig.base)
+        elif config.prefer:
+            base = torch.full_like(sources[:, :, :1, :1, :1], 1 / sources.shape[1])
+        base = None if base is None else preferred(base, config.prefer)
+        weights = [fusion_weight(gain, dig.temperature) for gain in measured.gains]
+    weights = [preferred(maps, config.prefer) for maps in scoped(weights, config.research.scope)]
     times = times[:, None].expand(-1, len(sources))
     if measured.cost is not None and len(coarse) > 1:
         times = gain_grid(measured.cost, coarse, config.steps)
     alpha_bar = denoiser.alpha_bar[times].to(sources)
     alpha_bar = torch.cat([alpha_bar, torch.ones_like(alpha_bar[:1])])[..., None, None, None]
-    return Plan(config, measured, weights, times, times.to(sources.device), alpha_bar, denoiser.alpha_bar)
+    t, schedule = times.to(sources.device), denoiser.alpha_bar
+    return Plan(config, measured, weights, base, factors, space, times, t, alpha_bar, schedule)
+
+
+def step_times(alpha_bar: AlphaBar, config: SamplerConfig) -> Times:
+    """The times of the steps, before gains move them."""
+    grid = "uniform" if config.grid == "uniform" else "logsnr"
+    return time_grid(grid, config.steps, alpha_bar, config.sigma_start, config.sigma_end)
+
+
+def network_gains(sources: Sources, noises: list[State], denoiser: Denoiser, config: SamplerConfig) -> Measured:
+    """The gains that learned weights use, of sources in [-1, 1]; differentiable where the prior learns."""
+    times = network_times(denoiser.alpha_bar, config)
+    widest = float(noise_level(denoiser.alpha_bar)[times[1]])
+    return measure(sources, noises, times, denoiser, config.dig, estimates=False, sigma_most=widest)
+
+
+def network_times(alpha_bar: AlphaBar, config: SamplerConfig) -> Times:
+    """Times whose gains learned weights use: one above all steps, and each step's."""
+    times = step_times(alpha_bar, config)
+    return torch.cat([time_of_noise_level(alpha_bar, torch.tensor([SIGMA_TOP])).maximum(times[:1] + 1), times])
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,14 @@ def _gaussian(maps: Tensor, sigma: float, axis: int) -> Tensor:
     return result.view(maps.shape)
 
 
+def resample(images: Tensor, height: int, width: int) -> Tensor:
+    """Images (..., c, h, w) on another grid: bilinear interpolation to a finer one, area means on a coarser one."""
+    if images.shape[-1] <= width:
+        return upsample(images, height, width)
+    flat = interpolate(images.flatten(0, -4), (height, width), mode="area")
+    return flat.view(*images.shape[:-2], height, width)
+
+
 def coarseness(sigma: float) -> int:
     """How many times smaller a map may be that a Gaussian of ``sigma`` pixels has smoothed: a power of two."""
     return 2 ** max(0, math.floor(math.log2(max(sigma, 1.0))))

@@ -11,6 +11,7 @@ from dig2dig.config import ResearchConfig, SamplerConfig
 from dig2dig.fusion.guidance import Guidance, Step, make_guidance, needs
 from dig2dig.fusion.noise import NoiseLevels, denoise
 from dig2dig.fusion.plan import Plan, Snapshot, gains, snapshot
+from dig2dig.fusion.weight import WeightNetwork, adopted, load_weights
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import add_noise, draw_noise, generators
 from dig2dig.priors.windows import crop, pad
@@ -59,6 +60,7 @@ def fuse(
     observe: Callable[[Snapshot], None] | None = None,
     noise: NoiseLevels | None = None,
     estimates: bool = True,
+    weights: WeightNetwork | None = None,
 ) -> Image:
     """Fuses K aligned images of each scene with a pretrained denoiser.
 
@@ -73,6 +75,8 @@ def fuse(
             estimates of the clean sources are fused. None where all are clean.
         estimates: Whether an observer gets the prior's estimates. If so, the network runs in every step, also where
             the guidance uses the sources alone. The result is the same.
+        weights: Replaces the learned weights that the configuration names. They bring the steps, gains and bands that
+            they were trained with.
 
     Returns:
         The fused images in [0, 1], shape (b, c, h, w), of the sources' size.
@@ -84,6 +88,8 @@ def fuse(
     Reference: Cao et al., "Dig2DIG", arXiv:2503.18627.
     """
     config = config or SamplerConfig()
+    weights = learned_weights(config.weights, sources.device) if weights is None else weights
+    config = config if weights is None else adopted(config, weights.settings)
     check_sources(sources, denoiser.channels, noisy=noise is not None)
     h, w = sources.shape[-2:]
     clean = pad(sources.float().mul(2).sub_(1), denoiser.multiple)
@@ -92,14 +98,20 @@ def fuse(
     noises = opposite_pairs(draw, config.research.draws)
     with torch.no_grad():
         clean = clean if noise is None else denoise(clean, noise, denoiser, draw())
-        plan = gains(clean, noises, denoiser, config, needs(guide, "reconstructions"))
+        plan = gains(clean, noises, denoiser, config, needs(guide, "reconstructions"), weights)
     del noises
     watch = observe and (lambda *step: observe(snapshot(plan, *step).cropped(h, w)))
     if needs(guide, "estimate") or (observe and estimates):
         guided = sample(clean, plan, denoiser, guide, draw, watch)
     else:
-        guided = compose(clean, plan, guide, watch)
+        with torch.no_grad():
+            guided = compose(clean, plan, guide, watch)
     return crop(((guided + 1) / 2).clamp_(0, 1), h, w)
+
+
+def learned_weights(name: str, device: torch.device) -> WeightNetwork | None:
+    """The learned weights of a configuration on a device; None if a softmax of the gains is asked for."""
+    return None if name == "gain" else load_weights(name).to(device)
 
 
 def check_sources(sources: object, channels: int, noisy: bool = False) -> None:
@@ -135,12 +147,11 @@ def compose(sources: Sources, plan: Plan, guide: Guidance, watch: Watch | None =
     Sources and result are in [-1, 1] and padded. The guidance gets its own last result as ``x0_hat``.
     """
     guided, state = sources[:, 0], None
-    with torch.no_grad():
-        for i in range(len(plan.times)):
-            step = plan.step(i, None, sources)
-            guided, state = guide(guided, step, state)
-            if watch:
-                watch(i, step, None, guided)
+    for i in range(len(plan.times)):
+        step = plan.step(i, None, sources)
+        guided, state = guide(guided, step, state)
+        if watch:
+            watch(i, step, None, guided)
     return guided
 
 

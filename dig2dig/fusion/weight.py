@@ -1,11 +1,31 @@
 """Fusion weights: what share each source has at each pixel, from what the denoiser learns about it."""
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+from torch.nn.functional import interpolate, silu
 
-from dig2dig.fusion.resample import upsample
-from dig2dig.shapes import Gains, Maps, Weights
+from dig2dig.atomic import write_atomically
+from dig2dig.cli import from_yaml, to_yaml
+from dig2dig.config import SamplerConfig
+from dig2dig.errors import PriorError
+from dig2dig.fusion.guidance import blurred
+from dig2dig.fusion.resample import coarseness, resample, upsample
+from dig2dig.shapes import Gains, Image, Maps, Sources, Weights
+
+BUNDLED = Path(__file__).with_name("bundled")
+SIGMA_TOP = 8.0
+"""Noise level, above that of the first step, whose gains are features of every level."""
+FEATURES = 8
 
 
 def fusion_weight(gain: Gains, temperature: float = 1.0) -> Weights:
@@ -32,3 +52,160 @@ def scoped(weights: Sequence[Maps], scope: str) -> list[Maps]:
     if scope == "temporal":
         return [maps.mean((-2, -1), keepdim=True) for maps in weights]
     return list(weights)
+
+
+def preferred(weights: Weights, prefer: Sequence[float]) -> Weights:
+    """Weights with a factor on the say of each source, again of sum one; without factors as they are."""
+    if not prefer:
+        return weights
+    if len(prefer) != weights.shape[1]:
+        raise ValueError(f"prefer has {len(prefer)} factors for {weights.shape[1]} sources")
+    raised = weights * torch.tensor(prefer).to(weights).view(1, -1, 1, 1, 1)
+    return raised / raised.sum(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Level:
+    """What learned weights say of one level: the base, or the band of one step."""
+
+    weight: Maps  # (b, k, 1, h / f, w / f), sums to one over k
+    factor: Image  # factor on the weighted sum of the sources' bands, (b, 1, h / f, w / f)
+
+
+class WeightNetwork(nn.Module):
+    r"""A small network from features of each source to its weight in each band.
+
+    .. math:: w_k = \mathrm{softmax}_k\, u(z_k, \bar z, \max_j z_j), \qquad
+              z_k = h(\text{features of source } k,\; \text{level},\; z_k \text{ of the coarser level})
+
+    All sources and levels share its layers; a level has a learned vector. Sources meet in a mean and a maximum alone:
+    any number of them in any order. A second output, averaged over the sources, is the log of a factor on the band.
+    The last layer starts at zero: the plain mean of the sources.
+
+    It is made for ``settings``, the steps, gains and bands that it was trained with. The first level is the base: what
+    is coarser than the first step. Our own form.
+    """
+
+    def __init__(self, settings: SamplerConfig, width: int = 24) -> None:
+        super().__init__()
+        self.settings = settings
+        self.level = nn.Parameter(0.1 * torch.randn(settings.steps + 1, width))
+        self.first = nn.Conv2d(FEATURES, width, 3, padding=1, padding_mode="replicate")
+        self.second = nn.Conv2d(width, width, 3, padding=1, padding_mode="replicate")
+        self.own = nn.Conv2d(width, width, 1)
+        self.shared = nn.Conv2d(2 * width, width, 1, bias=False)
+        self.last = nn.Conv2d(width, 2, 1)
+        nn.init.zeros_(self.last.weight)
+        assert self.last.bias is not None
+        nn.init.zeros_(self.last.bias)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def forward(self, space: Sequence[Sources], gains: Sequence[Maps], sigmas: Sequence[float]) -> list[Level]:
+        """The base and a level for each step.
+
+        Args:
+            space: Sources in [-1, 1] of any size, see :func:`scale_space`.
+            gains: Gains at :data:`SIGMA_TOP` and at each step, not normalised.
+            sigmas: Noise level of each step, decreasing.
+        """
+        b, k = space[0].shape[:2]
+        levels: list[Level] = []
+        hidden = None
+        for i, maps in enumerate(features(space, gains, sigmas, self.settings.guidance.scale)):
+            h, w = maps.shape[-2:]
+            z = self.first(maps.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+            z = z + self.level[i, :, None, None]
+            if hidden is not None:
+                z = z + interpolate(hidden, (h, w), mode="bilinear")
+            hidden = self.second(silu(z))
+            own = silu(hidden)
+            each = own.unflatten(0, (b, k))
+            joint = (
+                self.own(own).unflatten(0, (b, k)) + self.shared(torch.cat([each.mean(1), each.amax(1)], 1))[:, None]
+            )
+            logit, scale = self.last(silu(joint.flatten(0, 1))).float().unflatten(0, (b, k)).split(1, 2)
+            levels.append(Level(logit.softmax(1), scale.mean(1).tanh().exp()))
+        return levels
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of parameters."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def scale_space(sources: Sources, sigmas: Sequence[float], scale: float) -> list[Sources]:
+    """The sources blurred as at each step, and last the sources themselves."""
+    return [blurred(sources, (sigma,), scale) for sigma in [*sigmas, 0.0]]
+
+
+def features(space: Sequence[Sources], gains: Sequence[Maps], sigmas: Sequence[float], scale: float) -> list[Maps]:
+    """What the network sees of each source at each level, (b, k, 8, h / f, w / f), about in [-1, 1].
+
+    The logs of the gain at the level's noise, at the next coarser one and at the largest; the band, signed, and the log
+    of its local mean size; the image without it; the spread of its channels; the log of the local size of all finer
+    bands.
+    """
+
+    def log(maps: Maps) -> Maps:
+        return (maps.clamp(min=0) + 1e-3).log() / 4 + 1
+
+    h, w = space[-1].shape[-2:]
+    grids = [coarseness(max(scale * sigma, 2.0)) for sigma in (sigmas[0], *sigmas)]
+    bands = [sharper - upsample(seen, *sharper.shape[-2:]) for seen, sharper in pairwise(space)]
+    bands, seen = [torch.zeros_like(space[0]), *bands], [space[0], *space[:-1]]
+    finer: Maps | None = None
+    levels: list[Maps] = []
+    for i in reversed(range(len(grids))):  # from the finest band to the base
+        size = -(-h // grids[i]), -(-w // grids[i])
+        energy = resample(bands[i].abs().mean(2, keepdim=True), *size)
+        finer = torch.zeros_like(energy) if finer is None else resample(finer, *size)
+        spread = seen[i].amax(2, keepdim=True) - seen[i].amin(2, keepdim=True)
+        plain = [4 * bands[i].mean(2, keepdim=True), seen[i].mean(2, keepdim=True), spread]
+        maps = [log(resample(one, *size)) for one in (gains[i], gains[max(i - 1, 0)], gains[0])]
+        levels.append(torch.cat([*maps, *(resample(one, *size) for one in plain), log(energy), log(finer)], 2))
+        finer = finer + energy
+    return levels[::-1]
+
+
+def save_weights(network: WeightNetwork, folder: Path) -> None:
+    """Writes ``weights.safetensors``, and ``sampler.yaml`` with the settings that the weights belong to."""
+    tensors = {name: value.detach().cpu().float().contiguous() for name, value in network.state_dict().items()}
+    write_atomically(folder / "weights.safetensors", save(tensors))
+    write_atomically(folder / "sampler.yaml", to_yaml(network.settings).encode())
+
+
+def weights_folder(name: str) -> Path:
+    """The folder that ``sampler.weights`` names; PriorError if there is none."""
+    folder = BUNDLED / name.removeprefix("bundled/") if name.startswith("bundled/") else Path(name)
+    if not (folder / "weights.safetensors").is_file():
+        sets = ", ".join(f"bundled/{path.name}" for path in sorted(BUNDLED.glob("*/")))
+        raise PriorError(f"sampler.weights={name}: no weights.safetensors there; give gain, {sets} or a folder")
+    return folder
+
+
+def load_weights(name: str) -> WeightNetwork:
+    """Learned weights from a folder or a bundled set; PriorError if they are missing or damaged."""
+    folder = weights_folder(name)
+    return _load(folder, hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest())
+
+
+@lru_cache(maxsize=8)
+def _load(folder: Path, _: str) -> WeightNetwork:
+    """Once for each content of the file."""
+    settings = from_yaml(SamplerConfig, folder / "sampler.yaml")
+    if settings is None:
+        raise PriorError(f"{folder / 'sampler.yaml'}: missing or damaged; export the weights again")
+    try:
+        found: dict[str, Any] = load((folder / "weights.safetensors").read_bytes())
+        network = WeightNetwork(settings, found["level"].shape[1])
+        network.load_state_dict(found)
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        raise PriorError(f"{folder / 'weights.safetensors'}: damaged, or of another version ({error})") from error
+    return network.eval().requires_grad_(False)
+
+
+def adopted(config: SamplerConfig, settings: SamplerConfig) -> SamplerConfig:
+    """A configuration with the steps, gains and bands that learned weights were trained with."""
+    guidance = replace(config.guidance, kind="bands", scale=settings.guidance.scale)
+    same = {name: getattr(settings, name) for name in ("steps", "grid", "sigma_start", "sigma_end", "dig")}
+    return replace(config, guidance=guidance, **same)

@@ -62,7 +62,9 @@ def edge_intensity(fused: Image) -> Scores:
 def _edges(levels: Tensor, border: str) -> tuple[Tensor, Tensor]:
     """Strength of the edges, and their angle."""
     x, y = sobel(levels, border)
-    return (x * x + y * y).sqrt(), torch.where(x == 0, math.pi / 2, torch.atan(y / x))
+    flat, upright = (x == 0) & (y == 0), x == 0  # where roots and quotients have no derivative
+    strength = torch.where(flat, 0.0, torch.where(flat, 1.0, x * x + y * y).sqrt())
+    return strength, torch.where(upright, math.pi / 2, torch.atan(y / torch.where(upright, 1.0, x)))
 
 
 def gradient_preservation(fused: Image, sources: Sources) -> Scores:
@@ -74,9 +76,14 @@ def gradient_preservation(fused: Image, sources: Sources) -> Scores:
 
     Reference: Xydeas and Petrovic, "Objective image fusion performance measure", 2000.
     """
-    (f, angle_f), (s, angle_s) = (_edges(levels, "constant") for levels in both(fused, sources))
+    return gradient_preservation_of(*both(fused, sources))
+
+
+def gradient_preservation_of(fused: Tensor, sources: Tensor) -> Scores:
+    """:func:`gradient_preservation` of grey levels; differentiable."""
+    (f, angle_f), (s, angle_s) = (_edges(levels, "constant") for levels in (fused, sources))
     small, large = torch.minimum(s, f), torch.maximum(s, f)
-    ratio = torch.where(small == large, large, small / large.clamp(min=1e-300))
+    ratio = torch.where(small == large, large, small / torch.where(large > 0, large, 1.0))
     turn = 1 - (angle_s - angle_f).abs() / (math.pi / 2)
     kept = 0.9994 / (1 + (-15 * (ratio - 0.5)).exp()) * 0.9879 / (1 + (-22 * (turn - 0.8)).exp())
     total = s.sum((1, 2, 3))

@@ -32,7 +32,11 @@ def visual_information(fused: Image, sources: Sources) -> PerSource:
 
     Reference: Sheikh and Bovik, "Image information and visual quality", 2006.
     """
-    f, s = both(fused, sources)
+    return visual_information_of(*both(fused, sources))
+
+
+def visual_information_of(f: Tensor, s: Tensor) -> PerSource:
+    """:func:`visual_information` of grey levels; differentiable."""
     passed, offered = _information(f, s, 17)
     for size in (9, 5, 3):
         f, s = slide(torch.cat([f, s], 1), gaussian(size, size / 5))[..., ::2, ::2].tensor_split([1], 1)

@@ -73,7 +73,11 @@ def correlation_of_differences(fused: Image, sources: Sources) -> PerSource:
 
     Reference: Aslantas and Bendes, "A new image quality metric for image fusion", 2015.
     """
-    f, s = both(fused, sources)
+    return difference_correlation_of(*both(fused, sources))
+
+
+def difference_correlation_of(f: Tensor, s: Tensor) -> PerSource:
+    """:func:`correlation_of_differences` of grey levels; differentiable."""
     others = (s.sum(1, keepdim=True) - s) / max(s.shape[1] - 1, 1)
     return correlation(f - others, s)
 
@@ -91,7 +95,12 @@ def similarity(fused: Image, sources: Sources) -> PerSource:
 
     Reference: Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004.
     """
-    return _similarity(*both(fused, sources), [1 / 7] * 7, 49 / 48)[0]
+    return similarity_of(*both(fused, sources))
+
+
+def similarity_of(f: Tensor, s: Tensor) -> PerSource:
+    """:func:`similarity` of grey levels; differentiable."""
+    return _similarity(f, s, [1 / 7] * 7, 49 / 48)[0]
 
 
 def similarity_gaussian(fused: Image, sources: Sources) -> PerSource:
@@ -147,7 +156,11 @@ def exposure_fusion_similarity(fused: Image, sources: Sources) -> Scores:
 
     Reference: Ma, Zeng and Wang, "Perceptual quality assessment for multi-exposure image fusion", 2015.
     """
-    f, s = both(fused, sources)
+    return exposure_similarity_of(*both(fused, sources))
+
+
+def exposure_similarity_of(f: Tensor, s: Tensor) -> Scores:
+    """:func:`exposure_fusion_similarity` of grey levels in float64; differentiable."""
     scales = []
     for power in POWERS[:3]:
         scales.append(_exposure_similarity(f, s).clamp(min=0) ** (power / sum(POWERS[:3])))

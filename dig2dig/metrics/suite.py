@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from dig2dig.metrics import gradient, information, perception, structure
+from dig2dig.metrics import gradient, information, perception, structure, tone
 from dig2dig.metrics.levels import PerSource, Score, Scores, by_channel, eight_bit
 from dig2dig.shapes import Image, Sources
 
@@ -112,6 +112,10 @@ _TABLE = (
     Metric("Qcv", perception.visible_difference, "visible difference to a source, in blocks of 16", "[0, ∞) levels²",
            "Chen 2007", higher_is_better=False, many="mean, weighted by edges", smallest=3,
            variants=_vifb(perception.visible_difference)),
+    Metric("halo", tone.halo, "share of the blurred gradient's energy that points against every source", "[0, 1]",
+           "ours", higher_is_better=False, many="jointly", smallest=16),
+    Metric("tone", tone.tone_order, "share of pairs of places whose order in brightness is turned round", "[0, 1]",
+           "ours, after Wang 2013", higher_is_better=False, many="jointly", smallest=16),
 )  # fmt: skip
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _TABLE}

@@ -14,6 +14,7 @@ from dig2dig.config import FusionConfig
 from dig2dig.fusion.noise import NoiseLevels, noise_levels
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.sampler import fuse
+from dig2dig.fusion.weight import WeightNetwork
 from dig2dig.modules.results import Result, Tracing, among, failed
 from dig2dig.priors.denoiser import Denoiser
 
@@ -28,8 +29,14 @@ def pair_seed(seed: int, name: str) -> int:
 class Fuser:
     """Fuses samples with a prior as a configuration says, and keeps of the steps what ``tracing`` asks for."""
 
-    def __init__(self, denoiser: Denoiser, config: FusionConfig, tracing: Tracing | None = None) -> None:
-        self.denoiser, self.config, self.tracing = denoiser, config, tracing or Tracing()
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        config: FusionConfig,
+        tracing: Tracing | None = None,
+        weights: WeightNetwork | None = None,
+    ) -> None:
+        self.denoiser, self.config, self.tracing, self.weights = denoiser, config, tracing or Tracing(), weights
 
     def __call__(self, batch: Sequence[Sample | Failure], device: torch.device) -> list[Result]:
         """Fuses a batch, samples of one shape and modalities together if not ``exact``; failures pass through."""
@@ -77,15 +84,18 @@ class Fuser:
             if tracing.watch:
                 tracing.watch(trace[-1])
 
+        factors = [config.prefer.get(modality, 1.0) for modality in samples[0].modalities]
+        sampler = replace(config.sampler, prefer=factors) if config.prefer else config.sampler
         noise = noise_levels(sources, samples[0].modalities, config.noise)
         fused = fuse(
             sources,
             denoiser,
-            config.sampler,
+            sampler,
             seeds,
             observe=keep if any(traced) or tracing.watch else None,
             noise=noise,
             estimates=any(among(sample.name, tracing.estimates) for sample in samples),
+            weights=self.weights,
         ).cpu()
         seconds = (time.perf_counter() - started) / len(samples)
         results = []

@@ -7,19 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import ModuleList
 from torchmetrics.aggregation import RunningMean
 
-from dig2dig.cli import from_dict, to_dict
-from dig2dig.config import FusionConfig
 from dig2dig.config_train import AdaptConfig, TrainConfig
-from dig2dig.errors import RunError
-from dig2dig.modules.fuser import Fuser
-from dig2dig.modules.results import Result, Tracing
-from dig2dig.modules.scores import PairScores
+from dig2dig.modules.learner import Learner
+from dig2dig.modules.results import Result
 from dig2dig.priors.build import build_prior
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.load import load_prior
@@ -44,34 +38,29 @@ def starting_prior(config: TrainConfig) -> Denoiser:
 
 def choose_weights(denoiser: Denoiser, adapt: AdaptConfig) -> Denoiser:
     """Lets the weights of a mode of adaptation learn, and no others."""
-    denoiser.requires_grad_(adapt.mode == "full").train()
-    if adapt.mode == "lora":
+    mode = adapt.mode.removesuffix("+weights")
+    denoiser.requires_grad_(mode == "full").train()
+    if mode == "lora":
         add_adapter(denoiser, adapt.rank, adapt.alpha)
-    elif adapt.mode == "last":
+    elif mode == "last":
         unet: Any = denoiser.network.unet
         for part in (unet.up_blocks[-1], unet.conv_norm_out, unet.conv_out):
             part.requires_grad_(True)
     return denoiser
 
 
-class PriorModule(LightningModule):
+class PriorModule(Learner):
     """Trains a prior on single images.
 
-    Noise and times come from each sample's index: a resumed run sees what an uninterrupted one would have.
-    Checkpoints hold the weights that learn, not those that an adaptation leaves frozen. Validation measures how well
-    the prior denoises single images and, where there are pairs to fuse, what it does to fusions and gains.
-
-    A configuration from a checkpoint is a mapping, checked like YAML. Without a denoiser, it names the prior.
+    Noise and times come from each sample's index: a resumed run sees what an uninterrupted one would have. Validation
+    measures how well the prior denoises single images and, where there are pairs to fuse, what it does to fusions and
+    gains. Without a denoiser, the configuration names the prior.
     """
 
     def __init__(self, config: TrainConfig | Mapping[str, Any], denoiser: Denoiser | None = None) -> None:
-        super().__init__()
-        self.config = config if isinstance(config, TrainConfig) else from_dict(TrainConfig, config)
-        self.save_hyperparameters({"config": to_dict(self.config)}, logger=False)
+        super().__init__(config)
         self.denoiser = denoiser or choose_weights(starting_prior(self.config), self.config.adapt)
         self.band_losses = ModuleList(RunningMean(50, sync_on_compute=False) for _ in NOISE_BANDS)
-        self.scores = PairScores()
-        self.strict_loading, self.processes = False, 0
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         """Mean weighted loss of the batch at drawn noise levels."""
@@ -106,42 +95,4 @@ class PriorModule(LightningModule):
                 options: Any = {"prog_bar": shown, "sync_dist": True, "add_dataloader_idx": False}
                 self.log(f"val/{name}", psnr.mean(), batch_size=len(psnr), **options)
             return None
-        config = FusionConfig(sampler=self.config.fusion.sampler, seed=self.config.seed)
-        return self.scores.add(Fuser(self.denoiser, config, Tracing(None, None))(batch, self.device))
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the means over the fused pairs of all processes."""
-        self.log_dict(self.scores.means())
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves out what is frozen."""
-        learning = {name for name, weight in self.named_parameters() if weight.requires_grad}
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: weight for name, weight in state.items() if name in learning}
-        checkpoint["processes"] = self.trainer.world_size
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes how many processes made the run."""
-        self.processes = checkpoint["processes"]
-
-    def on_fit_start(self) -> None:
-        """Refuses to go on with another number of processes: the batches would be others."""
-        before, now = self.processes, self.trainer.world_size
-        if before not in (0, now):
-            raise RunError(
-                f"the run was made by {before} processes, now there are {now}: its batches would change; "
-                "use as many, or another out="
-            )
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with warm-up and cosine decay to a hundredth of the peak rate."""
-        o = self.config.optim
-        weights = [weight for weight in self.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(weights, o.lr, (0.9, 0.99), weight_decay=o.weight_decay)
-
-        def rate(step: int) -> float:
-            progress = min(max(step - o.warmup, 0) / max(o.steps - o.warmup, 1), 1.0)
-            return min((step + 1) / max(o.warmup, 1), 1.0) * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return self.score(batch, self.denoiser)

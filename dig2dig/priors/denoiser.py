@@ -89,11 +89,15 @@ class Denoiser(nn.Module):
         other.window = side
         return other
 
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context of this precision for networks on a device."""
+        bf16 = self.precision == "bf16" or (self.precision == "auto" and supports_bf16(device))
+        enabled = bf16 or torch.is_autocast_enabled(device.type)
+        return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
     def outputs(self, x_t: Image, t: Timestep) -> tuple[Image, Image | None]:
         """What the network itself predicts and its learned variances, if any, in the image's layout and float32."""
-        kind = x_t.device.type
-        bf16 = self.precision == "bf16" or (self.precision == "auto" and supports_bf16(x_t.device))
-        with torch.autocast(kind, torch.bfloat16, enabled=bf16 or torch.is_autocast_enabled(kind)):
+        with self.autocast(x_t.device):
             output = self.network(pixel_unshuffle(x_t, self.patch), t)
         parts = output.float().split(self.channels * self.patch**2, dim=1)
         prediction, *variance = (pixel_shuffle(part, self.patch) for part in parts)

@@ -25,6 +25,7 @@ ADVICE = (  # parts of Lightning's advice that does not apply here
     "across ranks is zero",
     "smaller than the logging interval",
     "Checkpoint directory",
+    "module\\(s\\) in eval mode",  # a prior that does not learn
     "Found keys that are in the model state dict",  # frozen ones, which checkpoints leave out
 )
 

@@ -1,13 +1,15 @@
-"""The model card of a trained prior: what it is, how it was made, and what was measured."""
+"""The cards of trained priors and weights: what they are, how they were made, and what was measured."""
 
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from jinja2 import StrictUndefined, Template
 
 from dig2dig.config_train import TrainConfig
+from dig2dig.fusion.weight import WeightNetwork
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.loss import UNIFORM_SHARE
 
@@ -30,12 +32,47 @@ class Facts:
     after: dict[str, float]  # the same after
 
 
+@dataclass(frozen=True)
+class WeightFacts:
+    """What a finished training of weights knows beside its configuration."""
+
+    scenes: int  # it was trained on
+    held_out: int  # pairs that validated it
+    devices: int  # processes that shared each batch
+    scores: dict[str, dict[str, float]]  # mean metrics of the held-out pairs, by form; empty if there are none
+
+
+def weight_card(config: TrainConfig, network: WeightNetwork, facts: WeightFacts) -> str:
+    """Fills the card of learned weights from a finished run."""
+    return _filled(
+        "card_weights.md.j2",
+        config=config,
+        data=config.data,
+        optim=config.optim,
+        sampler=config.fusion.sampler,
+        facts=facts,
+        metrics=list(next(iter(facts.scores.values()), {})),
+        title=config.out.rstrip("/").rpartition("/")[2],
+        parameters=sum(weight.numel() for weight in network.parameters()),
+        prior_sha256=(config.prior_sha256 or "")[:12],
+        batch=config.data.batch_size * config.optim.accumulate * facts.devices,
+    )
+
+
+def _filled(template: str, **values: Any) -> str:
+    """A template with values and the versions of what made the run."""
+    text = Path(__file__).with_name(template).read_text(encoding="utf-8")
+    versions = {"dig2dig": version("dig2dig"), "torch": version("torch"), "python": platform.python_version()}
+    made = Template(text, undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
+    return made.render(**values, **versions)
+
+
 def model_card(config: TrainConfig, denoiser: Denoiser, facts: Facts) -> str:
     """Fills the card from a finished run."""
     optim, adapt = config.optim, config.adapt
     lora = f"prior.path={config.prior} prior.adapter={config.out}/adapter"
-    text = Path(__file__).with_name("card.md.j2").read_text(encoding="utf-8")
-    return Template(text, undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True).render(
+    return _filled(
+        "card.md.j2",
         config=config,
         optim=optim,
         denoiser=denoiser,
@@ -49,7 +86,4 @@ def model_card(config: TrainConfig, denoiser: Denoiser, facts: Facts) -> str:
         weighting=f"min-SNR, gamma {optim.gamma:g}" if optim.weighting == "min_snr" else "none",
         use=lora if adapt.mode == "lora" else f"prior.path={config.out}/prior",
         uniform=UNIFORM_SHARE,
-        dig2dig=version("dig2dig"),
-        torch=version("torch"),
-        python=platform.python_version(),
     )

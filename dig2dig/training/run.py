@@ -1,36 +1,25 @@
 """One run of ``train.py``: where it stands, how Lightning runs it, and what it leaves."""
 
-import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ThroughputMonitor
 
-from datamodules.image_data import ImageDataModule
-from datamodules.pair_data import PairDataset
-from datamodules.pairing import find_pairs
-from datamodules.pairs import Reading, Sample
-from datamodules.transforms import PairTransform, validation_crop
 from dig2dig.atomic import lock, write_atomically
 from dig2dig.cli import from_yaml, to_yaml
 from dig2dig.config_train import TrainConfig
 from dig2dig.errors import RunError, told
-from dig2dig.modules.prior import PriorModule, choose_weights, starting_prior
-from dig2dig.priors.build import save_prior
-from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.files import file_sha256, weights_file
-from dig2dig.priors.lora import save_adapter
-from dig2dig.priors.loss import validation_psnr
 from dig2dig.tracking.loggers import close, log_scalars, make_loggers
 from dig2dig.tracking.monitor import FusionMonitor
 from dig2dig.tracking.progress import Progress
 from dig2dig.tracking.trainer import build_trainer, prepare
-from dig2dig.training.card import Facts, model_card
-from dig2dig.training.checkpoints import AtomicCheckpointIO, WeightAverage, finish, read_checkpoint
+from dig2dig.training.checkpoints import AtomicCheckpointIO, WeightAverage, read_checkpoint
+from dig2dig.training.prior import Learning, PriorLearning
+from dig2dig.training.weights import WeightLearning
 
 
 @told
@@ -44,24 +33,6 @@ def train(config: TrainConfig) -> int:
     with nullcontext() if config.fast_dev_run else lock(Path(config.out)):
         fit(config)
     return 0
-
-
-def fusion_samples(config: TrainConfig) -> list[Sample]:
-    """The pairs that are fused at each validation, cropped; pairs that cannot be read are reported and left out."""
-    fusion = config.fusion
-    if not fusion.sources:
-        return []
-    transform = PairTransform(validation_crop(fusion.crop)) if fusion.crop else None
-    pairs = PairDataset(find_pairs(fusion.sources), Reading(fusion.task, True, transform=transform))
-    samples: list[Sample] = []
-    for item in (pairs[index] for index in range(len(pairs))):
-        if len(samples) == config.logger.pairs:
-            break
-        if isinstance(item, Sample):
-            samples.append(item)
-        else:
-            print(f"skipped: {item.reason}", file=sys.stderr)
-    return samples
 
 
 def checkpoint_path(config: TrainConfig) -> Path:
@@ -91,18 +62,10 @@ def _shaping(config: TrainConfig) -> dict[str, Any]:
     data = {name: value for name, value in asdict(config.data).items() if name not in free}
     groups = {"data": data} | {name: asdict(getattr(config, name)) for name in ("network", "adapt", "optim")}
     values = {f"{group}.{name}": value for group, options in groups.items() for name, value in options.items()}
-    names = ("prior", "prior_sha256", "adapter", "seed", "precision", "overfit")
+    names = ("prior", "prior_sha256", "adapter", "seed", "precision", "overfit", "weights", "objective")
+    if config.learns_weights:
+        values |= {"fusion.task": config.fusion.task, "fusion.sampler": asdict(config.fusion.sampler)}
     return values | {name: getattr(config, name) for name in names}
-
-
-def check_sizes(config: TrainConfig, denoiser: Denoiser) -> None:
-    """Refuses crops that the network cannot take, and priors for grey images, before hours have passed."""
-    if denoiser.channels != 3:
-        raise RunError(f"{config.prior}: a prior for grey images; training reads colour")
-    for name in ("crop", "val_crop"):
-        side = getattr(config.data, name)
-        if side % denoiser.multiple:
-            raise RunError(f"data.{name}={side}: this network takes multiples of {denoiser.multiple}")
 
 
 class Throughput(ThroughputMonitor):
@@ -115,6 +78,11 @@ class Throughput(ThroughputMonitor):
     def _compute(self, trainer: Trainer, iter_num: int | None = None) -> None:
         if trainer.training:
             super()._compute(trainer, iter_num)
+
+
+def size_of_batch(batch: Any) -> int:
+    """Crops in a batch."""
+    return len(batch) if isinstance(batch, list) else len(batch["image"])
 
 
 def make_callbacks(config: TrainConfig, start: int) -> list[Callback]:
@@ -133,7 +101,7 @@ def make_callbacks(config: TrainConfig, start: int) -> list[Callback]:
     callbacks += [Progress(config.optim.steps, "step", start), saving]
     log = config.logger
     if log.csv or log.tensorboard or log.wandb.mode != "disabled":
-        callbacks += [LearningRateMonitor(), Throughput(lambda batch: len(batch["image"]), window_size=20)]
+        callbacks += [LearningRateMonitor(), Throughput(size_of_batch, window_size=20)]
     return [*callbacks, FusionMonitor(Path(config.out) / "fusion")]
 
 
@@ -167,16 +135,13 @@ def make_trainer(config: TrainConfig, start: int) -> Trainer:
 def fit(config: TrainConfig) -> None:
     """Trains from where the run stands to its last step, and exports."""
     config, start = find_start(config)
-    denoiser = starting_prior(config)
-    check_sizes(config, denoiser)
-    module = PriorModule(config, choose_weights(denoiser, config.adapt))
-    samples, steps = fusion_samples(config), config.optim.steps
-    data = ImageDataModule(config.data, config.seed, steps, config.overfit, samples)
+    learning: Learning = WeightLearning(config) if config.learns_weights else PriorLearning(config)
+    module, data, steps = learning.module, learning.data, config.optim.steps
     trainer = make_trainer(config, start)
     path = checkpoint_path(config)
-    watched = bool(samples) and not config.fast_dev_run and start < steps
+    watched = bool(data.samples) and not config.fast_dev_run and start < steps
     if watched and not start:
-        trainer.validate(module, data, verbose=False)  # the prior before it learns
+        trainer.validate(module, data, verbose=False)  # before anything is learned
     if start < steps:
         trainer.fit(module, data, ckpt_path=path if start else None)
     if config.fast_dev_run:
@@ -186,50 +151,16 @@ def fit(config: TrainConfig) -> None:
     if watched and steps % config.val_every:
         trainer.validate(module, data, verbose=False)
     if trainer.is_global_zero:
-        psnr = export(config, data, trainer.world_size)
-        log_scalars(trainer.loggers, {f"final/{name}": value for name, value in psnr.items()}, steps)
+        scores = learning.export(read_checkpoint(path), trainer.world_size)
+        log_scalars(trainer.loggers, {f"final/{name}": value for name, value in scores.items()}, steps)
     close(trainer.loggers)
 
 
 def validate(config: TrainConfig) -> None:
-    """Prints how well a prior denoises the held-out images, and scores of fusions with it."""
-    denoiser = starting_prior(config)
-    check_sizes(config, denoiser)
-    data = ImageDataModule(config.data, config.seed, config.optim.steps, samples=fusion_samples(config))
+    """Prints what validation measures of a prior, or of learned weights, without any training."""
+    learning: Learning = WeightLearning(config) if config.learns_weights else PriorLearning(config)
     trainer = build_trainer(config.trainer, logger=False, enable_checkpointing=False)
-    found = trainer.validate(PriorModule(config, denoiser), data, verbose=False)
+    found = trainer.validate(learning.module, learning.data, verbose=False)
     values = {name.removeprefix("val/"): value for part in found for name, value in part.items()}
     for name, value in values.items():
         print(f"{name:<28} {value:.4g}")
-
-
-def denoising(config: TrainConfig, denoiser: Denoiser, data: ImageDataModule) -> dict[str, float]:
-    """Denoising PSNR on the held-out images, outside of any training."""
-    if data.val is None:
-        return {}
-    device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
-    denoiser = denoiser.to(device).eval()
-    batches = ({name: value.to(device) for name, value in batch.items()} for batch in data.val_dataloader()[0])
-    return validation_psnr(denoiser, batches)
-
-
-def export(config: TrainConfig, data: ImageDataModule, devices: int) -> dict[str, float]:
-    """Writes the prior, or its adapter, with averaged weights and a model card; gives its PSNR by noise level."""
-    out = Path(config.out)
-    data.setup("validate")
-    assert data.train is not None
-    before = denoising(config, starting_prior(config), data) if config.prior else {}
-    denoiser = choose_weights(starting_prior(config), config.adapt)
-    finish(torch.nn.ModuleDict({"denoiser": denoiser}), read_checkpoint(checkpoint_path(config)))
-    after = denoising(config, denoiser, data)
-    card = model_card(config, denoiser, Facts(len(data.train), len(data.val or []), devices, before, after))
-    if config.adapt.mode == "lora":
-        folder = out / "adapter"
-        save_adapter(denoiser, folder, config.prior, config.adapt.rank, config.adapt.alpha)
-        print(f"adapter written: dig2dig infer … prior.path={config.prior} prior.adapter={folder}")
-    else:
-        folder = out / "prior"
-        save_prior(denoiser, folder)
-        print(f"prior written: dig2dig infer … prior.path={folder}")
-    write_atomically(folder / "README.md", card.encode())
-    return after

@@ -1,0 +1,175 @@
+"""What learned weights are trained for: sums of named terms, each of which is small where the picture is good.
+
+A term compares the fused image with its sources, and gives one value for the batch. Most are a metric of
+:mod:`dig2dig.metrics` on grey levels that are not rounded.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from dig2dig.color import luminance, rgb_to_ycbcr
+from dig2dig.metrics import gradient, perception, structure, tone
+from dig2dig.shapes import Image, Sources
+
+
+@dataclass(frozen=True)
+class View:
+    """What a term may use: images in [0, 1], the fused one as it is before it is clipped."""
+
+    fused: Image  # (b, c, h, w)
+    sources: Sources  # (b, k, c, h, w)
+    truth: Image | None = None  # the ideal image, where it is known
+    mask: Tensor | None = None  # targets that are marked in one of the sources, (b, 1, h, w) in {0, 1}
+
+    @property
+    def levels(self) -> tuple[Tensor, Tensor]:
+        """Luminance in grey levels that are not rounded, (b, 1, h, w) and (b, k, h, w)."""
+        return 255 * luminance(self.fused).clamp(0, 1), 255 * luminance(self.sources)[:, :, 0]
+
+
+def vif(view: View) -> Tensor:
+    """Minus VIF, summed over the sources."""
+    return -perception.visual_information_of(*view.levels).sum(1).mean()
+
+
+def ssim(view: View) -> Tensor:
+    """Minus SSIM, summed over the sources."""
+    return -structure.similarity_of(*view.levels).sum(1).mean()
+
+
+def qabf(view: View) -> Tensor:
+    """Minus Qabf."""
+    return -gradient.gradient_preservation_of(*view.levels).mean()
+
+
+def scd(view: View) -> Tensor:
+    """Minus SCD, summed over the sources."""
+    return -structure.difference_correlation_of(*view.levels).sum(1).mean()
+
+
+def mef_ssim(view: View) -> Tensor:
+    """Minus MEF-SSIM."""
+    fused, sources = view.levels
+    return -structure.exposure_similarity_of(fused.double(), sources.double()).float().mean()
+
+
+def target(view: View) -> Tensor:
+    """Mean distance to the brightest source at each pixel."""
+    return (view.fused - view.sources.amax(1)).abs().mean()
+
+
+def mask(view: View) -> Tensor:
+    """Share of the contrast of marked targets that is lost, see :func:`tone.contrast_kept`; 0 where none are marked."""
+    if view.mask is None:
+        return view.fused.new_zeros(())
+    fused, sources = view.levels
+    inside, ring = tone.inside_and_ring(view.mask)
+    ours, theirs = tone.target_contrast(fused, inside, ring), tone.target_contrast(sources, inside, ring).amax(1)
+    seen = (theirs > 10) & (inside.sum((1, 2, 3)) >= 30)
+    return ((1 - ours[:, 0] / theirs.clamp(min=10)).clamp(min=0) * seen).mean()
+
+
+def salient(view: View) -> Tensor:
+    """Local brightness of the most salient source that is lost: targets keep their contrast without any label.
+
+    Local brightness is the mean of 4×4 pixels less that of 52×52 around it, where positive.
+    """
+    small = [avg_pool2d(levels / 255, 4) for levels in view.levels]
+    local = [one - avg_pool2d(one, 13, 1, 6, count_include_pad=False) for one in small]
+    wanted = local[1].amax(1, keepdim=True).clamp(min=0)
+    return ((wanted - local[0]).clamp(min=0) * wanted).sum() / wanted.square().sum().clamp(min=1e-6)
+
+
+def sharp(view: View) -> Tensor:
+    """Minus the root mean square of the gradients, in multiples of that of the steepest source at each pixel."""
+    ours, theirs = view.fused.new_zeros(len(view.fused)), view.fused.new_zeros(len(view.fused))
+    for axis in (-1, -2):
+        ours = ours + view.fused.diff(dim=axis).square().flatten(1).mean(1)
+        theirs = theirs + view.sources.diff(dim=axis).square().amax(1).flatten(1).mean(1)
+    return -(ours / theirs.clamp(min=1e-9) + 1e-6).sqrt().clamp(max=1).mean()
+
+
+def contrast(view: View) -> Tensor:
+    """Minus the standard deviation."""
+    return -view.fused.flatten(1).std(1).mean()
+
+
+def steep(view: View) -> Tensor:
+    """Mean distance between the gradients of the fused image and, at each pixel, the steepest of the sources'."""
+    total = view.fused.new_zeros(())
+    for axis in (-1, -2):
+        ours, theirs = view.fused.diff(dim=axis), view.sources.diff(dim=axis)
+        index = theirs.abs().argmax(1, keepdim=True)
+        total = total + (ours - theirs.gather(1, index)[:, 0]).abs().mean()
+    return total
+
+
+def halo(view: View) -> Tensor:
+    """Share of the gradient energy of the blurred image that points against every source, see :func:`tone.halo_of`."""
+    return tone.halo_of(*view.levels).mean()
+
+
+def bounds(view: View) -> Tensor:
+    """How far the image, halved up to five times, leaves the range of the sources there: halos."""
+    total, fused, sources = view.fused.new_zeros(()), view.fused, view.sources
+    for _ in range(5):
+        if min(fused.shape[-2:]) < 2:
+            break
+        fused, sources = avg_pool2d(fused, 2), avg_pool2d(sources.flatten(0, 1), 2).unflatten(0, sources.shape[:2])
+        over, under = (fused - sources.amax(1)).clamp(min=0), (sources.amin(1) - fused).clamp(min=0)
+        total = total + (over + under).mean()
+    return total
+
+
+def order(view: View) -> Tensor:
+    """Lightness order that is turned round where all sources agree, see :func:`tone.order_of`."""
+    return tone.order_of(*view.levels).mean()
+
+
+def overflow(view: View) -> Tensor:
+    """How far the image leaves [0, 1]."""
+    return ((view.fused - 1).clamp(min=0) + (-view.fused).clamp(min=0)).mean()
+
+
+def exposure(view: View) -> Tensor:
+    """Squared distance of the mean of 16×16 blocks from middle grey."""
+    return (avg_pool2d(luminance(view.fused), 16) - 0.5).square().mean()
+
+
+def colour(view: View) -> Tensor:
+    """Mean distance of the chroma from that of the most saturated source at each pixel; 0 for grey images."""
+    if view.fused.shape[1] == 1:
+        return view.fused.new_zeros(())
+    ours, theirs = rgb_to_ycbcr(view.fused)[:, 1:], rgb_to_ycbcr(view.sources)[:, :, 1:]
+    index = theirs.norm(dim=2, keepdim=True).argmax(1, keepdim=True).expand(-1, -1, 2, -1, -1)
+    return (ours - theirs.gather(1, index)[:, 0]).abs().mean()
+
+
+def truth(view: View) -> Tensor:
+    """Mean distance to the ideal image; 0 where none is known."""
+    return view.fused.new_zeros(()) if view.truth is None else (view.fused - view.truth).abs().mean()
+
+
+def truth_ssim(view: View) -> Tensor:
+    """Minus SSIM with the ideal image; 0 where none is known."""
+    if view.truth is None:
+        return view.fused.new_zeros(())
+    return -structure.similarity_of(view.levels[0], 255 * luminance(view.truth)).mean()
+
+
+_TERMS: tuple[Callable[[View], Tensor], ...] = (
+    vif, ssim, qabf, scd, mef_ssim, target, salient, mask, contrast, steep, sharp, halo, bounds, order, overflow,
+    exposure, colour, truth, truth_ssim,
+)  # fmt: skip
+TERMS: dict[str, Callable[[View], Tensor]] = {term.__name__: term for term in _TERMS}
+"""All terms by name."""
+
+
+def objective(view: View, factors: Mapping[str, float]) -> dict[str, Tensor]:
+    """Each term times its factor; a ValueError if there is none of that name."""
+    if unknown := sorted(set(factors) - set(TERMS)):
+        raise ValueError(f"objective: no term {', '.join(unknown)}; there are {', '.join(TERMS)}")
+    return {name: factor * TERMS[name](view) for name, factor in factors.items() if factor}

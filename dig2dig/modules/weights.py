@@ -1,0 +1,121 @@
+"""Training the weights: a small network from gains to weights, or both the network and the prior beneath it."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dig2dig.config_train import TrainConfig
+from dig2dig.fusion.guidance import Step, bands
+from dig2dig.fusion.plan import network_gains, network_times
+from dig2dig.fusion.weight import Level, WeightNetwork, load_weights, scale_space
+from dig2dig.metrics.objectives import View, objective
+from dig2dig.modules.learner import Learner
+from dig2dig.modules.prior import choose_weights, starting_prior
+from dig2dig.modules.results import Result
+from dig2dig.priors.denoiser import Denoiser
+from dig2dig.priors.schedule import draw_noise, generators, noise_level
+from dig2dig.shapes import Image, Maps, Sources
+
+
+def composed(space: Sequence[Sources], levels: Sequence[Level], sigmas: Sequence[float], scale: float) -> Image:
+    """The weighted bands of a scale space of sources in [-1, 1], not clipped; differentiable with its levels."""
+    base, *rest = levels
+    sources, b, state = space[-1], len(space[-1]), None
+    t, one = torch.zeros(b, dtype=torch.long), torch.ones(b, 1, 1, 1)
+    for i, ((sigma, sigma_next), level) in enumerate(zip(pairwise([*sigmas, 0.0]), rest, strict=True)):
+        learned = level.weight, None, None, base.weight, level.factor, space[i : i + 2]
+        step = Step(t, one, one, (sigma,) * b, (sigma_next,) * b, None, sources, *learned)
+        _, state = bands(sources[:, 0], step, state, sigma_n=0.0, scale=scale, energy=0.0)
+    assert state is not None
+    return state.target
+
+
+def stacked(crops: Sequence[dict[str, Any]], device: torch.device) -> list[dict[str, Any]]:
+    """Crops of one shape, number of sources and kind as one batch each."""
+    alike: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for crop in crops:
+        alike[crop["sources"].shape, "truth" in crop, "mask" in crop].append(crop)
+
+    def stack(values: list[Any]) -> Any:
+        if isinstance(values[0], int):
+            return values
+        if isinstance(values[0], Tensor):
+            return torch.stack(values).to(device)
+        return [torch.stack(maps).to(device) for maps in zip(*values, strict=True)]
+
+    return [{name: stack([crop[name] for crop in group]) for name in group[0]} for group in alike.values()]
+
+
+def starting_weights(config: TrainConfig) -> WeightNetwork:
+    """The network that a training starts from, or a new one."""
+    network = WeightNetwork(config.fusion.sampler)
+    if config.weights:
+        network.load_state_dict(load_weights(config.weights).state_dict())
+    return network.train()
+
+
+class WeightModule(Learner):
+    """Trains fusion weights on pairs and stacks without labels, and with ``adapt.mode`` also the prior beneath them.
+
+    The gains of each crop come with it, measured once; where the prior learns, they are measured anew in each step, and
+    the objective reaches the prior through them.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig | Mapping[str, Any],
+        denoiser: Denoiser | None = None,
+        network: WeightNetwork | None = None,
+    ) -> None:
+        super().__init__(config)
+        self.network = network or starting_weights(self.config)
+        self.denoiser = denoiser or starting_prior(self.config)
+        if self.config.learns_prior:
+            choose_weights(self.denoiser, self.config.adapt)
+        else:
+            self.denoiser.requires_grad_(False).eval()
+        times = network_times(self.denoiser.alpha_bar, self.config.fusion.sampler)[1:]
+        self.sigmas: list[float] = noise_level(self.denoiser.alpha_bar)[times].tolist()
+
+    def training_step(self, batch: Sequence[dict[str, Any]], _: int) -> Tensor:
+        """The objective's mean over the crops."""
+        total = torch.zeros((), device=self.device)
+        terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        scale = self.config.fusion.sampler.guidance.scale
+        for crops in stacked(batch, self.device):
+            sources, share = 2 * crops["sources"] - 1, len(crops["sources"]) / len(batch)
+            space = scale_space(sources, self.sigmas, scale)
+            levels = self.network(space, self.gains(sources, crops), self.sigmas)
+            fused = (composed(space, levels, self.sigmas, scale) + 1) / 2
+            view = View(fused, crops["sources"], crops.get("truth"), crops.get("mask"))
+            for name, value in objective(view, self.config.objective).items():
+                terms[name] = terms[name] + share * value.detach()
+                total = total + share * value
+        self.log("train/loss", total, prog_bar=True, batch_size=len(batch))
+        self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=len(batch))
+        return total
+
+    def gains(self, sources: Sources, crops: dict[str, Any]) -> list[Maps]:
+        """Gains that came with the crops, or of the prior as it is now."""
+        if not self.config.learns_prior:
+            return crops["gains"]
+        noise = draw_noise(
+            (self.denoiser.channels, *sources.shape[-2:]), generators(crops["index"], len(sources)), sources
+        )
+        return network_gains(sources, [noise], self.denoiser, self.config.fusion.sampler).gains
+
+    def validation_step(self, batch: Any, _: int) -> dict[str, list[Result]]:
+        """Scores of fused pairs."""
+        return self.score(batch, self.denoiser, self.network)
+
+    def rates(self) -> list[dict[str, Any]]:
+        """The network at the peak rate, the prior at a share of it."""
+        groups: list[dict[str, Any]] = [{"params": list(self.network.parameters())}]
+        if self.config.learns_prior:
+            prior = [parameter for parameter in self.denoiser.parameters() if parameter.requires_grad]
+            groups.append({"params": prior, "lr": self.config.optim.prior_share * self.config.optim.lr})
+        return groups

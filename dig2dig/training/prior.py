@@ -1,0 +1,112 @@
+"""What a run needs to train a prior: its module, its images, and the export."""
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datamodules.image_data import ImageDataModule
+from datamodules.pair_data import PairDataset
+from datamodules.pairing import Pair, find_pairs
+from datamodules.pairs import Reading, Sample
+from datamodules.transforms import PairTransform, validation_crop
+from dig2dig.atomic import write_atomically
+from dig2dig.config_train import TrainConfig
+from dig2dig.errors import RunError
+from dig2dig.modules.learner import Learner
+from dig2dig.modules.prior import PriorModule, choose_weights, starting_prior
+from dig2dig.priors.build import save_prior
+from dig2dig.priors.denoiser import Denoiser
+from dig2dig.priors.lora import save_adapter
+from dig2dig.priors.loss import validation_psnr
+from dig2dig.training.card import Facts, model_card
+from dig2dig.training.checkpoints import finish
+
+
+class Learning(ABC):
+    """What a run trains: ``module`` learns from ``data``."""
+
+    module: Learner
+    data: Any
+
+    @abstractmethod
+    def export(self, checkpoint: dict[str, Any], devices: int) -> dict[str, float]:
+        """Writes what was learned, averaged, with its card; gives its final scores by name."""
+
+
+def fusion_samples(config: TrainConfig, held_out: Sequence[Pair] = ()) -> list[Sample]:
+    """The pairs that are fused at each validation, cropped; pairs that cannot be read are reported and left out."""
+    fusion = config.fusion
+    found = find_pairs(fusion.sources) if fusion.sources else held_out
+    transform = PairTransform(validation_crop(fusion.crop)) if fusion.crop else None
+    pairs = PairDataset(found, Reading(fusion.task, True, transform=transform))
+    samples: list[Sample] = []
+    for item in (pairs[index] for index in range(len(pairs))):
+        if len(samples) == config.logger.pairs:
+            break
+        if isinstance(item, Sample):
+            samples.append(item)
+        else:
+            print(f"skipped: {item.reason}", file=sys.stderr)
+    return samples
+
+
+def write_prior(denoiser: Denoiser, config: TrainConfig) -> Path:
+    """Writes a prior, or its adapter, into ``OUT``, says how to use it, and gives the folder."""
+    out, lora = Path(config.out), config.adapt.mode.startswith("lora")
+    folder = out / ("adapter" if lora else "prior")
+    if lora:
+        save_adapter(denoiser, folder, config.prior, config.adapt.rank, config.adapt.alpha)
+        print(f"adapter written: dig2dig infer … prior.path={config.prior} prior.adapter={folder}")
+    else:
+        save_prior(denoiser, folder)
+        print(f"prior written: dig2dig infer … prior.path={folder}")
+    return folder
+
+
+class PriorLearning(Learning):
+    """A prior that learns from single images."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        denoiser = starting_prior(config)
+        check_sizes(config, denoiser)
+        self.config, samples = config, fusion_samples(config)
+        self.module = PriorModule(config, choose_weights(denoiser, config.adapt))
+        self.data = ImageDataModule(config.data, config.seed, config.optim.steps, config.overfit, samples)
+
+    def export(self, checkpoint: dict[str, Any], devices: int) -> dict[str, float]:
+        """Writes the prior or its adapter; gives its denoising PSNR by noise level."""
+        config, data = self.config, self.data
+        data.setup("validate")
+        assert data.train is not None
+        before = self.denoising(starting_prior(config)) if config.prior else {}
+        denoiser = choose_weights(starting_prior(config), config.adapt)
+        finish(torch.nn.ModuleDict({"denoiser": denoiser}), checkpoint)
+        after = self.denoising(denoiser)
+        facts = Facts(len(data.train), len(data.val or []), devices, before, after)
+        write_atomically(write_prior(denoiser, config) / "README.md", model_card(config, denoiser, facts).encode())
+        return after
+
+    def denoising(self, denoiser: Denoiser) -> dict[str, float]:
+        """Denoising PSNR on the held-out images, outside of any training."""
+        if self.data.val is None:
+            return {}
+        gpu = torch.cuda.is_available() and self.config.trainer.accelerator != "cpu"
+        device = torch.device("cuda" if gpu else "cpu")
+        denoiser = denoiser.to(device).eval()
+        loader = self.data.val_dataloader()[0]
+        batches = ({name: value.to(device) for name, value in batch.items()} for batch in loader)
+        return validation_psnr(denoiser, batches)
+
+
+def check_sizes(config: TrainConfig, denoiser: Denoiser) -> None:
+    """Refuses crops that the network cannot take, and priors for grey images, before hours have passed."""
+    if denoiser.channels != 3:
+        raise RunError(f"{config.prior}: a prior for grey images; training reads colour")
+    for name in ("crop", "val_crop"):
+        side = getattr(config.data, name)
+        if side % denoiser.multiple:
+            raise RunError(f"data.{name}={side}: this network takes multiples of {denoiser.multiple}")

@@ -1,0 +1,142 @@
+"""The scenes that weights are trained on, with the gains of their sources, which are computed once and kept on disk."""
+
+import sys
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from datamodules.gain_data import GRID, write_scene
+from datamodules.image_data import hold_out, read_deep
+from datamodules.made import MADE
+from datamodules.pairing import Pair, find_pairs, find_stacks, read_manifest
+from datamodules.pairs import Reading, Sample, pair_digest, read_pair
+from datamodules.readers.pixels import list_images, read_image
+from datamodules.readers.source import source_digest
+from dig2dig.config_train import TrainConfig
+from dig2dig.errors import ImageError, RunError
+from dig2dig.fusion.plan import network_gains
+from dig2dig.fusion.resample import resample
+from dig2dig.priors.denoiser import Denoiser
+from dig2dig.priors.schedule import draw_noise, generators
+
+MASK = "mask"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene to learn from."""
+
+    name: str
+    identity: str  # changes with its files and with how they are read
+    read: Callable[[], dict[str, Tensor]]  # ``sources`` (k, c, h, w), ``truth`` and ``mask`` where known; ImageError
+
+
+def training_scenes(config: TrainConfig) -> tuple[list[Scene], list[Pair]]:
+    """The scenes that train, and the pairs or stacks that ``data.val_share`` holds out."""
+    data, reading = config.data, Reading(config.fusion.task, allow_missing=True)
+    if data.made:
+        photos = [path for path in list_images(data.root, data.exclude)]
+        train = [_made(path, data.made, config.seed) for path in photos]
+    else:
+        train = []
+    pairs = training_pairs(config)
+    kept, held_out = pairs, []
+    if data.val_share and pairs:
+        names = {Path(f"{pair.name}.x"): pair for pair in pairs}
+        kept, held_out = ([names[path] for path in part] for part in hold_out([*names], data.val_share, config.seed))
+    train += [_real(pair, reading) for pair in kept]
+    if not train:
+        raise RunError("no scene is left to train on, all are held out")
+    return train, held_out
+
+
+def training_pairs(config: TrainConfig) -> list[Pair]:
+    """The pairs and stacks that the configuration names, with the file of the mask among the files."""
+    data, pairs = config.data, list[Pair]()
+    if data.manifest:
+        pairs += read_manifest(Path(data.manifest))
+    if data.stacks:
+        pairs += find_stacks(Path(data.stacks))
+    if data.sources:
+        masks = {MASK: data.mask} if data.mask else {}
+        pairs += find_pairs(data.sources | masks)
+    return [pair for pair in pairs if len(set(pair.files) - {MASK}) > 1]
+
+
+def without_mask(pair: Pair) -> Pair:
+    """A pair whose files are its sources alone."""
+    files = {modality: file for modality, file in pair.files.items() if modality != MASK}
+    return replace(pair, files=files, missing=tuple(modality for modality in pair.missing if modality != MASK))
+
+
+def _real(pair: Pair, reading: Reading) -> Scene:
+    def read() -> dict[str, Tensor]:
+        sample = read_pair(without_mask(pair), reading)
+        if not isinstance(sample, Sample):
+            raise ImageError(sample.reason)
+        images = {"sources": sample.sources}
+        if MASK in pair.files:
+            mask = torch.from_numpy((read_image(pair.files[MASK], "L") > 127).astype(np.float32))[None]
+            if mask.shape[-2:] != sample.sources.shape[-2:]:
+                raise ImageError(f"{pair.files[MASK]}: its size is not that of the sources")
+            images[MASK] = mask
+        return images
+
+    return Scene(pair.name, pair_digest(pair, reading), read)
+
+
+def _made(path: Path, kind: str, seed: int) -> Scene:
+    def read() -> dict[str, Tensor]:
+        photo = read_deep(path)
+        random = np.random.default_rng([seed, zlib.crc32(path.stem.encode(errors="surrogateescape"))])
+        return MADE[kind](photo.astype(np.float32) / (255 if photo.dtype == np.uint8 else 1), random)
+
+    return Scene(f"{kind}_{path.stem}", f"{source_digest(path)}/{kind}/{seed}", read)
+
+
+def cached(scenes: Iterable[Scene], config: TrainConfig, denoiser: Denoiser, live: bool) -> list[Path]:
+    """A file for each scene in ``OUT/scenes``, with its gains unless they are measured live; made where it is missing.
+
+    A scene that cannot be read is reported and left out; it is a RunError if none is left.
+    """
+    folder, files = Path(config.out) / "scenes", list[Path]()
+    settings = f"{config.prior_sha256}/{config.adapter}/{config.fusion.sampler}/{live}"
+    device = next(iter(denoiser.parameters())).device
+    for scene in tqdm([*scenes], desc="gains", unit="scene"):
+        key = zlib.crc32(f"{settings}/{scene.identity}".encode(errors="surrogateescape"))
+        path = folder / f"{scene.name}-{key:08x}.safetensors"
+        try:
+            if not path.is_file():
+                images = whole_grid(scene.read())
+                write_scene(path, images, [] if live else gain_maps(images["sources"].to(device), denoiser, config))
+            files.append(path)
+        except ImageError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+    if not files:
+        raise RunError("no scene can be read")
+    return files
+
+
+def whole_grid(images: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Images whose sides are multiples of the grid of crops, a few pixels cut off; an ImageError if too small."""
+    h, w = (side // GRID * GRID for side in images["sources"].shape[-2:])
+    if min(h, w) == 0:
+        raise ImageError(f"sources are smaller than {GRID} pixels")
+    return {name: image[..., :h, :w] for name, image in images.items()}
+
+
+@torch.no_grad()
+def gain_maps(sources: Tensor, denoiser: Denoiser, config: TrainConfig) -> list[Tensor]:
+    """Gains of sources (k, c, h, w) in [0, 1] at each level, on grids that divide that of crops."""
+    clean, sampler = 2 * sources[None] - 1, config.fusion.sampler
+    h, w = clean.shape[-2:]
+    noise = draw_noise((denoiser.channels, h, w), generators(config.seed, 1), clean)
+    found = network_gains(clean, [noise], denoiser, sampler).gains
+    coarsest = (h // GRID, w // GRID)
+    return [(resample(maps, *coarsest) if maps.shape[-1] < coarsest[1] else maps)[0].cpu() for maps in found]

@@ -1,0 +1,109 @@
+"""What a run needs to train fusion weights: scenes with their gains, the module, and the export."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from datamodules.gain_data import GainDataModule
+from datamodules.pairing import find_pairs
+from datamodules.pairs import Reading, Sample, read_pair
+from dig2dig.atomic import write_atomically
+from dig2dig.cli import load_strictly
+from dig2dig.config import FusionConfig, InferConfig, SamplerConfig
+from dig2dig.config_train import TrainConfig
+from dig2dig.fusion.weight import WeightNetwork, save_weights
+from dig2dig.metrics import fusion_metrics
+from dig2dig.modules.fuser import Fuser
+from dig2dig.modules.prior import choose_weights, starting_prior
+from dig2dig.modules.scores import means
+from dig2dig.modules.weights import WeightModule
+from dig2dig.priors.denoiser import Denoiser
+from dig2dig.training.card import WeightFacts, weight_card
+from dig2dig.training.checkpoints import finish
+from dig2dig.training.prior import Learning, fusion_samples, write_prior
+from dig2dig.training.scenes import cached, training_scenes, without_mask
+
+SHOWN = {
+    "ivf": ("SD", "SF", "SCD", "VIF", "Qabf", "SSIM", "Nabf", "halo", "tone"),
+    "mif": ("SD", "SF", "SCD", "VIF", "Qabf", "SSIM", "Nabf", "halo", "tone"),
+    "mef": ("SD", "SF", "VIF", "Qabf", "MEF-SSIM", "Nabf", "halo", "tone"),
+    "mff": ("SD", "SF", "SCD", "VIF", "Qabf", "SSIM", "Nabf", "halo", "tone"),
+}
+"""Metrics of the table before and after, by task."""
+
+
+class WeightLearning(Learning):
+    """Weights that learn from pairs and stacks, alone or with the prior."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        denoiser = starting_prior(config)
+        scenes, held_out = training_scenes(config)
+        self.held_out = [without_mask(pair) for pair in held_out] or find_pairs(config.fusion.sources or {})
+        files = cached(scenes, config, denoiser, config.learns_prior)
+        self.count = len(files)
+        samples = fusion_samples(config, self.held_out)
+        self.module = WeightModule(config, denoiser)
+        self.data = GainDataModule(config.data, files, config.seed, config.optim.steps, config.overfit, samples)
+
+    def export(self, checkpoint: dict[str, Any], devices: int) -> dict[str, float]:
+        """Writes the weights, and the prior or adapter if it learned; prints a table before and after."""
+        config, out = self.config, Path(self.config.out)
+        denoiser, network = starting_prior(config), WeightNetwork(config.fusion.sampler)
+        if config.learns_prior:
+            choose_weights(denoiser, config.adapt)
+        else:
+            denoiser.requires_grad_(False)
+        finish(torch.nn.ModuleDict({"network": network, "denoiser": denoiser}), checkpoint)
+        network, denoiser = network.eval(), denoiser.eval()
+        folder = out / "weights"
+        save_weights(network, folder)
+        print(f"weights written: dig2dig infer … sampler.weights={folder}")
+        if config.learns_prior:
+            write_prior(denoiser, config)
+        before, after = self.scores(starting_prior(config), None), self.scores(denoiser, network)
+        rows = {self.start_name: before, "learned": after}
+        if before:
+            print(table(rows, len(self.held_out)))
+        facts = WeightFacts(self.count, len(self.held_out), devices, rows if before else {})
+        write_atomically(folder / "README.md", weight_card(config, network, facts).encode())
+        return after
+
+    @property
+    def start_name(self) -> str:
+        """What the learned weights are compared with."""
+        return self.config.weights or f"the preset {self.config.fusion.task} with sampler.weights=gain"
+
+    def scores(self, denoiser: Denoiser, network: WeightNetwork | None) -> dict[str, float]:
+        """Mean metrics of the held-out pairs, whole images; of what the training started from without a network."""
+        config = self.config
+        sampler = config.fusion.sampler if network else starting_sampler(config)
+        fuser = Fuser(denoiser.eval(), FusionConfig(sampler=sampler, seed=config.seed), weights=network)
+        device, rows = next(iter(denoiser.parameters())).device, list[dict[str, float]]()
+        for pair in tqdm(self.held_out, desc="held-out pairs", unit="pair"):
+            sample = read_pair(pair, Reading(config.fusion.task, allow_missing=True))
+            result = fuser([sample], device)[0]
+            if isinstance(sample, Sample) and result.fused is not None:
+                found = fusion_metrics(result.fused[None], sample.sources[None], names=SHOWN[config.fusion.task])
+                rows.append({name: float(value) for name, value in found.items()})
+        return means(rows)
+
+
+def starting_sampler(config: TrainConfig) -> SamplerConfig:
+    """The sampling of what a training started from: learned weights, or the task's preset with a softmax of gains."""
+    if config.weights:
+        return replace(config.fusion.sampler, weights=config.weights)
+    overrides = ["sources.a=a", "sources.b=b", "sampler.weights=gain"]
+    return load_strictly(InferConfig, [config.fusion.task, *overrides]).sampler
+
+
+def table(rows: dict[str, dict[str, float]], count: int) -> str:
+    """Mean metrics of held-out pairs, a line for each form."""
+    names, width = list(next(iter(rows.values()))), max(map(len, rows)) + 2
+    lines = [f"{count} held-out pairs, means:", " " * width + "".join(f"{name:>10}" for name in names)]
+    for form, row in rows.items():
+        lines.append(f"{form:<{width}}" + "".join(f"{row[name]:>10.4f}" for name in names))
+    return "\n".join(lines)

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 GAMMA = 2.2  # of a display: files hold intensity to the power of 1 / GAMMA
 
@@ -85,3 +86,19 @@ def _tensor(images: np.ndarray) -> Tensor:
 
 MADE = {"focus": made_focus, "exposures": made_exposures}
 """How scenes are made from photographs, by name."""
+
+
+def varied(images: dict[str, Tensor], random: np.random.Generator) -> dict[str, Tensor]:
+    """A scene at another size, each source with a contrast and gamma of its own: cameras that were not at hand.
+
+    Sizes shrink by 1 to 2. A source becomes ``low + (high - low) · x ** gamma`` with gamma from 0.6 to 1.7.
+    """
+    h, w = images["sources"].shape[-2:]
+    scale = random.uniform(0.5, 1.0) if min(h, w) >= 384 else 1.0
+    size = (round(h * scale), round(w * scale))
+    found = {name: interpolate(image.view(-1, 1, h, w), size, mode="area") for name, image in images.items()}
+    found = {name: image.view(*images[name].shape[:-2], *size) for name, image in found.items()}
+    k = len(found["sources"])
+    low, high, gamma = (torch.tensor(random.uniform(*ends, k)).float().view(k, 1, 1, 1) for ends in
+                        ((0.0, 0.15), (0.75, 1.0), (0.6, 1.7)))  # fmt: skip
+    return found | {"sources": low + (high - low) * found["sources"].clamp(0, 1) ** gamma}

@@ -18,6 +18,7 @@ from dig2dig.errors import UserError, first_line
 
 T = TypeVar("T")
 
+SHORT = {"research", "tone"}  # options of the sampler that may stand at the top
 RECORD = "record"  # top-level key of a run.yaml that holds facts, not options; load ignores it
 
 
@@ -111,8 +112,9 @@ def from_dict(schema: type[T], values: Any) -> T:
 
 def _layer(schema: type, argument: str) -> Any:
     layer = _file(argument) if "=" not in argument or _names_a_file(argument) else _override(schema, argument)
-    if "research" in layer and "sampler" in {item.name for item in fields(schema)}:  # pyright: ignore[reportArgumentType]
-        layer = OmegaConf.merge(layer, {"sampler": {"research": layer.pop("research")}})
+    if "sampler" in {item.name for item in fields(schema)}:  # pyright: ignore[reportArgumentType]
+        for name in SHORT & set(layer):
+            layer = OmegaConf.merge(layer, {"sampler": {name: layer.pop(name)}})
     return layer
 
 

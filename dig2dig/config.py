@@ -6,6 +6,8 @@ from typing import Literal
 from dig2dig.options import Checked, check_range, common, option, require
 
 Task = Literal["ivf", "mif", "mef", "mff"]
+BUNDLED = {"ivf": "ivf", "mif": "ivf", "mef": "mef", "mff": "mff"}
+"""The bundled set of learned weights that is for a task."""
 
 
 @dataclass
@@ -73,7 +75,9 @@ class SamplerConfig(Checked, heading="sampler."):
     weights: str = common(
         "gain", "gain: a softmax of the gains; bundled: learned from them; or a FOLDER that train.py made"
     )
-    tone: Literal["natural", "balanced", "vivid"] = common("balanced", "contrast: every band times 0.8, 1 or 1.25")
+    tone: Literal["natural", "balanced", "vivid"] = common(
+        "balanced", "contrast: every band times 0.8, 1 or 1.25; tone=vivid is short for it"
+    )
     prefer: list[float] = option([], "factor on the weight of each source, in their order; see prefer")
     dig: DigConfig = option(DigConfig, "information gains")
     guidance: GuidanceConfig = option(GuidanceConfig, "pull to the sources")
@@ -84,6 +88,11 @@ class SamplerConfig(Checked, heading="sampler."):
         contradiction = self.grid == "gain" and self.dig.kind == "static"
         require(not contradiction, "sampler.grid=gain needs gains: choose another sampler.dig.kind than static")
         require(all(factor > 0 for factor in self.prefer), "sampler.prefer: factors must be above 0")
+        fits = self.weights == "gain" or self.guidance.kind == "bands"
+        require(
+            fits,
+            f"learned weights are for bands: sampler.guidance.kind={self.guidance.kind} needs sampler.weights=gain",
+        )
 
 
 @dataclass
@@ -217,7 +226,7 @@ class InferConfig(FusionConfig):
         require(len(ways) == 1, f"{' and '.join(ways)} contradict each other: give one of them")
         require(ways != ["sources"] or len(self.sources) >= 2, f"one source given: {example}")
         if self.sampler.weights == "bundled":
-            self.sampler = replace(self.sampler, weights=f"bundled/{self.task}")
+            self.sampler = replace(self.sampler, weights=f"bundled/{BUNDLED[self.task]}")
         named = {f"{name}.{m}": m for name in ("noise", "range", "prefer") for m in getattr(self, name)}
         for option_name, modality in (named | {"reference": self.reference or None}).items():
             known = not self.sources or modality is None or modality in self.sources

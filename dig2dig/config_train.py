@@ -16,6 +16,9 @@ class ImageDataConfig(Checked, heading="data."):
     manifest: str = common("", "weights: the same as a CSV table; a column mask names masks of targets")
     stacks: str = common("", "weights: the same as a folder of folders")
     mask: str = common("", "weights: folder of masks of targets for data.sources, white on black")
+    variants: int = option(
+        1, "weights: versions of each scene, all but the first of another size, contrast and gamma", least=1
+    )
     made: Literal["", "focus", "exposures"] = common(
         "", "weights: make focal planes, whose truth is known, or exposures from the photographs of data.root"
     )

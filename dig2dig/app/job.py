@@ -21,6 +21,7 @@ from dig2dig.atomic import write_atomically
 from dig2dig.color import to_pixels
 from dig2dig.config import PriorConfig
 from dig2dig.errors import ImageError, UserError
+from dig2dig.fusion.guidance import TONES
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.resample import resize
 from dig2dig.inference.encode import encode, suffix_of
@@ -58,8 +59,8 @@ class Order:
 
     files: Sequence[tuple[Path, str]]  # uploaded images and their names on their owner's disk
     task: str  # name of a config
-    steps: int | None = None  # None = the config's
-    temperature: float | None = None  # None = the config's
+    tone: str = "balanced"
+    prefer: float = 1.0  # factor on the weight of the last image
     seed: int = 0
     align: Align = "none"
 
@@ -117,14 +118,14 @@ def overrides(order: Order, prior: PriorConfig) -> list[str]:
     """The options in which an order differs from its config; UserError for a number out of its range."""
     if order.task not in TASKS.values():
         raise UserError(f"no task '{order.task}': there are {', '.join(TASKS.values())}")
-    if order.steps is not None and not 1 <= order.steps <= 100:
-        raise UserError(f"'Steps' must lie in 1 to 100, not {order.steps}")
-    if order.temperature is not None and not 0 < order.temperature < math.inf:
-        raise UserError(f"'Temperature' must be above 0, not {order.temperature:g}")
+    if order.tone not in TONES:
+        raise UserError(f"no tone '{order.tone}': there are {', '.join(TONES)}")
+    if not 0 < order.prefer < math.inf:
+        raise UserError(f"the factor on the last image must be above 0, not {order.prefer:g}")
     usual = preset_config(order.task, {"a": "a", "b": "b"})  # whatever its sources
     asked = {
-        "sampler.steps": (order.steps, usual.sampler.steps),
-        "sampler.dig.temperature": (order.temperature, usual.sampler.dig.temperature),
+        "sampler.tone": (order.tone, usual.sampler.tone),
+        f"prefer.source_{len(order.files)}": (order.prefer, 1.0),
         "align": (order.align, usual.align),
         "seed": (order.seed, usual.seed),
     }

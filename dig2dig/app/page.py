@@ -11,10 +11,10 @@ import gradio as gr
 
 from datamodules.pairs import Align
 from datamodules.readers.pixels import IMAGE_SUFFIXES
-from dig2dig.api import preset
 from dig2dig.app.config import AppConfig
 from dig2dig.app.job import TASKS, Order, Progress, fuse_order, guess_task
 from dig2dig.errors import UserError
+from dig2dig.fusion.guidance import TONES
 from dig2dig.priors.denoiser import Denoiser
 
 INTRO = """# dig2dig
@@ -36,16 +36,15 @@ def build(config: AppConfig, denoiser: Denoiser, folder: Path) -> gr.Blocks:
         names = gr.State([])
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                files, task, steps, temperature, align, seed = controls(config)
+                files, task, tone, prefer, align, seed = controls(config)
                 button = gr.Button("Fuse", variant="primary", elem_id="fuse")
             with gr.Column(scale=5, min_width=320):
                 results = empty_results()
         files.change(names_of, files, names, preprocess=False, **quiet)
         files.change(guess_task, [files, task], task, **quiet)
-        task.change(defaults, task, [steps, temperature], **quiet)
         button.click(
             partial(fuse, config, denoiser, folder),
-            [files, names, task, steps, temperature, align, seed],
+            [files, names, task, tone, prefer, align, seed],
             results,
             concurrency_limit=1,
             show_progress="hidden",
@@ -56,15 +55,14 @@ def build(config: AppConfig, denoiser: Denoiser, folder: Path) -> gr.Blocks:
 
 
 def controls(config: AppConfig) -> list[Any]:
-    """Files, task, steps, temperature, alignment and seed."""
-    start = preset("ivf")
+    """Files, task, tone, preference, alignment and seed."""
     label = f"2 to {config.images} images, up to {config.megabytes} MB each"
-    kinds, soft = sorted(IMAGE_SUFFIXES), "Temperature: low decides, high averages"
+    kinds, say = sorted(IMAGE_SUFFIXES), "The last image counts so many times"
     return [
         gr.File(label=label, file_count="multiple", file_types=kinds, height=190, elem_id="files"),
         gr.Dropdown(list(TASKS.items()), value="ivf", label="What they are"),
-        gr.Slider(1, 50, start.steps, step=1, label="Steps"),
-        gr.Slider(0.01, 4, start.dig.temperature, step=0.01, label=soft),
+        gr.Radio(list(TONES), value="balanced", label="Contrast"),
+        gr.Slider(0.1, 10, 1, step=0.1, label=say),
         gr.Dropdown(ALIGNMENTS, value="none", label="If they do not lie on each other"),
         gr.Number(0, label="Seed of the noise", precision=0),
     ]
@@ -87,12 +85,6 @@ def names_of(files: Any) -> list[str]:
     return [str(file.get("orig_name") or Path(file["path"]).name) for file in files or []]
 
 
-def defaults(task: str) -> tuple[int, float]:
-    """Steps and temperature of a task's config."""
-    sampler = preset(task)
-    return sampler.steps, sampler.dig.temperature
-
-
 def panels(pictures: Sequence[tuple[str, str]]) -> str:
     """Sources above their weights, as many beside each other as there is room for."""
     figures = [
@@ -112,15 +104,15 @@ def fuse(
     files: Sequence[str] | None,
     names: Sequence[str],
     task: str,
-    steps: float,
-    temperature: float,
+    tone: str,
+    prefer: float,
     align: Align,
     seed: float | None,
 ) -> Iterator[tuple[Any, ...]]:
     """Fuses, and gives the page's results after each step; an error stands where the progress was."""
     paths = [Path(file) for file in files or []]
     named = names if len(names) == len(paths) else [path.name for path in paths]
-    order = Order(list(zip(paths, named, strict=True)), task, int(steps), float(temperature), int(seed or 0), align)
+    order = Order(list(zip(paths, named, strict=True)), task, tone, float(prefer), int(seed or 0), align)
     hidden = (gr.Image(value=None, visible=False), gr.DownloadButton(visible=False), gr.Code(visible=False))
     yield "Reading …", *hidden, ""
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as place:

@@ -1,5 +1,6 @@
 """Pairs of a folder of datasets with the pictures of other methods, and the bundled pair."""
 
+import glob
 import math
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ from dig2dig.errors import ImageError, MethodError, PairingError, one_line
 TASKS = {"infrared_visible": "ivf", "medical": "mif", "multi_exposure": "mef", "multi_focus": "mff"}
 
 
+NO_SIDES = ("peers", "published_metrics", "mask", "labels")  # folders of a dataset that hold no source
+
+
 @dataclass(frozen=True)
 class Case:
     """One pair or stack of a dataset."""
@@ -30,6 +34,12 @@ class Case:
     dataset: str
     pair: Pair
     folder: Path  # of the dataset
+
+    @property
+    def targets(self) -> Path | None:
+        """The file that marks targets: a mask, or boxes in YOLO's format, ``class x y width height`` in shares."""
+        files = [*(self.folder / "mask").glob(f"{glob.escape(self.pair.name)}.*")]
+        return next(iter([*files, *(self.folder / "labels").glob(f"{glob.escape(self.pair.name)}.txt")]), None)
 
 
 def find_cases(data: str, datasets: str = "", half: str = "all", limit: int = 0) -> list[Case]:
@@ -45,7 +55,7 @@ def find_cases(data: str, datasets: str = "", half: str = "all", limit: int = 0)
             known |= {dataset.name, folder, task}
             if not wanted or wanted & {dataset.name, folder, task}:
                 folders = sorted(dataset.glob("*/"))
-                sides = {path.name: str(path) for path in folders if path.name not in ("peers", "published_metrics")}
+                sides = {path.name: str(path) for path in folders if path.name not in NO_SIDES}
                 pairs = [pair for pair in find_pairs(sides) if len(pair.files) > 1]
                 split = math.ceil(len(pairs) / 2)
                 pairs = {"all": pairs, "first": pairs[:split], "second": pairs[split:]}[half]
@@ -78,6 +88,17 @@ def read_case(case: Case, crop: int = 0) -> Sample:
         raise PairingError(sample.reason)
     chroma = None if sample.chroma is None else centre(sample.chroma, crop)
     return replace(sample, sources=centre(sample.sources, crop), chroma=chroma)
+
+
+def read_targets(path: Path, height: int, width: int) -> Tensor:
+    """A mask (1, h, w) in {0, 1} from a picture or from boxes."""
+    if path.suffix != ".txt":
+        return (read_luminance(path) > 0.5).float()
+    mask = torch.zeros(1, height, width)
+    for line in filter(None, path.read_text().splitlines()):
+        x, y, w, h = (float(part) * side for part, side in zip(line.split()[1:5], (width, height) * 2, strict=True))
+        mask[:, max(0, round(y - h / 2)) : round(y + h / 2), max(0, round(x - w / 2)) : round(x + w / 2)] = 1
+    return mask
 
 
 def read_luminance(path: Path) -> Tensor:

@@ -4,22 +4,26 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.pairs import Reading, Sample, pair_digest
-from datamodules.readers.pixels import is_image
+from datamodules.readers.pixels import is_image, read_image
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import QualityConfig
-from dig2dig.benchmark.datasets import Case, centre, find_cases, names, noted, read_case, read_luminance
+from dig2dig.benchmark.datasets import Case, centre, find_cases, names, noted, read_case, read_luminance, read_targets
 from dig2dig.benchmark.gallery import write_gallery
 from dig2dig.benchmark.methods import DDFM, Fused, Fuser, hashed, open_fuser, sampler_of
 from dig2dig.benchmark.rows import Row, Rows
-from dig2dig.benchmark.tables import COST, write_tables
+from dig2dig.benchmark.tables import COST, EYE, write_tables
 from dig2dig.color import luminance, merge, to_pixels
 from dig2dig.config import SamplerConfig
 from dig2dig.errors import MethodError
 from dig2dig.fusion import comparators
+from dig2dig.fusion.weight import weights_sha256
 from dig2dig.metrics import ALL, MAIN, fusion_metrics
+from dig2dig.metrics.tone import bright_targets, targets
 from dig2dig.tracking.panels import to_png
 
 
@@ -57,6 +61,9 @@ class Picture:
     cost: Row  # seconds and evaluations of the fusion; empty for a picture of others
 
 
+INFRARED = ("ir", "infrared")  # sides that show what is warm
+
+
 class Judge:
     """Makes and scores pictures, unless an earlier run has made and scored them."""
 
@@ -89,7 +96,9 @@ class Judge:
         if (method == "mertens" and case.task != "mef") or (DDFM.get(method) == "code" and len(sample.sources) != 2):
             return  # OpenCV's exposure fusion is made for exposures, DDFM's code for two sources
         setting = sampler_of(method, case.task, self.config.variants)
-        shaped_by = (asdict(setting), self.fuser.identity) if setting else (method, None)
+        shaped_by = (method, None)
+        if setting:
+            shaped_by = (asdict(setting), (*self.fuser.identity, weights_sha256(setting.weights)))
         stretched, digest = method == "ddfm", pair_digest(case.pair, Reading())  # as DDFM is published
         key = hashed(*shaped_by, self.config.seed, self.config.crop, stretched, digest)
         path = Path(self.config.out) / "pictures" / case.dataset / method / f"{case.pair.name}.png"
@@ -111,17 +120,35 @@ class Judge:
 
     def row(self, case: Case, sample: Sample, picture: Picture, stretch: str) -> Row:
         """Scores a picture, unless ``results.csv`` has its row already."""
-        wanted, convention = ALL if self.config.metrics == "all" else MAIN, self.config.convention
+        wanted = ALL if self.config.metrics == "all" else (*MAIN, *EYE)
+        convention = self.config.convention
         identity = (case.dataset, case.pair.name, picture.method, stretch)
         known = self.rows.find(*identity)
-        if known and (known["key"], known["convention"]) == (picture.key, convention) and all(map(known.get, wanted)):
+        if known and (known["key"], known["convention"]) == (picture.key, convention) and all(map(known.get, MAIN)):
             return known
         fused = centre(read_luminance(picture.path), self.config.crop)
         if fused.shape[-2:] != sample.sources.shape[-2:]:
             raise MethodError(f"{picture.path}: its size is not that of the sources")
         scored = comparators.stretch(fused) if stretch == "minmax" else fused
         scores = fusion_metrics(scored[None], luminance(sample.sources)[None], convention, wanted)
+        scores |= self.seen(case, sample, picture, scored)
         own = "1" if picture.cost else "0"
         row = {"task": case.task, "k": str(len(sample.sources)), "key": picture.key, "own": own, **picture.cost}
         row |= {"convention": convention} | {name: f"{float(value):.7g}" for name, value in scores.items()}
         return self.rows.put(*identity, row)
+
+    def seen(self, case: Case, sample: Sample, picture: Picture, fused: Tensor) -> dict[str, Tensor]:
+        """Contrast of marked or warm targets that is kept, and targets that are lost; saturation of exposures."""
+        found: dict[str, Tensor] = {}
+        warm = next((k for k, modality in enumerate(sample.modalities) if modality in INFRARED), None)
+        if case.targets or warm is not None:
+            if case.targets:
+                mask = centre(read_targets(case.targets, *read_luminance(picture.path).shape[-2:]), self.config.crop)
+            else:
+                mask = bright_targets(luminance(sample.sources)[warm][None])[0]
+            kept, lost = targets(fused[None], luminance(sample.sources)[None], mask)
+            found = {"targets": torch.tensor(kept).mean(), "lost": torch.tensor(lost)} if kept else {}
+        pixels = read_image(picture.path)
+        if pixels.ndim == 3 and case.task == "mef":
+            found["saturation"] = torch.tensor(float((pixels.max(-1).astype(float) - pixels.min(-1)).mean()))
+        return found

@@ -13,9 +13,11 @@ from scipy.stats import rankdata, wilcoxon
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import QualityConfig
 from dig2dig.benchmark.rows import Row
-from dig2dig.metrics import ALL, METRICS
+from dig2dig.metrics import ALL, MAIN, METRICS
 
 LEVEL = 0.05  # a corrected p below this is significant
+EYE = ("MEF-SSIM", "halo", "tone")  # measured beside the main metrics, shown without a rank
+SHOWN = (*EYE, "targets", "lost", "saturation")
 IMAGE, COST = ["dataset", "name"], ["seconds", "evaluations"]  # columns of an image's name and its fusion's cost
 
 
@@ -28,6 +30,7 @@ class Scores:
     values: np.ndarray  # (methods, images, metrics); larger is not always better
     cost: np.ndarray  # mean seconds and network evaluations, (methods, 2); NaN for pictures of others
     left_out: list[str]  # methods that lack an image
+    shown: dict[str, np.ndarray]  # means that have no rank, by name, (methods,)
 
     @property
     def signed(self) -> np.ndarray:
@@ -42,15 +45,25 @@ class Scores:
 
 def collect(rows: Sequence[Row] | pd.DataFrame) -> Scores:
     """Scores of all methods that have every image, on the metrics that every row has."""
-    table = pd.DataFrame(rows).reindex(columns=["method", *IMAGE, *ALL, *COST], fill_value="").fillna("")
+    table = (
+        pd.DataFrame(rows)
+        .reindex(columns=["method", *IMAGE, *dict.fromkeys([*ALL, *SHOWN]), *COST], fill_value="")
+        .fillna("")
+    )
     table = table.groupby(["method", *IMAGE], sort=False).last()
     made, images = Counter(table.index.get_level_values("method")), len(table.groupby(IMAGE))
     methods = [method for method in made if made[method] == images]
     chosen = table.sort_index().loc[methods]
-    metrics = [name for name in ALL if (chosen[name] != "").all()]
+    full = [name for name in ALL if (chosen[name] != "").all()]
+    metrics = full if set(full) - {*MAIN, *EYE} else [name for name in full if name in MAIN]
     numbers = [np.array(chosen[name].replace("", "nan"), float).reshape(-1, images) for name in (*metrics, *COST)]
     values, cost = np.stack(numbers[:-2], -1), np.stack([column.mean(1) for column in numbers[-2:]], -1)
-    return Scores(methods, metrics, values, cost, sorted(set(made) - set(methods)))
+    shown = {}
+    for name in [name for name in SHOWN if name not in metrics]:
+        column = chosen[name].replace("", "nan").astype(float).groupby("method", sort=False).mean()
+        if column.notna().any():
+            shown[name] = column.reindex(methods).to_numpy()
+    return Scores(methods, metrics, values, cost, sorted(set(made) - set(methods)), shown)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -84,10 +97,12 @@ def means_table(scores: Scores) -> str:
     lines = []
     for i in np.argsort(rank, kind="stable"):
         cost = ["" if np.isnan(x) else f"{x:.{digits}f}" for x, digits in zip(scores.cost[i], (2, 1), strict=True)]
-        lines.append([scores.methods[i], *(f"{v:.4g}" for v in scores.values[i].mean(0)), f"{rank[i]:.2f}", *cost])
+        seen = ["" if np.isnan(column[i]) else f"{column[i]:.3g}" for column in scores.shown.values()]
+        means = [f"{v:.4g}" for v in scores.values[i].mean(0)]
+        lines.append([scores.methods[i], *means, f"{rank[i]:.2f}", *seen, *cost])
     arrows = [f"{name} {METRICS[name].arrow}" for name in scores.metrics]
     missing = f"\nWithout all images, and so left out: {', '.join(scores.left_out)}.\n" if scores.left_out else ""
-    return markdown(["method", *arrows, "mean rank", *COST], lines) + missing
+    return markdown(["method", *arrows, "mean rank", *scores.shown, *COST], lines) + missing
 
 
 def tests_table(scores: Scores, reference: str) -> str:

@@ -182,10 +182,10 @@ def measure(
 class Lookup:
     """Maps of the size of the sources at any time, interpolated linearly in the log of the noise level.
 
-    Each image has its own time; beyond what was measured, the nearest time counts.
+    Each image has its own time; beyond what was measured, the nearest time counts. Without a size, maps keep theirs.
     """
 
-    def __init__(self, measured: Measured, t: Timestep, alpha_bar: AlphaBar, size: Sequence[int]) -> None:
+    def __init__(self, measured: Measured, t: Timestep, alpha_bar: AlphaBar, size: Sequence[int] | None = None) -> None:
         fineness = -noise_level(alpha_bar).log()
         known, wanted = fineness[measured.times], fineness[t.cpu()]
         last = len(known) - 1
@@ -193,15 +193,17 @@ class Lookup:
         left = (self.right - 1).clamp(min=0)
         span = (known[self.right] - known[left]).clamp(min=1e-12)
         self.share = ((wanted - known[left]) / span).clamp(0, 1)
-        self.size = tuple(size)
+        self.size = size
 
     def __call__(self, maps: list[Maps]) -> Maps:
         """The maps at this time."""
         if (self.right == self.right[0]).all() and (self.share == self.share[0]).all():  # one grid for all images
-            return upsample(_between(maps, int(self.right[0]), float(self.share[0])), *self.size)
+            one = _between(maps, int(self.right[0]), float(self.share[0]))
+            return upsample(one, *self.size) if self.size else one
+        size = self.size or max(one.shape[-2:] for one in maps)
         parts = zip(self.right.tolist(), self.share.tolist(), strict=True)
         each = (_between([one[i : i + 1] for one in maps], *part) for i, part in enumerate(parts))
-        return torch.cat([upsample(one, *self.size) for one in each])
+        return torch.cat([upsample(one, *size) for one in each])
 
 
 def _between(maps: list[Maps], right: int, share: float) -> Tensor:

@@ -29,10 +29,10 @@ class Step:
     ``t`` is the time index of each image, ``alpha_bar`` the share of the signal's variance there, shape (b, 1, 1, 1),
     and ``sigma`` its noise level; their next values are 1 and 0 after the last time. ``x_t`` is the noisy state, with
     the prior's channels. It carries the graph of x0_hat where gradients are asked for, and is None where the network
-    does not run. ``sources`` are clean. ``estimate`` is the denoiser's estimate of them at this time, or None.
-    ``base`` are the weights of what is coarser than the first step, None for the plain mean. ``factor`` is a factor on
-    the band of this step that learned weights ask for, (b, 1, h, w), or None. ``space`` are the sources blurred as at
-    this step and at the next one, where they are known.
+    does not run. ``sources`` are clean. ``weights`` may be coarser than they; ``weight`` has their size. ``estimate``
+    is the denoiser's estimate of the sources at this time, or None. ``base`` are the weights of what is coarser than
+    the first step, None for the plain mean. ``factor`` is a factor on the band of this step that learned weights ask
+    for, (b, 1, h, w), or None. ``space`` are the sources blurred as at this step and at the next one, if known.
     """
 
     t: Timestep
@@ -42,12 +42,17 @@ class Step:
     sigma_next: tuple[float, ...]
     x_t: State | None
     sources: Sources
-    weight: Weights
+    weights: Maps
     estimate: Sources | None
     estimate_next: Sources | None
     base: Maps | None = None
-    factor: Image | None = None
-    space: Sequence[Sources] | None = None
+    factor: Tensor | None = None
+    space: Sequence[Maps] | None = None
+
+    @property
+    def weight(self) -> Weights:
+        """The weight of each source at each pixel."""
+        return upsample(self.weights, *self.sources.shape[-2:])
 
     def start(self, images: Sources) -> Image:
         """The weighted sum of what the sources show before the first step."""
@@ -105,7 +110,7 @@ class BandState:
     """The sum of the bands so far, and each source as far as it was seen; on a grid as coarse as they are blurred."""
 
     target: Image
-    seen: list[Sources]
+    seen: list[Maps]
 
 
 def bands(
@@ -147,7 +152,7 @@ def bands(
     for k, source in enumerate(parts):
         sharper = space[1][k] if space else blurred(source, step.sigma_next, scale)
         size = sharper.shape[-2:]
-        band, weight = sharper - upsample(seen[k], *size), resample(step.weight[:, k : k + 1], *size)
+        band, weight = sharper - upsample(seen[k], *size), resample(step.weights[:, k : k + 1], *size)
         fused = fused + weight * band
         if energy > 0 and step.factor is None:
             promised = promised + (weight * band.square()).mean(2, keepdim=True)

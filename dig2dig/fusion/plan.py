@@ -30,8 +30,8 @@ class Plan:
     measured: Measured  # gains, and estimates if a guidance needs them, at the times where they were measured
     weights: list[Maps]  # fusion weights at those times
     base: Maps | None  # weights of what is coarser than the first step; None for the plain mean
-    factors: list[Maps] | None  # factor on the band of each step, (b, 1, 1, h / f, w / f), of learned weights
-    space: list[Sources] | None  # the sources blurred as at each step, where they were needed for the weights
+    factors: list[Tensor] | None  # factor on the band of each step, (b, 1, 1, h / f, w / f), of learned weights
+    space: list[Maps] | None  # the sources blurred as at each step, where they were needed for the weights
     times: Int[Tensor, "steps b"]  # time index of each image in each step, on the CPU
     t: Int[Tensor, "steps b"]  # the same on the sources' device
     alpha_bar: Tensor  # at these times and, last, of the clean image, (steps + 1, b, 1, 1, 1)
@@ -40,10 +40,10 @@ class Plan:
     def step(self, i: int, x_t: State | None, sources: Sources) -> Step:
         """What a guidance may use in step i."""
         size, estimates = sources.shape[-2:], self.measured.estimates
-        now = Lookup(self.measured, self.times[i], self.schedule, size)
+        now = Lookup(self.measured, self.times[i], self.schedule)
         estimate, estimate_next = None, None
         if estimates is not None:
-            estimate, estimate_next = now(estimates), sources
+            estimate, estimate_next = Lookup(self.measured, self.times[i], self.schedule, size)(estimates), sources
             if i + 1 < len(self.times):
                 estimate_next = Lookup(self.measured, self.times[i + 1], self.schedule, size)(estimates)
         sigmas = noise_level(self.schedule)[self.times[i : i + 2]].tolist()
@@ -55,7 +55,7 @@ class Plan:
             sigma_next=tuple(sigmas[1]) if len(sigmas) > 1 else (0.0,) * len(sources),
             x_t=x_t,
             sources=sources,
-            weight=now(self.weights),
+            weights=now(self.weights),
             estimate=estimate,
             estimate_next=estimate_next,
             base=self.base,

@@ -1,6 +1,5 @@
 """Fusion weights: what share each source has at each pixel, from what the denoiser learns about it."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,6 +19,7 @@ from dig2dig.config import SamplerConfig
 from dig2dig.errors import PriorError
 from dig2dig.fusion.guidance import blurred
 from dig2dig.fusion.resample import coarseness, resample, upsample
+from dig2dig.priors.files import file_sha256
 from dig2dig.shapes import Gains, Image, Maps, Sources, Weights
 
 BUNDLED = Path(__file__).with_name("bundled")
@@ -100,7 +100,7 @@ class WeightNetwork(nn.Module):
         nn.init.zeros_(self.last.bias)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-    def forward(self, space: Sequence[Sources], gains: Sequence[Maps], sigmas: Sequence[float]) -> list[Level]:
+    def forward(self, space: Sequence[Maps], gains: Sequence[Maps], sigmas: Sequence[float]) -> list[Level]:
         """The base and a level for each step.
 
         Args:
@@ -133,12 +133,12 @@ class WeightNetwork(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def scale_space(sources: Sources, sigmas: Sequence[float], scale: float) -> list[Sources]:
+def scale_space(sources: Sources, sigmas: Sequence[float], scale: float) -> list[Maps]:
     """The sources blurred as at each step, and last the sources themselves."""
     return [blurred(sources, (sigma,), scale) for sigma in [*sigmas, 0.0]]
 
 
-def features(space: Sequence[Sources], gains: Sequence[Maps], sigmas: Sequence[float], scale: float) -> list[Maps]:
+def features(space: Sequence[Maps], gains: Sequence[Maps], sigmas: Sequence[float], scale: float) -> list[Maps]:
     """What the network sees of each source at each level, (b, k, 8, h / f, w / f), about in [-1, 1].
 
     The logs of the gain at the level's noise, at the next coarser one and at the largest; the band, signed, and the log
@@ -183,10 +183,14 @@ def weights_folder(name: str) -> Path:
     return folder
 
 
+def weights_sha256(name: str) -> str:
+    """SHA-256 of the learned weights that ``sampler.weights`` names; empty for ``gain``."""
+    return "" if name == "gain" else file_sha256(weights_folder(name) / "weights.safetensors")
+
+
 def load_weights(name: str) -> WeightNetwork:
     """Learned weights from a folder or a bundled set; PriorError if they are missing or damaged."""
-    folder = weights_folder(name)
-    return _load(folder, hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest())
+    return _load(weights_folder(name), weights_sha256(name))
 
 
 @lru_cache(maxsize=8)

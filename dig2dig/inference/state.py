@@ -16,6 +16,7 @@ from dig2dig.atomic import write_atomically
 from dig2dig.cli import from_yaml, read_record, to_yaml
 from dig2dig.config import InferConfig
 from dig2dig.errors import PairingError
+from dig2dig.fusion.weight import weights_sha256
 from dig2dig.inference.encode import suffix_of
 from dig2dig.inference.table import Rows, read_summary, write_summary
 from dig2dig.priors.files import file_sha256, weights_file
@@ -30,7 +31,7 @@ class Run:
 
     out: Path  # the folder
     config: InferConfig  # the configuration, with absolute paths
-    record: dict[str, Any]  # SHA-256 of prior and adapter, and versions
+    record: dict[str, Any]  # SHA-256 of prior, adapter and learned weights, and versions
     pairs: Sequence[Pair]  # all pairs
     todo: list[Pair]  # pairs that are to be fused
     done: Rows  # rows of ``summary.csv`` that stay valid, by name
@@ -91,11 +92,12 @@ def refuse_to_replace_sources(config: InferConfig, pairs: Sequence[Pair]) -> Non
 
 
 def make_record(config: InferConfig) -> dict[str, Any]:
-    """SHA-256 of the prior and its adapter, and the versions that a result depends on."""
+    """SHA-256 of prior, adapter and learned weights, and the versions that a result depends on."""
     prior, versions = config.prior, {package: version(package) for package in RECORDED}
     versions["python"] = platform.python_version()
     adapter = file_sha256(adapter_file(Path(prior.adapter))) if prior.adapter else ""
-    return {"prior_sha256": file_sha256(weights_file(prior.path)), "adapter_sha256": adapter, "versions": versions}
+    hashes = {"prior_sha256": file_sha256(weights_file(prior.path)), "adapter_sha256": adapter}
+    return hashes | {"weights_sha256": weights_sha256(config.sampler.weights), "versions": versions}
 
 
 def resolve(config: InferConfig) -> InferConfig:
@@ -105,7 +107,10 @@ def resolve(config: InferConfig) -> InferConfig:
         prior = replace(prior, path=absolute(prior.path))
     sources = {modality: absolute(source) for modality, source in config.sources.items()}
     paths = {name: absolute(getattr(config, name)) for name in ("manifest", "stacks", "out")}
-    return replace(config, sources=sources, prior=prior, **paths)
+    sampler, learned = config.sampler, config.sampler.weights
+    if learned != "gain" and not learned.startswith("bundled/"):
+        sampler = replace(sampler, weights=absolute(learned))
+    return replace(config, sources=sources, prior=prior, sampler=sampler, **paths)
 
 
 def absolute(path: str) -> str:
@@ -121,6 +126,8 @@ def shaping(config: InferConfig, record: dict[str, Any]) -> tuple[object, ...]:
         config.sequence,
         config.exact or config.batch_size,
         config.noise,
+        config.prefer,
+        record.get("weights_sha256"),
         (record.get("prior_sha256"), record.get("adapter_sha256"), prior.precision, prior.window, prior.compile),
         config.sampler,
         config.save,

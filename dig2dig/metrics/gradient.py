@@ -100,9 +100,14 @@ def fusion_artefacts(fused: Image, sources: Sources) -> Scores:
     Reference: Shreyamsha Kumar, "Multifocus and multispectral image fusion based on pixel significance using discrete
     cosine harmonic wavelet transform", 2013.
     """
-    (f, angle_f), (s, angle_s) = (_edges(levels / 8, "reflect") for levels in both(fused, sources))
+    return fusion_artefacts_of(*both(fused, sources))
+
+
+def fusion_artefacts_of(fused: Tensor, sources: Tensor) -> Scores:
+    """:func:`fusion_artefacts` of grey levels; differentiable."""
+    (f, angle_f), (s, angle_s) = (_edges(levels / 8, "reflect") for levels in (fused, sources))
     small, large = torch.minimum(s, f), torch.maximum(s, f)
-    ratio = torch.where(small > 0, small / large.clamp(min=1e-300), 0.0)
+    ratio = torch.where(small > 0, small / torch.where(large > 0, large, 1.0), 0.0)
     turn = ((angle_s - angle_f).abs() - math.pi / 2).abs() * 2 / math.pi
     kept = (0.9999 / (1 + (-19 * (ratio - 0.5)).exp()) * 0.9995 / (1 + (-22 * (turn - 0.5)).exp())).sqrt()
     importance = torch.where(s >= 2, s**1.5, 0.001)

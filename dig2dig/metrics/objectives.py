@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from dig2dig.color import luminance, rgb_to_ycbcr
+from dig2dig.errors import UserError
 from dig2dig.metrics import gradient, perception, structure, tone
 from dig2dig.shapes import Image, Sources
 
@@ -68,8 +69,8 @@ def mask(view: View) -> Tensor:
     fused, sources = view.levels
     inside, ring = tone.inside_and_ring(view.mask)
     ours, theirs = tone.target_contrast(fused, inside, ring), tone.target_contrast(sources, inside, ring).amax(1)
-    seen = (theirs > 10) & (inside.sum((1, 2, 3)) >= 30)
-    return ((1 - ours[:, 0] / theirs.clamp(min=10)).clamp(min=0) * seen).mean()
+    seen = (theirs >= tone.LEAST_CONTRAST) & (inside.sum((1, 2, 3)) >= tone.LEAST_AREA)
+    return ((1 - ours[:, 0] / theirs.clamp(min=tone.LEAST_CONTRAST)).clamp(min=0) * seen).mean()
 
 
 def salient(view: View) -> Tensor:
@@ -107,6 +108,11 @@ def steep(view: View) -> Tensor:
     return total
 
 
+def artefact(view: View) -> Tensor:
+    """Nabf."""
+    return gradient.fusion_artefacts_of(*view.levels).mean()
+
+
 def halo(view: View) -> Tensor:
     """Share of the gradient energy of the blurred image that points against every source, see :func:`tone.halo_of`."""
     return tone.halo_of(*view.levels).mean()
@@ -135,8 +141,15 @@ def overflow(view: View) -> Tensor:
 
 
 def exposure(view: View) -> Tensor:
-    """Squared distance of the mean of 16×16 blocks from middle grey."""
-    return (avg_pool2d(luminance(view.fused), 16) - 0.5).square().mean()
+    r"""Mean distance, over 8×8 blocks, to the well-exposed mean of the sources.
+
+    .. math:: \sum_k w_k c_k \Big/ \sum_k w_k, \qquad w_k = \exp\!\big(-(Y_k - \tfrac12)^2 / (2 \cdot 0.2^2)\big)
+
+    Reference: Mertens, Kautz and Van Reeth, "Exposure fusion", 2007.
+    """
+    well = (-(luminance(view.sources) - 0.5).square() / 0.08).exp() + 1e-6
+    wanted = (well * view.sources).sum(1) / well.sum(1)
+    return (avg_pool2d(view.fused, 8) - avg_pool2d(wanted, 8)).abs().mean()
 
 
 def colour(view: View) -> Tensor:
@@ -161,15 +174,19 @@ def truth_ssim(view: View) -> Tensor:
 
 
 _TERMS: tuple[Callable[[View], Tensor], ...] = (
-    vif, ssim, qabf, scd, mef_ssim, target, salient, mask, contrast, steep, sharp, halo, bounds, order, overflow,
-    exposure, colour, truth, truth_ssim,
+    vif, ssim, qabf, scd, mef_ssim, target, salient, mask, contrast, steep, sharp, artefact, halo, bounds, order,
+    overflow, exposure, colour, truth, truth_ssim,
 )  # fmt: skip
 TERMS: dict[str, Callable[[View], Tensor]] = {term.__name__: term for term in _TERMS}
 """All terms by name."""
 
 
-def objective(view: View, factors: Mapping[str, float]) -> dict[str, Tensor]:
-    """Each term times its factor; a ValueError if there is none of that name."""
+def check_terms(factors: Mapping[str, float]) -> None:
+    """Refuses terms that do not exist with a UserError."""
     if unknown := sorted(set(factors) - set(TERMS)):
-        raise ValueError(f"objective: no term {', '.join(unknown)}; there are {', '.join(TERMS)}")
+        raise UserError(f"objective: no term {', '.join(unknown)}; there are {', '.join(TERMS)}")
+
+
+def objective(view: View, factors: Mapping[str, float]) -> dict[str, Tensor]:
+    """Each term times its factor."""
     return {name: factor * TERMS[name](view) for name, factor in factors.items() if factor}

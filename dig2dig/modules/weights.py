@@ -21,7 +21,7 @@ from dig2dig.priors.schedule import draw_noise, generators, noise_level
 from dig2dig.shapes import Image, Maps, Sources
 
 
-def composed(space: Sequence[Sources], levels: Sequence[Level], sigmas: Sequence[float], scale: float) -> Image:
+def composed(space: Sequence[Maps], levels: Sequence[Level], sigmas: Sequence[float], scale: float) -> Image:
     """The weighted bands of a scale space of sources in [-1, 1], not clipped; differentiable with its levels."""
     base, *rest = levels
     sources, b, state = space[-1], len(space[-1]), None

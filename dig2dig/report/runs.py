@@ -28,13 +28,20 @@ def facts(config: InferConfig, record: Mapping[str, Any], rows: Rows) -> list[tu
     adapter = f" + {prior.adapter} {record.get('adapter_sha256', '')[:10]}" if prior.adapter else ""
     noise = ", ".join(f"{modality} {sigma}" for modality, sigma in config.noise.items())
     versions = record.get("versions", {})
+    weights = [("weights", f"{s.weights} {record.get('weights_sha256', '')[:10]}")]
+    if s.weights == "gain":
+        weights = [
+            ("sampling", f"{s.steps} steps, {s.grid}"),
+            ("gains", f"{s.dig.kind}, temperature {s.dig.temperature:g}, {s.research.scope}"),
+        ]
+    weights += [("prefer", ", ".join(f"{m} {factor:g}" for m, factor in config.prefer.items()))] * bool(config.prefer)
+    weights += [("tone", s.tone)] * (s.tone != "balanced")
     return [
         ("pairs", f"{len(done)} fused, {len(rows) - len(done)} failed"),
         ("time", f"{sum(float(row['seconds']) for row in done):.1f} s"),
         ("task", config.task),
         ("sources", ", ".join(config.sources)),
-        ("sampling", f"{s.steps} steps, {s.grid}"),
-        ("gains", f"{s.dig.kind}, temperature {s.dig.temperature:g}, {s.research.scope}"),
+        *weights,
         ("guidance", f"{s.guidance.kind}, {pull}"),
         *([("noise", noise)] if noise else []),
         ("prior", f"{prior.path} {record.get('prior_sha256', '')[:10]}{adapter}"),

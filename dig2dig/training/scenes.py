@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from datamodules.gain_data import GRID, write_scene
 from datamodules.image_data import hold_out, read_deep
-from datamodules.made import MADE
+from datamodules.made import MADE, varied
 from datamodules.pairing import Pair, find_pairs, find_stacks, read_manifest
 from datamodules.pairs import Reading, Sample, pair_digest, read_pair
 from datamodules.readers.pixels import list_images, read_image
@@ -26,6 +26,11 @@ from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import draw_noise, generators
 
 MASK = "mask"
+
+
+def crc(text: str) -> int:
+    """A number for a text, the same in each run."""
+    return zlib.crc32(text.encode(errors="surrogateescape"))
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ def training_scenes(config: TrainConfig) -> tuple[list[Scene], list[Pair]]:
     if data.val_share and pairs:
         names = {Path(f"{pair.name}.x"): pair for pair in pairs}
         kept, held_out = ([names[path] for path in part] for part in hold_out([*names], data.val_share, config.seed))
-    train += [_real(pair, reading) for pair in kept]
+    train += [_real(pair, reading, variant) for pair in kept for variant in range(data.variants)]
     if not train:
         raise RunError("no scene is left to train on, all are held out")
     return train, held_out
@@ -75,7 +80,7 @@ def without_mask(pair: Pair) -> Pair:
     return replace(pair, files=files, missing=tuple(modality for modality in pair.missing if modality != MASK))
 
 
-def _real(pair: Pair, reading: Reading) -> Scene:
+def _real(pair: Pair, reading: Reading, variant: int) -> Scene:
     def read() -> dict[str, Tensor]:
         sample = read_pair(without_mask(pair), reading)
         if not isinstance(sample, Sample):
@@ -86,15 +91,16 @@ def _real(pair: Pair, reading: Reading) -> Scene:
             if mask.shape[-2:] != sample.sources.shape[-2:]:
                 raise ImageError(f"{pair.files[MASK]}: its size is not that of the sources")
             images[MASK] = mask
-        return images
+        return varied(images, np.random.default_rng([variant, crc(pair.name)])) if variant else images
 
-    return Scene(pair.name, pair_digest(pair, reading), read)
+    name = f"{pair.name}_{variant}" if variant else pair.name
+    return Scene(name, f"{pair_digest(pair, reading)}/{pair.files.get(MASK)}/{variant}", read)
 
 
 def _made(path: Path, kind: str, seed: int) -> Scene:
     def read() -> dict[str, Tensor]:
         photo = read_deep(path)
-        random = np.random.default_rng([seed, zlib.crc32(path.stem.encode(errors="surrogateescape"))])
+        random = np.random.default_rng([seed, crc(path.stem)])
         return MADE[kind](photo.astype(np.float32) / (255 if photo.dtype == np.uint8 else 1), random)
 
     return Scene(f"{kind}_{path.stem}", f"{source_digest(path)}/{kind}/{seed}", read)
@@ -109,7 +115,7 @@ def cached(scenes: Iterable[Scene], config: TrainConfig, denoiser: Denoiser, liv
     settings = f"{config.prior_sha256}/{config.adapter}/{config.fusion.sampler}/{live}"
     device = next(iter(denoiser.parameters())).device
     for scene in tqdm([*scenes], desc="gains", unit="scene"):
-        key = zlib.crc32(f"{settings}/{scene.identity}".encode(errors="surrogateescape"))
+        key = crc(f"{settings}/{scene.identity}")
         path = folder / f"{scene.name}-{key:08x}.safetensors"
         try:
             if not path.is_file():

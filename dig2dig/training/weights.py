@@ -16,6 +16,7 @@ from dig2dig.config import FusionConfig, InferConfig, SamplerConfig
 from dig2dig.config_train import TrainConfig
 from dig2dig.fusion.weight import WeightNetwork, save_weights
 from dig2dig.metrics import fusion_metrics
+from dig2dig.metrics.objectives import check_terms
 from dig2dig.modules.fuser import Fuser
 from dig2dig.modules.prior import choose_weights, starting_prior
 from dig2dig.modules.scores import means
@@ -40,9 +41,12 @@ class WeightLearning(Learning):
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
+        check_terms(config.objective)
         denoiser = starting_prior(config)
         scenes, held_out = training_scenes(config)
-        self.held_out = [without_mask(pair) for pair in held_out] or find_pairs(config.fusion.sources or {})
+        self.held_out = [without_mask(pair) for pair in held_out]
+        if config.fusion.sources:
+            self.held_out = find_pairs(config.fusion.sources)
         files = cached(scenes, config, denoiser, config.learns_prior)
         self.count = len(files)
         samples = fusion_samples(config, self.held_out)

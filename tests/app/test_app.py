@@ -54,8 +54,8 @@ def test_the_command_makes_the_same_bytes(
     task: str, files: list[Path], names: list[str], tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uploads = crops(tmp_path / "uploads", files, names)
-    *steps, done = fused(Order(uploads, task, 3, 0.7, 5), tiny, tmp_path / "work")
-    assert isinstance(done, Done) and len(steps) == 3 and done.file.name == "fused.png"
+    *steps, done = fused(Order(uploads, task, "vivid", 1.5, 5), tiny, tmp_path / "work")
+    assert isinstance(done, Done) and len(steps) >= 3 and done.file.name == "fused.png"
     for step in steps:
         assert isinstance(step, Progress) and len(step.panels) == 2 * len(files)
         means = [float(caption.removeprefix("weight ")) for _, caption in step.panels[len(files) :]]
@@ -83,7 +83,7 @@ def test_the_command_makes_the_same_bytes(
         ("large", "a.png: 64x48 pixels; this page takes 0.001 million"),
         ("size", "sources differ in size: a.png 64x48, b.png 64x40; choose under 'If they do not lie on each other'"),
         ("unrelated", "b.png: does not register: "),
-        ("steps", "'Steps' must lie in 1 to 100, not 0"),
+        ("tone", "no tone 'loud': there are natural, balanced, vivid"),
         ("task", "no task 'x'"),
     ],
 )
@@ -101,8 +101,8 @@ def test_a_refusal_is_one_line_with_the_names_of_files_and_controls(
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64), np.uint8)).save(second[0])
     files = {"one": [first], "twice": [first, first], "text": [first, (second[0], "notes.txt")]}
     align = "ecc" if change == "unrelated" else "none"
-    steps = 0 if change == "steps" else 2
-    order = Order(files.get(change, [first, second]), "x" if change == "task" else "ivf", steps, align=align)
+    tone = "loud" if change == "tone" else "balanced"
+    order = Order(files.get(change, [first, second]), "x" if change == "task" else "ivf", tone, align=align)
     with pytest.raises(UserError) as refusal:
         fused(order, tiny, tmp_path / "work", **limits)
     text = str(refusal.value)
@@ -156,14 +156,13 @@ def test_sizes_are_brought_together_where_that_is_asked_for(tmp_path: Path, tiny
     files = crops(tmp_path / "uploads", PAIR, ["a.png", "b.png"])
     with Image.open(files[1][0]) as picture:
         picture.resize((32, 24)).save(files[1][0])
-    *_, done = fused(Order(files, "ivf", 2, align="resize"), tiny, tmp_path / "work")
+    *_, done = fused(Order(files, "ivf", align="resize"), tiny, tmp_path / "work")
     assert isinstance(done, Done) and done.preview.shape == (48, 64, 3) and "align=resize" in done.command
 
 
-def test_tasks_are_configs_and_their_presets_fit_the_sliders() -> None:
+def test_tasks_are_configs() -> None:
     for task in TASKS.values():
-        sampler = preset(task)
-        assert 1 <= sampler.steps <= 50 and 0.01 <= sampler.dig.temperature <= 4
+        assert preset(task).steps > 0
 
 
 def test_mistakes_at_the_start_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:

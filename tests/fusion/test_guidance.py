@@ -20,7 +20,7 @@ def step(sources: torch.Tensor, weight: torch.Tensor, alpha_bar: float | torch.T
         "alpha_bar_next": torch.ones(b, 1, 1, 1),
         "x_t": torch.zeros(b, c, h, w),
         "sources": sources,
-        "weight": weight,
+        "weights": weight,
         "estimate": sources * 0.5,
         "estimate_next": sources * 0.8,
     }
@@ -124,7 +124,7 @@ def test_bands_of_one_source_alone_are_that_source_but_for_the_coarsest() -> Non
     weight = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1, 1).expand_as(sources)
     coarsest = smooth(sources, 4.0 * 3.0)  # noise level 3 at alpha_bar 0.1
     expected = sources[:, 0] + (coarsest[:, 1] - coarsest[:, 0]) / 2
-    torch.testing.assert_close(walk(sources, weight, 1.0), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(walk(sources, weight, 1.0), expected, rtol=0, atol=2e-3)  # coarse grids
 
 
 def test_bands_give_back_the_energy_that_averaging_cancels() -> None:

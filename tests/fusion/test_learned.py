@@ -10,7 +10,7 @@ from dig2dig.config import DigConfig, SamplerConfig
 from dig2dig.errors import PriorError
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.sampler import fuse
-from dig2dig.fusion.weight import WeightNetwork, load_weights, preferred, save_weights
+from dig2dig.fusion.weight import WeightNetwork, load_weights, preferred, save_weights, scale_space
 from dig2dig.priors.denoiser import Denoiser
 
 DIG = DigConfig(loss="l1", normalise="none", smoothing=1.0, refresh=1)
@@ -22,7 +22,7 @@ def network() -> WeightNetwork:
     """A network whose last layer is not zero."""
     torch.manual_seed(0)
     network = WeightNetwork(SETTINGS)
-    torch.nn.init.normal_(network.last.weight, std=1.0)
+    torch.nn.init.normal_(network.last.weight, std=8.0)
     return network.eval().requires_grad_(False)
 
 
@@ -32,10 +32,10 @@ def scene(k: int, h: int = 40, w: int = 56, channels: int = 1) -> torch.Tensor:
 
 
 def levels(network: WeightNetwork, sources: torch.Tensor, order: list[int] | None = None) -> list:
-    k = sources.shape[1]
+    k, sigmas = sources.shape[1], [0.5, 0.25, 0.125]
     gains = [torch.rand(1, k, 1, 20, 28, generator=torch.Generator().manual_seed(9)) for _ in range(4)]
     order = order or list(range(k))
-    return network(sources[:, order], [gain[:, order] for gain in gains], [0.5, 0.25, 0.125])
+    return network(scale_space(sources[:, order], sigmas, 32.0), [gain[:, order] for gain in gains], sigmas)
 
 
 def test_a_new_network_gives_the_mean_of_the_sources(bundled: Denoiser) -> None:
@@ -57,7 +57,7 @@ def test_weights_sum_to_one_and_follow_the_order_of_the_sources(network: WeightN
 
 def test_one_source_twice_is_that_source(network: WeightNetwork, bundled: Denoiser) -> None:
     """Equal sources have equal weights; only the learned factor may change the bands."""
-    torch.nn.init.zeros_(network.last.weight[1])
+    network.last.weight[1] = 0
     source = scene(2)[:, :1]
     fused = fuse(source.expand(-1, 2, -1, -1, -1), bundled, SamplerConfig(), weights=network)
     torch.testing.assert_close(fused, source[:, 0], atol=1e-5, rtol=0)

@@ -5,8 +5,8 @@ import torch
 from torch.nn.functional import avg_pool2d
 
 from dig2dig.metrics import METRICS
-from dig2dig.metrics.objectives import TERMS, View, objective
-from dig2dig.metrics.tone import halo, inside_and_ring, target_contrast, tone_order
+from dig2dig.metrics.objectives import TERMS, View, check_terms, objective
+from dig2dig.metrics.tone import bright_targets, halo, inside_and_ring, target_contrast, targets, tone_order
 
 
 def scene(channels: int = 1, k: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -20,7 +20,15 @@ def scene(channels: int = 1, k: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     return (255 * fused).round() / 255, (255 * sources).round() / 255
 
 
-TWINS = {"vif": "VIF", "ssim": "SSIM", "qabf": "Qabf", "scd": "SCD", "mef_ssim": "MEF-SSIM", "halo": "halo"}
+TWINS = {
+    "vif": "VIF",
+    "ssim": "SSIM",
+    "qabf": "Qabf",
+    "scd": "SCD",
+    "mef_ssim": "MEF-SSIM",
+    "halo": "halo",
+    "artefact": "Nabf",
+}
 
 
 @pytest.mark.parametrize(("term", "metric"), TWINS.items())
@@ -28,7 +36,10 @@ TWINS = {"vif": "VIF", "ssim": "SSIM", "qabf": "Qabf", "scd": "SCD", "mef_ssim":
 def test_a_term_is_its_metric_on_eight_bit_images(term: str, metric: str, k: int) -> None:
     fused, sources = scene(k=k)
     value = float(METRICS[metric](fused, sources).mean())
-    sign, factor = (1 if metric == "halo" else -1), (k if metric == "SSIM" else 1)  # SSIM is summed over the sources
+    sign, factor = (
+        (1 if metric in ("halo", "Nabf") else -1),
+        (k if metric == "SSIM" else 1),
+    )  # SSIM is summed over the sources
     assert float(TERMS[term](View(fused, sources))) == pytest.approx(sign * factor * value, rel=2e-4, abs=1e-9)
 
 
@@ -43,7 +54,7 @@ def test_the_gradient_of_each_term_is_finite_and_lowers_it(name: str) -> None:
     def view(image: torch.Tensor) -> View:
         return View(image, sources, truth=sources[:, 0], mask=mask)
 
-    moved = 1.5 * fused - 0.2  # also outside of [0, 1]
+    moved = 1.5 * avg_pool2d(fused, 3, 1, 1) - 0.2  # also outside of [0, 1]
     moved.requires_grad_()
     value = TERMS[name](view(moved))
     (gradient,) = torch.autograd.grad(value, moved)
@@ -59,7 +70,7 @@ def test_an_objective_is_the_sum_of_its_terms() -> None:
     assert set(found) == {"target", "vif"}
     torch.testing.assert_close(found["target"], 2 * TERMS["target"](view))
     with pytest.raises(ValueError, match="no term vfi; there are vif"):
-        objective(view, {"vfi": 1.0})
+        check_terms({"vfi": 1.0})
 
 
 def test_halo_counts_gradients_against_every_source() -> None:
@@ -92,3 +103,20 @@ def test_contrast_of_targets_is_inside_less_ring() -> None:
     weaker = 50 / 255 + (image - 50 / 255) / 4
     assert float(TERMS["mask"](View(weaker, sources, mask=mask))) == pytest.approx(0.75, abs=1e-4)
     assert float(TERMS["mask"](View(weaker, sources))) == 0
+
+
+def test_targets_keep_their_contrast_or_are_lost() -> None:
+    infrared, mask = torch.full((1, 1, 80, 120), 40 / 255), torch.zeros(1, 80, 120)
+    for left in (20, 70):
+        mask[:, 30:50, left : left + 20] = 1
+        infrared[..., 30:50, left : left + 20] = 200 / 255
+    mask[:, 2:4, 2:4] = 1  # too small for a target
+    visible = torch.full_like(infrared, 100 / 255)
+    sources = torch.stack([visible, infrared], 1)
+    fused = visible.clone()
+    fused[..., 30:50, 20:40] += 80 / 255  # half of 160 levels; the other target is not there at all
+    kept, lost = targets(fused, sources, mask)
+    assert kept == pytest.approx([0.5, 0.0]) and lost == 1
+    assert targets(infrared, sources, mask) == (pytest.approx([1.0, 1.0]), 0)
+    found = bright_targets(infrared)
+    assert found[..., 32:48, 22:38].all() and not found[..., :20, :].any()

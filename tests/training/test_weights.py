@@ -1,0 +1,214 @@
+"""train.py learns fusion weights: from pairs, stacks and photographs, alone and with the prior."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import infer
+import train
+from datamodules.gain_data import GainCrops
+from datamodules.made import made_exposures, made_focus, varied
+from dig2dig.cli import load_strictly
+from dig2dig.config_train import TrainConfig
+from dig2dig.fusion.sampler import fuse
+from dig2dig.fusion.weight import WeightNetwork, load_weights, scale_space
+from dig2dig.modules.weights import WeightModule, composed, stacked
+from dig2dig.priors.denoiser import Denoiser
+from tests.conftest import EXAMPLES, ROOT
+from tests.training.test_train import Cut
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:Checkpoint directory", "ignore:.*smaller than the logging interval"
+)
+PAIR = EXAMPLES / "infrared_visible"
+SMALL = [
+    "data.crop=64",
+    "data.batch_size=2",
+    "data.workers=0",
+    "data.variants=1",
+    "trainer.accelerator=cpu",
+    "logger.wandb.mode=disabled",
+    "optim.warmup=1",
+    "fusion.crop=64",
+    "save_every=1",
+]
+
+
+def arguments(out: Path, *more: str, preset: str = "weights_ivf") -> list[str]:
+    sources = [f"data.sources.{side}={PAIR / side}" for side in ("visible", "infrared")] * (preset == "weights_ivf")
+    return [str(ROOT / f"configs/{preset}.yaml"), *sources, *SMALL, f"out={out}", *more]
+
+
+def learned(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "weights" / "weights.safetensors")
+
+
+def test_weights_are_learned_compared_and_used(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "run"
+    argv = arguments(out, "optim.steps=8", "val_every=4", "data.val_share=0.5", "data.licence=CC0", "logger.every=1")
+    assert train.main([*argv, "overfit=true"]) == 0
+    told = capsys.readouterr().out
+    assert f"sampler.weights={out}/weights" in told and "1 held-out pairs" in told
+    assert "the preset ivf with sampler.weights=gain" in told
+    card = (out / "weights" / "README.md").read_text()
+    assert "CC0" in card and "| term | vif | ssim |" in card and "| learned |" in card
+    with (out / "log" / "metrics.csv").open() as file:
+        table = list(csv.DictReader(file))
+    losses = [float(row["train/loss"]) for row in table if row.get("train/loss")]
+    assert len(losses) == 8 and losses[-1] < losses[0]
+    terms = [name for name in table[0] if name.startswith("train/") and name != "train/loss"]
+    first = next(row for row in table if row.get("train/loss"))
+    assert sum(float(first[name]) for name in terms) == pytest.approx(float(first["train/loss"]), rel=1e-4)
+    assert any(row.get("fusion/VIF") for row in table) and list((out / "fusion").rglob("*_maps.png"))
+    sources = [f"sources.{side}={PAIR / side / '00036N.png'}" for side in ("visible", "infrared")]
+    command = [
+        str(ROOT / "configs/ivf.yaml"),
+        *sources,
+        f"out={tmp_path / 'fused'}",
+        "save.weights=true",
+        "report.pairs=1",
+    ]
+    assert infer.main([*command, f"sampler.weights={out}/weights", "trainer.accelerator=cpu"]) == 0
+    assert len(list((tmp_path / "fused" / "00036N_maps").iterdir())) > 4
+    assert (tmp_path / "fused" / "report.html").is_file()
+
+
+def test_an_interrupted_training_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
+    whole, cut = arguments(tmp_path / "whole", "optim.steps=4"), arguments(tmp_path / "cut", "optim.steps=4")
+    assert train.main(whole) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        original = WeightModule.training_step
+
+        def stop(self: WeightModule, batch: list, index: int) -> torch.Tensor:
+            if self.trainer.global_step == 2:
+                raise Cut
+            return original(self, batch, index)
+
+        patch.setattr(WeightModule, "training_step", stop)
+        with pytest.raises(Cut):
+            train.main(cut)
+    assert not (tmp_path / "cut" / "weights").exists()
+    assert train.main(cut) == 0
+    ours, theirs = learned(tmp_path / "cut"), learned(tmp_path / "whole")
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value)
+
+
+@pytest.mark.parametrize(("mode", "folder"), [("lora+weights", "adapter"), ("full+weights", "prior")])
+def test_the_objective_reaches_the_prior_through_the_gains(mode: str, folder: str, tmp_path: Path) -> None:
+    assert (
+        train.main(arguments(tmp_path, "optim.steps=2", f"adapt.mode={mode}", "adapt.rank=2", "data.batch_size=1")) == 0
+    )
+    assert (tmp_path / folder).is_dir() and (tmp_path / "weights").is_dir()
+    config = load_strictly(TrainConfig, arguments(tmp_path, f"adapt.mode={mode}", "adapt.rank=2"))
+    module = WeightModule(config)
+    torch.nn.init.normal_(module.network.last.weight)
+    crop = GainCrops(sorted((tmp_path / "scenes").iterdir()), 64, 0)[0]
+    assert crop["gains"] == []
+    module.log = module.log_dict = lambda *_, **__: None  # pyright: ignore[reportAttributeAccessIssue]
+    module.training_step([crop], 0).backward()
+    prior = [weight for weight in module.denoiser.parameters() if weight.requires_grad]
+    assert prior and any(weight.grad is not None and weight.grad.abs().max() > 0 for weight in prior)
+    rates = [group.get("lr") for group in module.rates()]
+    assert rates == [None, pytest.approx(0.02 * config.optim.lr)]
+
+
+@pytest.mark.parametrize(("preset", "more"), [
+    ("weights_mff", [f"data.root={EXAMPLES / 'multi_focus' / 'truth'}"]),
+    ("weights_mef", [f"data.root={EXAMPLES / 'multi_focus' / 'truth'}", "data.made=exposures"]),
+    ("weights_mif", [f"data.sources.{side}={PAIR / side}" for side in ("visible", "infrared")]),
+    ("weights_universal", [f"data.sources.{side}={PAIR / side}" for side in ("visible", "infrared")]),
+])  # fmt: skip
+def test_each_preset_trains(preset: str, more: list[str], tmp_path: Path) -> None:
+    assert train.main(arguments(tmp_path, "optim.steps=1", "data.val_share=0", *more, preset=preset)) == 0
+    assert load_weights(str(tmp_path / "weights")).settings.steps == 5
+
+
+def test_stacks_of_different_lengths_and_masks_train_together(tmp_path: Path) -> None:
+    rows = ["name,dark,middle,bright,mask"]
+    stack = [EXAMPLES / "multi_exposure_stack" / side / "Tower.png" for side in ("dark", "middle", "bright")]
+    rows += [f"three,{','.join(map(str, stack))},", f"two,{stack[0]},,{stack[2]},{stack[2]}"]
+    manifest = tmp_path / "scenes.csv"
+    manifest.write_text("\n".join(rows))
+    argv = arguments(
+        tmp_path / "run", "optim.steps=2", f"data.manifest={manifest}", "data.val_share=0", preset="weights_mef"
+    )
+    assert train.main([*argv, "objective.mask=1"]) == 0
+    crops = GainCrops(sorted((tmp_path / "run" / "scenes").iterdir()), 64, 0)
+    found = [crops[i] for i in range(12)]
+    assert {len(crop["sources"]) for crop in found} == {2, 3} and any("mask" in crop for crop in found)
+    for crop in found:
+        assert crop["sources"].shape[-2:] == (64, 64) and len(crop["gains"]) == 6
+    groups = stacked(found, torch.device("cpu"))
+    assert sum(len(group["sources"]) for group in groups) == 12
+
+
+def test_crops_move_images_and_gains_alike(tmp_path: Path) -> None:
+    from datamodules.gain_data import write_scene
+
+    ramp = (torch.arange(128)[:, None] * 3 + torch.arange(160)).float() / 1000
+    sources = torch.stack([ramp, 1 - ramp])[:, None]
+    gains = [torch.nn.functional.avg_pool2d(sources, factor) for factor in (32, 8, 1)]
+    write_scene(tmp_path / "a.safetensors", {"sources": sources, "truth": ramp[None]}, gains)
+    for index in range(8):
+        crop = GainCrops([tmp_path / "a.safetensors"], 64, 0)[index]
+        torch.testing.assert_close(crop["truth"], crop["sources"][0], atol=1e-3, rtol=0)
+        for factor, maps in zip((32, 8, 1), crop["gains"], strict=True):
+            expected = torch.nn.functional.avg_pool2d(crop["sources"], factor)
+            torch.testing.assert_close(maps, expected, atol=2e-3, rtol=0)
+
+
+def test_training_composes_what_inference_fuses(bundled: Denoiser) -> None:
+    torch.manual_seed(0)
+    config = load_strictly(TrainConfig, arguments(Path("x")))
+    network = WeightNetwork(config.fusion.sampler).eval().requires_grad_(False)
+    torch.nn.init.normal_(network.last.weight, std=4.0)
+    module = WeightModule(config, bundled, network)
+    module.config = replace(config, adapt=replace(config.adapt, mode="lora+weights"))  # gains measured now
+    sources = torch.nn.functional.avg_pool2d(torch.rand(2, 1, 96, 96), 5, 1, 2)[None]
+    space = scale_space(2 * sources - 1, module.sigmas, 32.0)
+    levels = network(space, module.gains(2 * sources - 1, {"index": [0]}), module.sigmas)
+    fused = ((composed(space, levels, module.sigmas, 32.0) + 1) / 2).clamp(sources.min(), sources.max())
+    expected = fuse(sources, bundled, seed=0, weights=network)
+    torch.testing.assert_close(fused, expected, atol=2e-2, rtol=0)
+    assert (fused - expected).abs().mean() < 2e-3
+
+
+def test_made_scenes_hold_their_truth() -> None:
+    import numpy as np
+
+    photo = np.random.default_rng(0).random((64, 96, 3), np.float32)
+    focus = made_focus(photo, np.random.default_rng(1))
+    near, far = (focus["sources"] - focus["truth"]).abs().mean(1)
+    assert focus["sources"].shape == (2, 3, 64, 96)
+    assert (torch.minimum(near, far) < 0.03).float().mean() > 0.8  # one of the planes is sharp at nearly every pixel
+    assert near.mean() > 0.02 and far.mean() > 0.02
+    sources = made_exposures(photo, np.random.default_rng(2))["sources"]
+    brightness = sources.mean((1, 2, 3))
+    assert brightness.tolist() == sorted(brightness.tolist()) and sources.min() >= 0 and sources.max() <= 1
+    again = made_exposures(photo, np.random.default_rng(2))["sources"]
+    assert torch.equal(sources, again)
+    changed = varied(focus, np.random.default_rng(3))
+    assert changed["sources"].shape == (2, 3, 64, 96) and changed["truth"].equal(focus["truth"])
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    (["data.sources={}"], "no pairs: give data.sources.MODALITY=DIR"),
+    (["prior="], "learned weights need a prior"),
+    (["objective.vfi=1"], "no term vfi"),
+    (["data.crop=100"], "multiples of 32"),
+    (["weights=nowhere"], "no weights.safetensors there"),
+    (["fusion.sampler.dig.refresh=2"], "gains in every step"),
+])  # fmt: skip
+def test_mistakes_are_one_line(options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    try:
+        code = train.main(arguments(tmp_path, *options))
+    except SystemExit as error:
+        code = error.code
+    assert code == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert words in told and told.startswith("error: ")

@@ -12,22 +12,26 @@ from datamodules.pairs import Sample, read_pair
 from datamodules.readers.pixels import read_image
 from dig2dig.atomic import write_atomically
 from dig2dig.cli import load
-from dig2dig.color import to_pixels
+from dig2dig.color import merge, to_pixels
 from dig2dig.config import InferConfig
+from dig2dig.fusion.comparators import CLASSICAL
 from dig2dig.fusion.statistics import dig_statistics
 from dig2dig.inference.state import reading
 from dig2dig.modules.fuser import Fuser
 from dig2dig.modules.results import Result, Tracing
 from dig2dig.priors.load import load_prior
-from dig2dig.tracking.panels import curves, fusion_panel, maps_panel, row, to_colours, to_png
+from dig2dig.tracking.panels import curves, fusion_panel, maps_panel, row, to_png
 
 ROOT = Path(__file__).parents[1]
 FIGURES = Path(__file__).parent / "figures"
 SHOWN = (  # config, folder of examples, sources, name
     ("ivf", "infrared_visible", ("visible", "infrared"), "00537D"),
     ("mef", "multi_exposure", ("under", "over"), "station"),
+    ("mef", "multi_exposure_stack", ("dark", "middle", "bright"), "Tower"),
     ("mff", "multi_focus", ("near", "far"), "mountain"),
 )
+PEERS = {"ivf": "laplacian", "mef": "mertens", "mff": "laplacian"}
+"""A classical fusion to look at beside ours, by task."""
 TILE = (320, 240)
 """Width and height of a picture in the overview."""
 
@@ -55,12 +59,16 @@ def tile(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(grown.crop((left, top, left + width, top + height)))
 
 
-def overview_row(files: list[Path], sample: Sample, result: Result) -> np.ndarray:
-    """Two sources, the weight of the first in the middle of the sampling, and the result."""
+def overview_row(task: str, files: list[Path], sample: Sample, result: Result) -> np.ndarray:
+    """The first and the last source, a classical fusion, and the result."""
     assert result.image is not None
-    weight = to_colours(result.trace[len(result.trace) // 2].weight[0, 0, 0], 0.0, 1.0)
-    pictures = [np.atleast_3d(pixels) for pixels in (*map(read_image, files), weight, to_pixels(result.image))]
-    titles = [*sample.modalities, f"weight of {sample.modalities[0]}, 0 to 1", "fused"]
+    ends, peer = [0, len(files) - 1], CLASSICAL[PEERS[task]](sample.sources[None])[0].clamp(0, 1)
+    sources = [read_image(files[k]) for k in ends]
+    pictures = [
+        np.atleast_3d(one) for one in (*sources, to_pixels(merge(peer, sample.chroma)), to_pixels(result.image))
+    ]
+    middle = f", the first and the last of {len(files)}" if len(files) > 2 else ""
+    titles = [f"{sample.modalities[0]}{middle}", sample.modalities[-1], PEERS[task], "dig2dig"]
     return row([tile(one) for one in pictures], titles)
 
 
@@ -74,7 +82,8 @@ def write_jpeg(path: Path, pixels: np.ndarray) -> None:
 def main() -> None:
     """Writes all figures."""
     made = [fuse_example(*one) for one in SHOWN]
-    write_jpeg(FIGURES / "overview.jpg", np.vstack([overview_row(*one) for one in made]))
+    rows = [overview_row(task, *one) for (task, *_), one in zip(SHOWN, made, strict=True)]
+    write_jpeg(FIGURES / "overview.jpg", np.vstack(rows))
     _, sample, result = made[0]
     assert result.image is not None
     write_jpeg(FIGURES / "tracking_panel.jpg", fusion_panel(sample.sources, result.image, sample.modalities))

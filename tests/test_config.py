@@ -10,6 +10,7 @@ from dig2dig.benchmark.methods import sampler_of
 from dig2dig.cli import from_yaml, help_text, load, to_yaml
 from dig2dig.config import DigConfig, GuidanceConfig, InferConfig, PriorConfig, ResearchConfig, SamplerConfig
 from dig2dig.config_train import TrainConfig
+from dig2dig.metrics.objectives import TERMS
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ["sources.a=x", "sources.b=y"]
@@ -21,10 +22,17 @@ def test_every_shipped_config_loads(path: Path) -> None:
         config = load(QualityConfig, [str(path)])
         for task in ("ivf", "mif", "mef", "mff"):
             assert all(sampler_of(name, task, config.variants) for name in config.variants)
+    elif path.stem.startswith("weights_bundled"):
+        base = path.with_stem(path.stem.replace("bundled_", ""))
+        assert load(TrainConfig, [str(base), str(path)]).learns_weights
+    elif path.stem.startswith("weights"):
+        config = load(TrainConfig, [str(path), "data.root=x", "data.sources.a=x", "data.sources.b=y"])
+        assert config.learns_weights and set(config.objective) <= set(TERMS)
+        assert path.stem == f"weights_{config.fusion.task}" or path.stem == "weights_universal"
     elif path.stem.startswith(("prior", "finetune", "smoke")):
         assert load(TrainConfig, [str(path), "data.root=x"]).data.root == "x"
     else:
-        task = "ivf" if path.stem == "universal" else path.stem
+        task = "ivf" if path.stem in ("universal", "paper") else path.stem
         assert load(InferConfig, [str(path), *SOURCES]).task == task
 
 

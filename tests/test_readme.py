@@ -113,10 +113,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 PLACES = {"data.root=DIR": "data.root=visible", "out=DIR": "out=out", "out=fused.png": "out=result.png"}
-PLACES |= {f"sources.{side}=DIR": f"sources.{side}={side}" for side in ("visible", "infrared")}
+PLACES |= {
+    f"{place}.{side}=DIR": f"{place}.{side}={side}"
+    for side in ("visible", "infrared")
+    for place in ("sources", "data.sources")
+}
 SHORT = {
     "infer": "sampler.steps=2",
-    "train": "optim.steps=2 data.crop=16 data.val_crop=32 data.batch_size=2 data.workers=0 logger.wandb.mode=disabled",
+    "train": "optim.steps=2 data.crop=32 data.val_crop=32 data.batch_size=2 data.workers=0 logger.wandb.mode=disabled",
 }
 """What keeps each command short."""
 RUN = [line for line in commands(README) if re.match(r"dig2dig (fuse|infer|train) ", line)]

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ class Scores:
     values: np.ndarray  # (methods, images, metrics); larger is not always better
     cost: np.ndarray  # mean seconds and network evaluations, (methods, 2); NaN for pictures of others
     left_out: list[str]  # methods that lack an image
-    shown: dict[str, np.ndarray]  # means that have no rank, by name, (methods,)
+    shown: dict[str, np.ndarray] = field(default_factory=dict)  # means that have no rank, by name, (methods,)
 
     @property
     def signed(self) -> np.ndarray:

@@ -118,7 +118,7 @@ def test_notes_have_the_names_of_files_and_controls(tmp_path: Path, tiny: Path) 
     Image.fromarray(visible).save(tmp_path / "uploads" / "0.png")
     Image.fromarray(7000 + 4 * np.roll(visible, 9, 1).astype(np.uint16)).save(tmp_path / "uploads" / "1.png")
     files = [(tmp_path / "uploads" / "0.png", "source_2.png"), (tmp_path / "uploads" / "1.png", "source_1 (1).png")]
-    *_, done = fused(Order(files, "ivf", 2), tiny, tmp_path / "work")
+    *_, done = fused(Order(files, "ivf"), tiny, tmp_path / "work")
     assert isinstance(done, Done) and done.text.startswith("Fused: 256×256 pixels in ")
     _, span, shift, control = done.text.split("; ")
     assert span.startswith("source_1 (1).png: values 7") and span.endswith(" are black to white")
@@ -127,7 +127,7 @@ def test_notes_have_the_names_of_files_and_controls(tmp_path: Path, tiny: Path) 
         UserError, match=r"^sources differ in size: source_2\.png 256x256, source_1 \(1\)\.png 64x48; choose"
     ):
         Image.fromarray(infrared[:48, :64]).save(files[1][0])
-        fused(Order(files, "ivf", 2), tiny, tmp_path / "again")
+        fused(Order(files, "ivf"), tiny, tmp_path / "again")
 
 
 def test_three_colour_pictures_of_one_size_are_guessed_to_be_exposures(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_the_download_is_called_fused_in_the_format_of_the_first_image(suffix: s
     first, second = crops(tmp_path / "uploads", PAIR, ["a.png", "b.png"])
     with Image.open(first[0]) as picture:
         picture.save(tmp_path / f"c{suffix}")
-    *_, done = fused(Order([(tmp_path / f"c{suffix}", f"mine{suffix}"), second], "ivf", 2), tiny, tmp_path / "work")
+    *_, done = fused(Order([(tmp_path / f"c{suffix}", f"mine{suffix}"), second], "ivf"), tiny, tmp_path / "work")
     assert isinstance(done, Done) and done.file.name == f"fused{suffix}"
     with Image.open(done.file) as picture:
         assert picture.size == (64, 48) and picture.format == {".tif": "TIFF", ".jpg": "JPEG", ".webp": "WEBP"}[suffix]

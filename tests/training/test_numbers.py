@@ -4,6 +4,7 @@ import csv
 import math
 import zlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -220,6 +221,7 @@ def scheduled(**options) -> tuple[torch.optim.Optimizer, list[float]]:
     module = LightningModule()
     module.weight = torch.nn.Parameter(torch.ones(1))
     module.config = TrainConfig(data=ImageDataConfig(root="x"), optim=OptimConfig(**options))  # pyright: ignore
+    module.rates = partial(PriorModule.rates, module)  # pyright: ignore[reportArgumentType]
     made = PriorModule.configure_optimizers(module)  # pyright: ignore[reportArgumentType]
     optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
     assert made["lr_scheduler"]["interval"] == "step"

@@ -18,7 +18,7 @@ SOURCES = ["sources.a=x", "sources.b=y"]
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_config_loads(path: Path) -> None:
-    if path.stem in ("ablation", "steps"):
+    if path.stem in ("ablation", "steps", "results"):
         config = load(QualityConfig, [str(path)])
         for task in ("ivf", "mif", "mef", "mff"):
             assert all(sampler_of(name, task, config.variants) for name in config.variants)

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from dig2dig.benchmark import tables
 from dig2dig.benchmark.config import QualityConfig
+from dig2dig.benchmark.datasets import find_cases, read_targets
 from dig2dig.benchmark.rows import Row, Rows
 from dig2dig.benchmark.tables import Scores, collect, means_table, write_tables
 from dig2dig.metrics import MAIN
@@ -75,3 +77,34 @@ def test_rows_come_back_as_they_were_put(tmp_path: Path) -> None:
         filled = {"other": "", "value": ""} | {"value" if i % 2 else "other": text}
         assert again.find(f"{i}", text) == again.find(f"{i}") == {"name": f"{i}", "method": text} | filled
     assert again.find("9") is None and again.find("0", "no") is None
+
+
+def test_targets_are_masks_or_boxes_and_no_source(tmp_path: Path) -> None:
+    root = tmp_path / "infrared_visible" / "Marked"
+    for side in ("ir", "vi", "mask"):
+        (root / side).mkdir(parents=True)
+    (root / "labels").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60), np.uint8)
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:20, 30:50] = 255
+    for name in ("a", "b"):
+        cv2.imwrite(str(root / "ir" / f"{name}.png"), pixels)
+        cv2.imwrite(str(root / "vi" / f"{name}.png"), 255 - pixels)
+    cv2.imwrite(str(root / "mask" / "a.png"), mask)
+    (root / "labels" / "b.txt").write_text("0 0.6666667 0.375 0.3333333 0.25\n")
+    first, second = find_cases(str(tmp_path))
+    assert list(first.pair.files) == ["ir", "vi"]
+    for case in (first, second):
+        assert case.targets is not None
+        np.testing.assert_array_equal(read_targets(case.targets, 40, 60)[0].numpy(), mask > 0)
+
+
+def test_columns_without_a_rank_are_shown_beside() -> None:
+    rows = [
+        {"method": method, "dataset": "d", "name": "n", **dict.fromkeys(MAIN, "1"), "halo": halo, "targets": kept}
+        for method, halo, kept in (("one", "0.1", ""), ("two", "0.3", "0.75"))
+    ]
+    scores = collect(rows)
+    assert scores.metrics == list(MAIN) and scores.shown["halo"].tolist() == [0.1, 0.3]
+    assert np.isnan(scores.shown["targets"][0]) and scores.shown["targets"][1] == 0.75
+    assert "| mean rank | halo | targets |" in means_table(scores).splitlines()[0]

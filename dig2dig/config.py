@@ -68,7 +68,7 @@ class ResearchConfig(Checked, heading="research."):
 class SamplerConfig(Checked, heading="sampler."):
     """The sampling loop."""
 
-    steps: int = common(8, "steps of the sampling loop", least=1)
+    steps: int = common(8, "steps of the sampling loop; learned weights bring their own", least=1)
     grid: Literal["uniform", "logsnr", "gain"] = option("logsnr", "steps are spread evenly in time, log-SNR or gain")
     sigma_start: float | None = option(8.0, "noise level of the first step; null = pure noise", above=0)
     sigma_end: float | None = option(0.03, "noise level of the last step; null = the schedule's smallest", above=0)

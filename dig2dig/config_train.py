@@ -168,6 +168,7 @@ class TrainConfig(Checked):
         require(len(data.sources) != 1, "data.sources: give at least two, as data.sources.visible=DIR")
         require(bool(self.prior), "learned weights need a prior: give prior=bundled, a folder or a hub id")
         require(bool(self.objective), "no objective: start from a preset, as configs/weights_ivf.yaml")
-        require(data.crop % 32 == 0, f"data.crop={data.crop}: weights learn from crops of multiples of 32")
+        fits = data.crop % 32 == 0 and data.crop >= 64
+        require(fits, f"data.crop={data.crop}: weights learn from crops of multiples of 32, at least 64")
         require(self.fusion.sampler.guidance.kind == "bands", "learned weights are for sampler.guidance.kind=bands")
         require(self.fusion.sampler.dig.refresh == 1, "learned weights need gains in every step: sampler.dig.refresh=1")

@@ -13,7 +13,7 @@ from dig2dig.report.views import PairView
 from tests.conftest import EXAMPLES, ROOT
 
 ODD = ["a", "<img src=x onerror=alert(1)>", "new\nline", "\udcff ünï ☃ 🦊", "q?uo\"te' #1 %20&amp;", "<!--<script>"]
-FAST = [str(ROOT / "configs" / "ivf.yaml"), "sampler.steps=3", "trainer.accelerator=cpu"]
+FAST = [str(ROOT / "configs" / "ivf.yaml"), "sampler.weights=gain", "sampler.steps=3", "trainer.accelerator=cpu"]
 
 
 def write_pairs(folder: Path, names: list[str], modalities: tuple[str, str] = ("visible", "infrared")) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import infer
 from tests.conftest import ROOT
 
-FAST = ["sampler.steps=2", "trainer.accelerator=cpu"]
+FAST = ["sampler.weights=gain", "sampler.steps=2", "trainer.accelerator=cpu"]
 
 
 def run(folder: Path, *options: str, sides: tuple[str, ...] = ("visible", "infrared")) -> int:

@@ -120,7 +120,7 @@ PLACES |= {
 }
 SHORT = {
     "infer": "sampler.steps=2",
-    "train": "optim.steps=2 data.crop=32 data.val_crop=32 data.batch_size=2 data.workers=0 logger.wandb.mode=disabled",
+    "train": "optim.steps=2 data.crop=64 data.val_crop=32 data.batch_size=2 data.workers=0 logger.wandb.mode=disabled",
 }
 """What keeps each command short."""
 RUN = [line for line in commands(README) if re.match(r"dig2dig (fuse|infer|train) ", line)]

@@ -120,7 +120,7 @@ class Judge:
 
     def row(self, case: Case, sample: Sample, picture: Picture, stretch: str) -> Row:
         """Scores a picture, unless ``results.csv`` has its row already."""
-        wanted = ALL if self.config.metrics == "all" else (*MAIN, *EYE)
+        wanted = ALL if self.config.metrics == "all" else (*MAIN, *EYE, *(["MEF-SSIM"] if case.task == "mef" else []))
         convention = self.config.convention
         identity = (case.dataset, case.pair.name, picture.method, stretch)
         known = self.rows.find(*identity)

@@ -16,8 +16,8 @@ from dig2dig.benchmark.rows import Row
 from dig2dig.metrics import ALL, MAIN, METRICS
 
 LEVEL = 0.05  # a corrected p below this is significant
-EYE = ("MEF-SSIM", "halo", "tone")  # measured beside the main metrics, shown without a rank
-SHOWN = (*EYE, "targets", "lost", "saturation")
+EYE = ("halo", "tone")  # measured beside the main metrics, shown without a rank
+SHOWN = ("MEF-SSIM", *EYE, "targets", "lost", "saturation")
 IMAGE, COST = ["dataset", "name"], ["seconds", "evaluations"]  # columns of an image's name and its fusion's cost
 
 
@@ -55,7 +55,7 @@ def collect(rows: Sequence[Row] | pd.DataFrame) -> Scores:
     methods = [method for method in made if made[method] == images]
     chosen = table.sort_index().loc[methods]
     full = [name for name in ALL if (chosen[name] != "").all()]
-    metrics = full if set(full) - {*MAIN, *EYE} else [name for name in full if name in MAIN]
+    metrics = full if set(full) - {*MAIN, *SHOWN} else [name for name in full if name in MAIN]
     numbers = [np.array(chosen[name].replace("", "nan"), float).reshape(-1, images) for name in (*metrics, *COST)]
     values, cost = np.stack(numbers[:-2], -1), np.stack([column.mean(1) for column in numbers[-2:]], -1)
     shown = {}

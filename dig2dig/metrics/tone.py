@@ -123,12 +123,14 @@ def targets(fused: Image, sources: Sources, mask: Tensor) -> tuple[list[float], 
     """
     f, s = both(fused, sources)
     inside, ring = inside_and_ring(mask[None].double())
-    count, labels = cv2.connectedComponents(inside[0, 0].to(torch.uint8).cpu().numpy())
-    kept, lost = list[float](), 0
-    for i in range(1, count):
-        here = torch.from_numpy(labels == i).to(inside)[None, None]
-        if here.sum() >= LEAST_AREA:
-            ours, *theirs = target_contrast(torch.cat([f, s], 1), here, inside_and_ring(here)[1] * ring)[0].tolist()
+    _, labels, boxes, _ = cv2.connectedComponentsWithStats(inside[0, 0].to(torch.uint8).cpu().numpy())
+    images, kept, lost = torch.cat([f, s, ring], 1), list[float](), 0
+    for i, (left, top, width, height, area) in enumerate(boxes.tolist()):
+        if i > 0 and area >= LEAST_AREA:
+            near = slice(max(0, top - 13), top + height + 13), slice(max(0, left - 13), left + width + 13)
+            here, part = torch.from_numpy(labels[near] == i).to(inside)[None, None], images[:, :, *near]
+            around = inside_and_ring(here)[1] * part[:, -1:]
+            ours, *theirs = target_contrast(part[:, :-1], here, around)[0].tolist()
             if max(theirs) >= LEAST_CONTRAST:
                 kept.append(min(1.0, max(0.0, ours / max(theirs))))
                 lost += ours <= max(min(theirs), 0) + 1

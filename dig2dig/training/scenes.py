@@ -26,6 +26,7 @@ from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import draw_noise, generators
 
 MASK = "mask"
+LEAST_SIDE = 64  # pixels: VIF's coarsest window must fit
 
 
 def crc(text: str) -> int:
@@ -132,8 +133,8 @@ def cached(scenes: Iterable[Scene], config: TrainConfig, denoiser: Denoiser, liv
 def whole_grid(images: dict[str, Tensor]) -> dict[str, Tensor]:
     """Images whose sides are multiples of the grid of crops, a few pixels cut off; an ImageError if too small."""
     h, w = (side // GRID * GRID for side in images["sources"].shape[-2:])
-    if min(h, w) == 0:
-        raise ImageError(f"sources are smaller than {GRID} pixels")
+    if min(h, w) < LEAST_SIDE:
+        raise ImageError(f"sources have {w}×{h} pixels; at least {LEAST_SIDE} a side are needed")
     return {name: image[..., :h, :w] for name, image in images.items()}
 
 

@@ -26,7 +26,7 @@ from dig2dig.priors.files import BUNDLED, file_sha256, weights_file
 from dig2dig.priors.load import load_prior
 from tests.conftest import EXAMPLES, ROOT, SHARED
 
-FAST = ["sampler.steps=3", "trainer.accelerator=cpu"]
+FAST = ["sampler.weights=gain", "sampler.steps=3", "trainer.accelerator=cpu"]
 
 
 @pytest.fixture

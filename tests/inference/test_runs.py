@@ -68,7 +68,13 @@ def test_a_worker_ends_as_torch_wants_it() -> None:
 def test_sigterm_ends_a_run_in_order(tmp_path: Path) -> None:
     make_pairs(tmp_path)
     sources = [f"sources.{side}={tmp_path / side}" for side in ("visible", "infrared")]
-    slow = ["sampler.guidance.sigma_n=0.01", "sampler.steps=200", "batch_size=1", "trainer.accelerator=cpu"]
+    slow = [
+        "sampler.weights=gain",
+        "sampler.guidance.sigma_n=0.01",
+        "sampler.steps=200",
+        "batch_size=1",
+        "trainer.accelerator=cpu",
+    ]
     command = [sys.executable, "infer.py", "configs/ivf.yaml", *sources, *slow, f"out={tmp_path / 'out'}"]
     running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120

@@ -67,8 +67,8 @@ def overview_row(task: str, files: list[Path], sample: Sample, result: Result) -
     pictures = [
         np.atleast_3d(one) for one in (*sources, to_pixels(merge(peer, sample.chroma)), to_pixels(result.image))
     ]
-    middle = f", the first and the last of {len(files)}" if len(files) > 2 else ""
-    titles = [f"{sample.modalities[0]}{middle}", sample.modalities[-1], PEERS[task], "dig2dig"]
+    which = [f", {k + 1} of {len(files)}" if len(files) > 2 else "" for k in ends]
+    titles = [*(f"{sample.modalities[k]}{text}" for k, text in zip(ends, which, strict=True)), PEERS[task], "dig2dig"]
     return row([tile(one) for one in pictures], titles)
 
 

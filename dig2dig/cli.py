@@ -114,7 +114,7 @@ def _layer(schema: type, argument: str) -> Any:
     layer = _file(argument) if "=" not in argument or _names_a_file(argument) else _override(schema, argument)
     if "sampler" in {item.name for item in fields(schema)}:  # pyright: ignore[reportArgumentType]
         for name in SHORT & set(layer):
-            layer = OmegaConf.merge(layer, {"sampler": {name: layer.pop(name)}})
+            layer = OmegaConf.merge(layer, {"sampler": {name: layer.pop(name)}})  # pyright: ignore
     return layer
 
 

@@ -124,7 +124,7 @@ class Judge:
         convention = self.config.convention
         identity = (case.dataset, case.pair.name, picture.method, stretch)
         known = self.rows.find(*identity)
-        if known and (known["key"], known["convention"]) == (picture.key, convention) and all(map(known.get, MAIN)):
+        if known and (known["key"], known["convention"]) == (picture.key, convention) and all(map(known.get, wanted)):
             return known
         fused = centre(read_luminance(picture.path), self.config.crop)
         if fused.shape[-2:] != sample.sources.shape[-2:]:

@@ -18,7 +18,7 @@ from dig2dig.api import preset
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import SpeedConfig
 from dig2dig.benchmark.datasets import example_pair, find_cases, names, read_case
-from dig2dig.benchmark.methods import SCOPES, Fuser, open_fuser
+from dig2dig.benchmark.methods import GAIN, SCOPES, Fuser, open_fuser
 from dig2dig.color import luminance
 from dig2dig.config import SamplerConfig
 from dig2dig.errors import PairingError
@@ -43,13 +43,13 @@ class Section:
 
 
 def in_loop(config: SpeedConfig, *overrides: str) -> SamplerConfig:
-    """The preset with the network in its loop."""
-    return preset(config.task, f"sampler.guidance.sigma_n={config.pull}", *overrides)
+    """The training-free preset with the network in its loop."""
+    return preset(config.task, GAIN, f"sampler.guidance.sigma_n={config.pull}", *" ".join(overrides).split())
 
 
 def naive(sampler: SamplerConfig, refresh: int = 1) -> SamplerConfig:
-    """The same sampling with gains at full size, in every step."""
-    return replace(sampler, dig=replace(sampler.dig, reduce=0.0, refresh=refresh))
+    """The same sampling, training-free, with gains at full size, in every step."""
+    return replace(sampler, weights="gain", dig=replace(sampler.dig, reduce=0.0, refresh=refresh))
 
 
 def in_turn(contenders: Contenders, repeats: int, device: torch.device) -> dict[str, np.ndarray]:
@@ -153,7 +153,7 @@ def spread(config: SpeedConfig, fuser: Fuser) -> Section:
     for task, sources in tqdm(pairs, desc="spread"):
         sources, settings = sources.to(fuser.device), (preset(task), naive(preset(task)))
         scores.append([[score(fuser, sources, one, seed) for seed in range(config.seeds)] for one in settings])
-        statics.append(score(fuser, sources, preset(task, SCOPES["static"]), 0))
+        statics.append(score(fuser, sources, preset(task, *SCOPES["static"].split()), 0))
     mean, deviation = np.mean(scores, 2), np.std(scores, 2, ddof=1)
     offset, gained = mean[:, 0] - mean[:, 1], mean[:, 1] - np.array(statics)
     close = (np.abs(offset) <= 2 * deviation[:, 1] + 1e-6).sum(0)

@@ -17,7 +17,7 @@ from dig2dig.api import preset
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import SpeedConfig
 from dig2dig.benchmark.datasets import example_pair, names
-from dig2dig.benchmark.methods import SCOPES, Fuser, open_fuser
+from dig2dig.benchmark.methods import GAIN, SCOPES, Fuser, open_fuser
 from dig2dig.benchmark.sections import Contenders, Section, in_loop, in_turn, naive, ratio, sizes, spread, windows
 from dig2dig.benchmark.tables import markdown
 from dig2dig.errors import MethodError
@@ -63,7 +63,8 @@ def cost(config: SpeedConfig, fuser: Fuser) -> Section:
     loop, against = "prior in the loop", "prior in the loop, static weights"
     settings = {
         "preset": ours,
-        "preset, static weights": preset(config.task, SCOPES["static"]),
+        "preset, weights from gains alone": preset(config.task, GAIN),
+        "preset, static weights": preset(config.task, *SCOPES["static"].split()),
         loop: in_loop(config),
         against: in_loop(config, SCOPES["static"]),
         "prior in the loop, naive gains": naive(in_loop(config)),

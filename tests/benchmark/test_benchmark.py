@@ -50,7 +50,7 @@ METHODS = "methods=dig2dig, static, ddfm, ddfm-unstretched, mean, laplacian, mer
 
 
 def quality(data: Path, out: Path, *more: str) -> int:
-    short = "variants.short=sampler.steps=2 research.draws=1"
+    short = "variants.short=sampler.weights=gain sampler.steps=2 research.draws=1"
     return main(["quality", f"data={data}", f"out={out}", METHODS, short, "crop=48", *more])
 
 
@@ -226,6 +226,6 @@ def test_speed_refuses_what_it_does_not_know(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_steps_are_drawn_as_curves(data: Path, tmp_path: Path) -> None:
-    variants = [f"variants.logsnr-{n}=sampler.steps={n}" for n in (1, 2, 3)]
+    variants = [f"variants.logsnr-{n}=sampler.weights=gain sampler.steps={n}" for n in (1, 2, 3)]
     assert main(["quality", f"data={data}", f"out={tmp_path}", "methods=dig2dig, mean", "crop=48", *variants]) == 0
     assert (tmp_path / "none_ivf_steps.png").is_file()

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.image_data import StepSampler
+from datamodules.image_data import remaining, shared_out
 from datamodules.pairs import Sample
 from dig2dig.atomic import write_atomically
 from dig2dig.config_train import ImageDataConfig
@@ -88,19 +88,16 @@ class GainDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Crops from where the run stands to its last step; a batch is a list of crops."""
-        trainer, config = self.trainer, self.config
-        assert trainer is not None
-        per_step = config.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-        first, last, period = trainer.global_step * per_step, self.steps * per_step, per_step if self.overfit else None
-        sampler = StepSampler(first, last, config.batch_size, trainer.global_rank, trainer.world_size, period)
+        config = self.config
+        assert self.trainer is not None
+        sampler = remaining(self.trainer, config.batch_size, self.steps, self.overfit)
         return DataLoader(
             self.train, config.batch_size, sampler=sampler, drop_last=True, num_workers=config.workers, collate_fn=list
         )
 
     def val_dataloader(self) -> DataLoader:
         """This process's share of the pairs."""
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return DataLoader(self.samples[rank::world_size], 1, collate_fn=list)  # pyright: ignore
+        return shared_out(self.samples, self.trainer)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leaves crops and pairs where they are; they travel when they are used."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import albumentations as A
 import numpy as np
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.pairs import Sample
@@ -103,6 +103,19 @@ class StepSampler(Sampler[int]):
         return self.stop // self.world_size
 
 
+def remaining(trainer: Trainer, batch_size: int, steps: int, overfit: bool) -> StepSampler:
+    """The samples from where a run stands to its last step; with ``overfit`` those of the first step again."""
+    per_step = batch_size * trainer.world_size * trainer.accumulate_grad_batches
+    first, last, period = trainer.global_step * per_step, steps * per_step, per_step if overfit else None
+    return StepSampler(first, last, batch_size, trainer.global_rank, trainer.world_size, period)
+
+
+def shared_out(samples: Sequence[Sample], trainer: Trainer | None) -> DataLoader:
+    """This process's share of the pairs, one at a time."""
+    rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+    return DataLoader(samples[rank::world_size], 1, collate_fn=list)  # pyright: ignore
+
+
 class ImageDataModule(LightningDataModule):
     """Training crops from a folder tree, centre crops for validation, and pairs that are fused at each validation.
 
@@ -136,20 +149,16 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Crops from where the run stands to its last step."""
-        trainer, config = self.trainer, self.config
-        assert trainer is not None and self.train is not None
-        per_step = config.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-        first, last, period = trainer.global_step * per_step, self.steps * per_step, per_step if self.overfit else None
-        sampler = StepSampler(first, last, config.batch_size, trainer.global_rank, trainer.world_size, period)
+        config = self.config
+        assert self.trainer is not None and self.train is not None
+        sampler = remaining(self.trainer, config.batch_size, self.steps, self.overfit)
         workers = {"num_workers": config.workers, "pin_memory": torch.cuda.is_available()}
         return DataLoader(self.train, config.batch_size, sampler=sampler, drop_last=True, **workers)
 
     def val_dataloader(self) -> list[DataLoader]:
         """Centre crops, four at a time, which every process measures whole; and this process's share of the pairs."""
         images = [DataLoader(self.val, 4)] if self.val else []
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        pairs = DataLoader(self.samples[rank::world_size], 1, collate_fn=list)  # pyright: ignore
-        return [*images, pairs] if self.samples else images
+        return [*images, shared_out(self.samples, self.trainer)] if self.samples else images
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leaves pairs where they are; they travel when they are fused."""

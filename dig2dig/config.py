@@ -6,8 +6,8 @@ from typing import Literal
 from dig2dig.options import Checked, check_range, common, option, require
 
 Task = Literal["ivf", "mif", "mef", "mff"]
-BUNDLED = {"ivf": "ivf", "mif": "ivf", "mef": "mef", "mff": "mff"}
-"""The bundled set of learned weights that is for a task."""
+BUNDLED = {"ivf": "ivf", "mif": "ivf"}
+"""The bundled set of learned weights of each task that has one."""
 
 
 @dataclass
@@ -226,6 +226,8 @@ class InferConfig(FusionConfig):
         require(len(ways) == 1, f"{' and '.join(ways)} contradict each other: give one of them")
         require(ways != ["sources"] or len(self.sources) >= 2, f"one source given: {example}")
         if self.sampler.weights == "bundled":
+            none = f"no weights are bundled for task={self.task}: give sampler.weights=gain, bundled/ivf or a folder"
+            require(self.task in BUNDLED, none)
             self.sampler = replace(self.sampler, weights=f"bundled/{BUNDLED[self.task]}")
         named = {f"{name}.{m}": m for name in ("noise", "range", "prefer") for m in getattr(self, name)}
         for option_name, modality in (named | {"reference": self.reference or None}).items():

@@ -41,6 +41,11 @@ class ImageDataConfig(Checked, heading="data."):
         require(bool(self.scales), "data.scales must name one scale at least")
         check_range("data.range", self.range)
 
+    @property
+    def names_scenes(self) -> bool:
+        """Whether there are pairs, stacks or photographs that weights can learn from."""
+        return bool(self.sources or self.manifest or self.stacks or (self.made and self.root))
+
 
 @dataclass
 class NetworkConfig(Checked, heading="network."):
@@ -163,8 +168,10 @@ class TrainConfig(Checked):
 
     def _check_weights(self) -> None:
         data = self.data
-        named = bool(data.sources or data.manifest or data.stacks or (data.made and data.root))
-        require(named or self.validate, "no pairs: give data.sources.MODALITY=DIR, data.manifest or data.stacks")
+        require(
+            data.names_scenes or bool(self.validate and self.fusion.sources),
+            "no pairs: give data.sources.MODALITY=DIR, data.manifest or data.stacks",
+        )
         require(len(data.sources) != 1, "data.sources: give at least two, as data.sources.visible=DIR")
         require(bool(self.prior), "learned weights need a prior: give prior=bundled, a folder or a hub id")
         require(bool(self.objective), "no objective: start from a preset, as configs/weights_ivf.yaml")

@@ -127,11 +127,6 @@ class WeightNetwork(nn.Module):
             levels.append(Level(logit.softmax(1), scale.mean(1).tanh().exp()))
         return levels
 
-    @property
-    def parameter_count(self) -> int:
-        """Number of parameters."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
 
 def scale_space(sources: Sources, sigmas: Sequence[float], scale: float) -> list[Maps]:
     """The sources blurred as at each step, and last the sources themselves."""

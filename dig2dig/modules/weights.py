@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from dig2dig.config_train import TrainConfig
+from dig2dig.errors import RunError
 from dig2dig.fusion.guidance import Step, bands
 from dig2dig.fusion.plan import network_gains, network_times
-from dig2dig.fusion.weight import Level, WeightNetwork, load_weights, scale_space
+from dig2dig.fusion.weight import Level, WeightNetwork, adopted, load_weights, scale_space
 from dig2dig.metrics.objectives import View, objective
 from dig2dig.modules.learner import Learner
 from dig2dig.modules.prior import choose_weights, starting_prior
@@ -54,7 +55,12 @@ def starting_weights(config: TrainConfig) -> WeightNetwork:
     """The network that a training starts from, or a new one."""
     network = WeightNetwork(config.fusion.sampler)
     if config.weights:
-        network.load_state_dict(load_weights(config.weights).state_dict())
+        known = load_weights(config.weights)
+        if adopted(config.fusion.sampler, known.settings) != config.fusion.sampler:
+            raise RunError(
+                f"weights={config.weights}: trained with other steps, gains or bands than fusion.sampler has"
+            )
+        network.load_state_dict(known.state_dict())
     return network.train()
 
 

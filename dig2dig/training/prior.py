@@ -54,6 +54,12 @@ def fusion_samples(config: TrainConfig, held_out: Sequence[Pair] = ()) -> list[S
     return samples
 
 
+def device_of(config: TrainConfig) -> torch.device:
+    """Where a run measures outside of its trainer."""
+    gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
+    return torch.device("cuda" if gpu else "cpu")
+
+
 def write_prior(denoiser: Denoiser, config: TrainConfig) -> Path:
     """Writes a prior, or its adapter, into ``OUT``, says how to use it, and gives the folder."""
     out, lora = Path(config.out), config.adapt.mode.startswith("lora")
@@ -94,8 +100,7 @@ class PriorLearning(Learning):
         """Denoising PSNR on the held-out images, outside of any training."""
         if self.data.val is None:
             return {}
-        gpu = torch.cuda.is_available() and self.config.trainer.accelerator != "cpu"
-        device = torch.device("cuda" if gpu else "cpu")
+        device = device_of(self.config)
         denoiser = denoiser.to(device).eval()
         loader = self.data.val_dataloader()[0]
         batches = ({name: value.to(device) for name, value in batch.items()} for batch in loader)

@@ -39,18 +39,15 @@ class Scene:
     """One scene to learn from."""
 
     name: str
-    identity: str  # changes with its files and with how they are read
+    identity: Callable[[], str]  # changes with its files and with how they are read; ImageError
     read: Callable[[], dict[str, Tensor]]  # ``sources`` (k, c, h, w), ``truth`` and ``mask`` where known; ImageError
 
 
 def training_scenes(config: TrainConfig) -> tuple[list[Scene], list[Pair]]:
     """The scenes that train, and the pairs or stacks that ``data.val_share`` holds out."""
     data, reading = config.data, Reading(config.fusion.task, allow_missing=True)
-    if data.made:
-        photos = [path for path in list_images(data.root, data.exclude)]
-        train = [_made(path, data.made, config.seed) for path in photos]
-    else:
-        train = []
+    photos = list_images(data.root, data.exclude) if data.made else []
+    train = [_made(path, data.made, config.seed) for path in photos]
     pairs = training_pairs(config)
     kept, held_out = pairs, []
     if data.val_share and pairs:
@@ -95,7 +92,7 @@ def _real(pair: Pair, reading: Reading, variant: int) -> Scene:
         return varied(images, np.random.default_rng([variant, crc(pair.name)])) if variant else images
 
     name = f"{pair.name}_{variant}" if variant else pair.name
-    return Scene(name, f"{pair_digest(pair, reading)}/{pair.files.get(MASK)}/{variant}", read)
+    return Scene(name, lambda: f"{pair_digest(pair, reading)}/{variant}", read)
 
 
 def _made(path: Path, kind: str, seed: int) -> Scene:
@@ -104,7 +101,7 @@ def _made(path: Path, kind: str, seed: int) -> Scene:
         random = np.random.default_rng([seed, crc(path.stem)])
         return MADE[kind](photo.astype(np.float32) / (255 if photo.dtype == np.uint8 else 1), random)
 
-    return Scene(f"{kind}_{path.stem}", f"{source_digest(path)}/{kind}/{seed}", read)
+    return Scene(f"{kind}_{path.stem}", lambda: f"{source_digest(path)}/{kind}/{seed}", read)
 
 
 def cached(scenes: Iterable[Scene], config: TrainConfig, denoiser: Denoiser, live: bool) -> list[Path]:
@@ -116,9 +113,8 @@ def cached(scenes: Iterable[Scene], config: TrainConfig, denoiser: Denoiser, liv
     settings = f"{config.prior_sha256}/{config.adapter}/{config.fusion.sampler}/{live}"
     device = next(iter(denoiser.parameters())).device
     for scene in tqdm([*scenes], desc="gains", unit="scene"):
-        key = crc(f"{settings}/{scene.identity}")
-        path = folder / f"{scene.name}-{key:08x}.safetensors"
         try:
+            path = folder / f"{scene.name}-{crc(f'{settings}/{scene.identity()}'):08x}.safetensors"
             if not path.is_file():
                 images = whole_grid(scene.read())
                 write_scene(path, images, [] if live else gain_maps(images["sources"].to(device), denoiser, config))

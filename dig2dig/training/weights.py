@@ -24,7 +24,7 @@ from dig2dig.modules.weights import WeightModule
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.training.card import WeightFacts, weight_card
 from dig2dig.training.checkpoints import finish
-from dig2dig.training.prior import Learning, fusion_samples, write_prior
+from dig2dig.training.prior import Learning, device_of, fusion_samples, write_prior
 from dig2dig.training.scenes import cached, training_scenes, without_mask
 
 SHOWN = {
@@ -43,11 +43,12 @@ class WeightLearning(Learning):
         self.config = config
         check_terms(config.objective)
         denoiser = starting_prior(config)
-        scenes, held_out = training_scenes(config)
-        self.held_out = [without_mask(pair) for pair in held_out]
-        if config.fusion.sources:
-            self.held_out = find_pairs(config.fusion.sources)
-        files = cached(scenes, config, denoiser, config.learns_prior)
+        files, self.held_out = [], find_pairs(config.fusion.sources) if config.fusion.sources else []
+        if config.data.names_scenes:
+            scenes, held_out = training_scenes(config)
+            self.held_out = self.held_out or [without_mask(pair) for pair in held_out]
+            if not config.validate:
+                files = cached(scenes, config, denoiser.to(device_of(config)), config.learns_prior)
         self.count = len(files)
         samples = fusion_samples(config, self.held_out)
         self.module = WeightModule(config, denoiser)
@@ -85,8 +86,9 @@ class WeightLearning(Learning):
         """Mean metrics of the held-out pairs, whole images; of what the training started from without a network."""
         config = self.config
         sampler = config.fusion.sampler if network else starting_sampler(config)
-        fuser = Fuser(denoiser.eval(), FusionConfig(sampler=sampler, seed=config.seed), weights=network)
-        device, rows = next(iter(denoiser.parameters())).device, list[dict[str, float]]()
+        device, rows = device_of(config), list[dict[str, float]]()
+        network = network.to(device) if network else None
+        fuser = Fuser(denoiser.to(device).eval(), FusionConfig(sampler=sampler, seed=config.seed), weights=network)
         for pair in tqdm(self.held_out, desc="held-out pairs", unit="pair"):
             sample = read_pair(pair, Reading(config.fusion.task, allow_missing=True))
             result = fuser([sample], device)[0]

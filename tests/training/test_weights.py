@@ -201,6 +201,7 @@ def test_made_scenes_hold_their_truth() -> None:
     (["data.crop=100"], "multiples of 32"),
     (["weights=nowhere"], "no weights.safetensors there"),
     (["fusion.sampler.dig.refresh=2"], "gains in every step"),
+    (["weights=bundled/ivf", "fusion.sampler.steps=4"], "trained with other steps"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     try:
@@ -210,3 +211,22 @@ def test_mistakes_are_one_line(options: list[str], words: str, tmp_path: Path, c
     assert code == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert words in told and told.startswith("error: ")
+
+
+def test_a_scene_that_cannot_be_read_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    files = [str(PAIR / side / "00036N.png") for side in ("visible", "infrared")]
+    manifest = tmp_path / "scenes.csv"
+    manifest.write_text(f"name,visible,infrared\ngood,{','.join(files)}\nlost,{files[0]},{tmp_path / 'nowhere.png'}\n")
+    more = ["data.sources={}", f"data.manifest={manifest}", "data.val_share=0", "optim.steps=1"]
+    argv = [one for one in arguments(tmp_path / "run", *more) if not one.startswith("data.sources.")]
+    assert train.main(argv) == 0
+    assert "nowhere.png" in capsys.readouterr().err and len(list((tmp_path / "run" / "scenes").iterdir())) == 1
+
+
+def test_validation_needs_no_scene_to_learn_from(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    fused = [f"fusion.sources.{side}={PAIR / side}" for side in ("visible", "infrared")]
+    more = ["validate=true", "weights=bundled/ivf", "logger.pairs=1", *fused]
+    argv = [one for one in arguments(tmp_path / "run", *more) if not one.startswith("data.sources.")]
+    assert train.main(argv) == 0
+    values = dict(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("fusion/"))
+    assert float(values["fusion/VIF"]) > 0.5 and not (tmp_path / "run").exists()

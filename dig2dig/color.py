@@ -3,8 +3,10 @@
 Infrared-visible and medical fusion work on luminance. The colour of a visible image, or of a PET map, belongs to
 one source only: mixing it with a grey source in RGB would wash it out, so chroma is kept and luminance is fused.
 
-Multi-exposure and multi-focus fusion work on all three channels. Every source is a photograph of the same colours:
-an over-exposed region has lost its chroma and a defocused one has blurred it, so chroma must be fused as well.
+Exposures are fused in luminance too. An exposure that is too short or too long has lost its chroma, so chroma is taken
+where it is strong and well exposed. Weights made for luminance would make it pale.
+
+Multi-focus fusion works on all three channels, since a defocused source has blurred its chroma as well.
 """
 
 from collections.abc import Sequence
@@ -13,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LUMINANCE_TASKS = ("ivf", "mif")  # fuse luminance and keep chroma; the others (mef, mff) fuse colour
+LUMINANCE_TASKS = ("ivf", "mif", "mef")  # fuse luminance and keep chroma; mff fuses colour
+EXPOSED = 0.2  # standard deviation of well-exposedness around mid-grey: Mertens, Kautz and Van Reeth, 2007
 
 _RGB_TO_YCBCR = torch.tensor(
     [[0.299, 0.587, 0.114], [-0.168735892, -0.331264108, 0.5], [0.5, -0.418687589, -0.081312411]]
@@ -45,8 +48,9 @@ def split(images: Sequence[Tensor], task: str) -> tuple[Tensor, Tensor | None]:
         task: ``ivf``, ``mif``, ``mef`` or ``mff``.
 
     Returns:
-        Sources (k, c, h, w), and chroma (2, h, w) or None: the sources' chroma averaged with their
-        saturation as the weight, so that a grey source does not wash out a coloured one.
+        Sources (k, c, h, w), and chroma (2, h, w) or None. Chroma is the mean over the sources with their saturation
+        times their well-exposedness, exp(-(Y - 0.5)² / 2 · 0.2²), as the weight: neither a grey source nor a
+        clipped one washes out a coloured one.
     """
     if all(len(image) == 1 for image in images):
         return torch.stack(list(images)), None
@@ -55,8 +59,9 @@ def split(images: Sequence[Tensor], task: str) -> tuple[Tensor, Tensor | None]:
         return colour, None
     ycbcr = rgb_to_ycbcr(colour)
     chroma = ycbcr[:, 1:]
-    saturation = chroma.norm(dim=1, keepdim=True) + 1e-12
-    return ycbcr[:, :1], (chroma * saturation).sum(0) / saturation.sum(0)
+    exposed = (-(ycbcr[:, :1] - 0.5).square() / (2 * EXPOSED**2)).exp()
+    weight = exposed * chroma.norm(dim=1, keepdim=True) + 1e-12
+    return ycbcr[:, :1], (chroma * weight).sum(0) / weight.sum(0)
 
 
 def merge(fused: Tensor, chroma: Tensor | None) -> Tensor:

@@ -62,11 +62,14 @@ def tile(pixels: np.ndarray) -> np.ndarray:
 def overview_row(task: str, files: list[Path], sample: Sample, result: Result) -> np.ndarray:
     """The first and the last source, a classical fusion, and the result."""
     assert result.image is not None
-    ends, peer = [0, len(files) - 1], CLASSICAL[PEERS[task]](sample.sources[None])[0].clamp(0, 1)
+    ends = [0, len(files) - 1]
     sources = [read_image(files[k]) for k in ends]
-    pictures = [
-        np.atleast_3d(one) for one in (*sources, to_pixels(merge(peer, sample.chroma)), to_pixels(result.image))
-    ]
+    if PEERS[task] == "mertens":  # weighs by saturation too
+        stack = torch.stack([torch.from_numpy(read_image(file, "RGB").copy()).permute(2, 0, 1) / 255 for file in files])
+        peer = CLASSICAL["mertens"](stack[None])[0]
+    else:
+        peer = merge(CLASSICAL[PEERS[task]](sample.sources[None])[0].clamp(0, 1), sample.chroma)
+    pictures = [np.atleast_3d(one) for one in (*sources, to_pixels(peer), to_pixels(result.image))]
     which = [f", {k + 1} of {len(files)}" if len(files) > 2 else "" for k in ends]
     titles = [*(f"{sample.modalities[k]}{text}" for k, text in zip(ends, which, strict=True)), PEERS[task], "dig2dig"]
     return row([tile(one) for one in pictures], titles)

@@ -30,12 +30,22 @@ def test_visible_keeps_its_colour_beside_grey_infrared() -> None:
     torch.testing.assert_close(merge(sources[0], chroma), visible, rtol=1e-3, atol=1e-3)
 
 
-def test_grey_sources_stay_grey_and_exposures_stay_colour() -> None:
+def test_grey_sources_stay_grey_and_focal_planes_stay_colour() -> None:
     grey, colour = torch.rand(1, 4, 4), torch.rand(3, 4, 4)
     assert split([grey, grey], "ivf")[0].shape == (2, 1, 4, 4)
     assert split([grey, grey], "mef")[1] is None
     sources, chroma = split([colour, grey], "mff")
     assert sources.shape == (2, 3, 4, 4) and chroma is None
+
+
+def test_exposures_take_their_colour_where_it_is_well_exposed() -> None:
+    mid = torch.tensor([0.7, 0.4, 0.4]).view(3, 1, 1).expand(3, 4, 4)  # luminance 0.49
+    dark, white = mid * 0.05, torch.ones(3, 4, 4) - torch.tensor([0.0, 0.1, 0.1]).view(3, 1, 1)
+    sources, chroma = split([dark, mid, white], "mef")
+    assert sources.shape == (3, 1, 4, 4) and chroma is not None
+    alone = rgb_to_ycbcr(mid)[1:]
+    torch.testing.assert_close(chroma, alone, rtol=0.03, atol=0)
+    assert chroma.norm() > 1.5 * rgb_to_ycbcr(torch.stack([dark, mid, white]))[:, 1:].mean(0).norm()
 
 
 @given(st.integers(0, 1000))

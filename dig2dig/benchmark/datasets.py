@@ -81,9 +81,12 @@ def names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def read_case(case: Case, crop: int = 0) -> Sample:
-    """The sources of a case, or a centre crop of them; a PairingError if a file cannot be read."""
-    sample = read_pair(case.pair, Reading(case.task, allow_missing=True))
+def read_case(case: Case, crop: int = 0, colour: bool = False) -> Sample:
+    """The sources of a case, or a centre crop of them; a PairingError if a file cannot be read.
+
+    ``colour`` keeps the colours in the sources: OpenCV's exposure fusion weighs by saturation.
+    """
+    sample = read_pair(case.pair, Reading("mff" if colour else case.task, allow_missing=True))
     if isinstance(sample, Failure):
         raise PairingError(sample.reason)
     chroma = None if sample.chroma is None else centre(sample.chroma, crop)

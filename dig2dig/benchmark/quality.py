@@ -96,7 +96,9 @@ class Judge:
         if (method == "mertens" and case.task != "mef") or (DDFM.get(method) == "code" and len(sample.sources) != 2):
             return  # OpenCV's exposure fusion is made for exposures, DDFM's code for two sources
         setting = sampler_of(method, case.task, self.config.variants)
-        shaped_by = (method, None)
+        if method == "mertens":
+            sample = read_case(case, self.config.crop, colour=True)
+        shaped_by = (method, sample.sources.shape[1])
         if setting:
             shaped_by = (asdict(setting), (*self.fuser.identity, weights_sha256(setting.weights)))
         stretched, digest = method == "ddfm", pair_digest(case.pair, Reading())  # as DDFM is published

@@ -12,7 +12,16 @@ from dig2dig.config import SamplerConfig
 from dig2dig.fusion.gain import Lookup, Measured, measure
 from dig2dig.fusion.guidance import Step
 from dig2dig.fusion.resample import resize
-from dig2dig.fusion.weight import SIGMA_TOP, WeightNetwork, fusion_weight, preferred, scale_space, scoped
+from dig2dig.fusion.weight import (
+    SIGMA_TOP,
+    WeightNetwork,
+    fusion_weight,
+    preferred,
+    scale_space,
+    scaled,
+    scoped,
+    shares,
+)
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import AlphaBar, Times, gain_grid, noise_level, time_grid, time_of_noise_level
 from dig2dig.priors.windows import crop
@@ -101,9 +110,10 @@ def gains(
     else:
         if weighted_base:
             base = fusion_weight(found.gains[0], dig.base)
-        elif config.prefer:
+        elif config.prefer or dig.share > 0:
             base = torch.full_like(sources[:, :, :1, :1, :1], 1 / sources.shape[1])
-        base = None if base is None else preferred(base, config.prefer)
+        if base is not None:
+            base = preferred(scaled(base, shares(measured.gains, dig.share)), config.prefer)
         weights = [fusion_weight(gain, dig.temperature) for gain in measured.gains]
     weights = [preferred(maps, config.prefer) for maps in scoped(weights, config.research.scope)]
     times = times[:, None].expand(-1, len(sources))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import interpolate, silu
 
 from dig2dig.atomic import write_atomically
@@ -60,8 +60,25 @@ def preferred(weights: Weights, prefer: Sequence[float]) -> Weights:
         return weights
     if len(prefer) != weights.shape[1]:
         raise ValueError(f"prefer has {len(prefer)} factors for {weights.shape[1]} sources")
-    raised = weights * torch.tensor(prefer).to(weights).view(1, -1, 1, 1, 1)
+    return scaled(weights, torch.tensor(prefer).to(weights).view(1, -1, 1, 1, 1))
+
+
+def scaled(weights: Weights, factors: Tensor) -> Weights:
+    """Weights times positive factors of the same or broadcast shape, again of sum one over k."""
+    raised = weights * factors
     return raised / raised.sum(1, keepdim=True)
+
+
+def shares(gains: Sequence[Maps], exponent: float) -> Maps:
+    r"""One factor for each source: its share of the gains at all times and pixels, to a power.
+
+    .. math:: s_k = \Big(\frac{1}{T} \sum_t \frac{\bar g_k(t)}{\sum_j \bar g_j(t)}\Big)^p
+
+    with the mean of the gains over the image. A clipped exposure has little to give, so its share is small. One number
+    for a whole source makes no halo, and keeps the order of tones on which the sources agree.
+    """
+    means = torch.stack([gain.mean((2, 3, 4), keepdim=True) for gain in gains]).clamp(min=1e-6)
+    return (means / means.sum(2, keepdim=True)).mean(0) ** exponent
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,8 @@ def baseline_panels(sample: Sample, names: Sequence[str]) -> list[Shown]:
     found: list[Shown] = []
     for name in names if sample.sources[0, 0].numel() <= MEASURED else ():
         fused = CLASSICAL[name](sample.sources[None])[0].clamp(0, 1)
-        panel = Panel(name, "baseline", scores=scores(fused, sample.sources))
+        note = "of luminance alone" if name == "mertens" and sample.chroma is not None else ""
+        panel = Panel(name, "baseline", scores=scores(fused, sample.sources), note=note)
         found.append((panel, small(merge(fused, sample.chroma))))
     return found
 

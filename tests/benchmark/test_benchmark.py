@@ -171,7 +171,8 @@ def test_halves_share_no_pair(data: Path) -> None:
     ]
     assert halves == [[("Tiny", "a"), ("Stacks", "a")], [("Tiny", "b"), ("Stacks", "b")]]
     case = find_cases(str(data), "mef")[0]
-    assert read_case(case, 32).sources.shape == (3, 3, 32, 32)
+    assert read_case(case, 32).sources.shape == (3, 1, 32, 32)
+    assert read_case(case, 32, colour=True).sources.shape == (3, 3, 32, 32)
     with pytest.raises(PairingError):
         find_cases(str(data / "infrared_visible"))
 

@@ -114,7 +114,7 @@ def test_stacks_may_stop_early_only_where_allowed(tmp_path: Path) -> None:
     shapes = [
         sample.sources.shape for pair in pairs if isinstance(sample := read_pair(pair, Reading("mef", True)), Sample)
     ]
-    assert shapes == [(3, 3, 4, 4), (2, 3, 4, 4)]
+    assert shapes == [(3, 1, 4, 4), (2, 1, 4, 4)]
     assert isinstance(read_pair(pairs[1], Reading("mef")), Failure)
 
 

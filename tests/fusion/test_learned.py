@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from dig2dig.api import preset
 from dig2dig.config import DigConfig, SamplerConfig
 from dig2dig.errors import PriorError
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.sampler import fuse
-from dig2dig.fusion.weight import WeightNetwork, load_weights, preferred, save_weights, scale_space
+from dig2dig.fusion.weight import WeightNetwork, load_weights, preferred, save_weights, scale_space, shares
 from dig2dig.priors.denoiser import Denoiser
+from tests.pictures import random_sources
 
 DIG = DigConfig(loss="l1", normalise="none", smoothing=1.0, refresh=1)
 SETTINGS = SamplerConfig(steps=3, sigma_start=0.5, sigma_end=0.125, dig=DIG)
@@ -102,6 +104,21 @@ def test_weights_come_back_from_their_folder(network: WeightNetwork, bundled: De
         load_weights(str(tmp_path / "w"))
     with pytest.raises(PriorError, match=r"sampler\.weights=nowhere: no weights\.safetensors there; give gain"):
         load_weights("nowhere")
+
+
+def test_shares_are_of_the_whole_gain() -> None:
+    first = torch.tensor([3.0, 1.0]).view(1, 2, 1, 1, 1).expand(1, 2, 1, 4, 6)
+    second = torch.tensor([1.0, 1.0]).view(1, 2, 1, 1, 1).expand(1, 2, 1, 2, 3)
+    assert shares([first, second], 1.0).flatten().tolist() == pytest.approx([0.625, 0.375])
+    assert shares([first], 2.0).flatten().tolist() == pytest.approx([0.5625, 0.0625])
+    assert shares([first * 0], 1.5)[0, 0] == shares([first * 0], 1.5)[0, 1]  # nothing gained: equal shares
+
+
+def test_a_clipped_exposure_weighs_less_in_the_base(bundled: Denoiser) -> None:
+    texture = 0.4 + 0.3 * random_sources(0, 1, 1, 1, 64, 64)
+    sources = torch.cat([texture, 0.98 + 0.01 * texture], 1)
+    plain, shared = (fuse(sources, bundled, preset("mef", f"sampler.dig.share={p}")).mean() for p in (0, 1.5))
+    assert abs(shared - texture.mean()) < 0.5 * abs(plain - texture.mean())
 
 
 def test_preferred_sources_say_more() -> None:

@@ -1,6 +1,6 @@
 """Sources of one scene in one frame: resizing, registration, and doubts whether they lie on each other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -26,6 +26,12 @@ class Registration:
     matrix: np.ndarray  # homography (3, 3) from the reference's pixels to the source's, both from the top left
     score: float  # how clearly the two agree there, see agreement
     size: tuple[int, int]  # height and width of the source before
+
+    def cover(self, valid: np.ndarray | None = None) -> np.ndarray | None:
+        """Pixels of the reference that valid pixels of the source cover, (h, w); None if all are."""
+        whole = np.ones(self.size, np.float32) if valid is None else valid.astype(np.float32)
+        covered = _warp(whole, self.matrix, self.image, cv2.BORDER_CONSTANT) > 0.99
+        return None if covered.all() else covered
 
     def __str__(self) -> str:
         """What was done to the source: how its middle moved, and its turn, clockwise if positive, and scale there."""
@@ -142,11 +148,12 @@ def register(fixed: np.ndarray, moving: np.ndarray, how: str, least: float = LEA
         raise AlignmentError("does not register: no homography that a camera makes brings it onto the reference")
     whole = np.diag([moving.shape[1] / width, moving.shape[0] / height, 1.0]) @ matrix
     image = _warp(moving, whole, a).clip(0, 1)
-    covered = _warp(np.ones(moving.shape[:2], np.float32), whole, a, cv2.BORDER_CONSTANT) > 0.99
+    found = Registration(image, whole / whole[2, 2], 0.0, moving.shape[:2])
+    covered = 1.0 if (cover := found.cover()) is None else cover
     score = agreement(a * covered, convert(image, "L") * covered)
     if score < least:
         raise AlignmentError(f"does not register: the two agree with a score of {score:.1f}, {least:g} is needed")
-    return Registration(image, whole / whole[2, 2], score, moving.shape[:2])
+    return replace(found, score=score)
 
 
 def _translation(a: np.ndarray, b: np.ndarray) -> np.ndarray:

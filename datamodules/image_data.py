@@ -16,6 +16,7 @@ from datamodules.pairs import Sample
 from datamodules.ranges import to_unit
 from datamodules.readers.pixels import convert, list_images, read_picture
 from datamodules.transforms import training_crops, validation_crop
+from datamodules.validity import check_finite
 from dig2dig.config_train import ImageDataConfig
 from dig2dig.errors import ImageError
 
@@ -23,7 +24,8 @@ from dig2dig.errors import ImageError
 def read_deep(path: Path, mode: Literal["L", "RGB"] = "RGB", scale: str = "percentile") -> np.ndarray:
     """Pixels of a file of any depth: uint8 as stored, or float32 in [0, 1], scaled as by ``to_unit``."""
     picture = read_picture(path)
-    pixels = picture.pixels if picture.depth == 8 else to_unit(picture.pixels, scale)[0]
+    check_finite(picture.pixels, picture.valid, str(path))
+    pixels = picture.pixels if picture.depth == 8 else to_unit(picture.pixels, scale, picture.valid)[0]
     return convert(pixels, mode)
 
 

@@ -1,14 +1,16 @@
-"""Which files belong together: K sources of one scene, by file stem, pattern, manifest or folder."""
+"""Which files belong together: K sources of one scene, by file name, pattern, manifest or folder."""
 
 import csv
-import glob
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from datamodules.readers.pixels import IMAGE_SUFFIXES, list_images
-from datamodules.readers.source import Probes, frame_count, is_source, real, stem
+from datamodules.folders import Named, example_pattern, left_out, named_files, safe_names, video_map
+from datamodules.naming import by_table, name_scenes
+from datamodules.readers.medical import is_medical
+from datamodules.readers.source import Probes, frame_count, is_source, medical_grid, real, stem
+from datamodules.readers.thermal import both_from_one
+from datamodules.words import by_words
 from dig2dig.config import InferConfig
 from dig2dig.errors import ImageError, PairingError
 
@@ -30,76 +32,121 @@ class Pair:
         return bool(self.missing) and not (allow_missing and len(self.files) > 1)
 
 
-def scenes(config: InferConfig) -> list[Pair]:
+Tell = Callable[[str], None]
+"""Takes a line about how files were paired and what was left out."""
+
+
+def silent(line: str) -> None:
+    """Tells nothing."""
+
+
+def scenes(config: InferConfig, tell: Tell = silent) -> list[Pair]:
     """All that the configuration asks to fuse, a pair for each frame of videos and volumes."""
     if config.manifest:
         pairs = read_manifest(Path(config.manifest))
     else:
-        pairs = find_stacks(Path(config.stacks)) if config.stacks else find_pairs(config.sources)
-    return expand(pairs, config.sequence)
+        pairs = find_stacks(Path(config.stacks)) if config.stacks else find_pairs(config.sources, tell)
+    return expand(pairs, config.sequence, config.reference)
 
 
-def find_pairs(sources: Mapping[str, str]) -> list[Pair]:
+def find_pairs(sources: Mapping[str, str], tell: Tell = silent) -> list[Pair]:
     """Pairs the files of all sources by name, sorted.
 
-    A source is a folder or a text file that lists images, paired by stem; or a pattern as ``DIR/{name}_vis.png``,
-    paired by what ``{name}`` stands for; or one file. It is a PairingError if a source does not exist, is given twice
-    or holds no image, if single files and folders are mixed, or if no name stands in two sources.
+    A source is a folder, a tree of folders or a text file that lists images; or a pattern as ``DIR/{name}_vis.png``,
+    paired by what ``{name}`` stands for; or one file. Names are compared as in ``name_scenes``. One folder may be
+    several sources if a word in the names tells them apart, as in ``by_words``. ``tell`` takes lines about how files
+    were paired. It is a PairingError if a source does not exist, is given twice or holds no image, if single files and
+    folders are mixed, or if names do not pair.
     """
     paths = {modality: Path(source) for modality, source in sources.items()}
     for modality, path in paths.items():
         if "{name}" not in str(path) and not path.exists():
             raise PairingError(f"sources.{modality}: no such file or folder: {path}")
-        if twin := next((m for m, p in paths.items() if m != modality and real(p) == real(path)), None):
+        twin = next((m for m, p in paths.items() if m != modality and real(p) == real(path)), None)
+        folder = path.is_dir() and not is_medical(path)
+        if twin and not folder and not both_from_one(path, modality, twin):
             raise PairingError(f"sources.{modality} and sources.{twin} are the same: {path}")
     many = ["{name}" in str(path) or path.is_dir() or path.suffix == ".txt" for path in paths.values()]
-    if not any(many):
+    if all(is_medical(path) or not several for path, several in zip(paths.values(), many, strict=True)):
         return [Pair(stem(next(iter(paths.values()))), paths)]
     if not all(many):
         raise PairingError("sources: give a folder for every modality or a file for every modality, not both")
-    named = {modality: _by_name(modality, path) for modality, path in paths.items()}
-    pairs = []
-    for name in sorted(set().union(*named.values())):
-        found = {modality: files[name] for modality, files in named.items() if name in files}
-        repeated = next((", ".join(map(str, files)) for files in found.values() if len(files) > 1), "")
-        problem = f"{name}: which of {repeated}? leave one of them" if repeated else ""
-        missing = tuple(modality for modality in paths if modality not in found)
-        pairs.append(Pair(name, {modality: files[0] for modality, files in found.items()}, missing, problem))
-    if len(paths) > 1 and all(len(pair.files) == 1 for pair in pairs):
-        raise PairingError(f"sources: no file name stands in two of {', '.join(map(str, paths.values()))}")
+    folders = [path for path in paths.values() if path.is_dir()]
+    named = {modality: named_files(modality, path, folders) for modality, path in paths.items()}
+    pairs = _grouped(_scenes_of(named, paths, tell))
+    for line in left_out(sources) if tell is not silent else ():
+        tell(line)
     return pairs
 
 
-def _by_name(modality: str, source: Path) -> dict[str, list[Path]]:
-    """Files of one modality by name; several files of a name are a mistake, which is reported later."""
+def _scenes_of(named: dict[str, Named], paths: Mapping[str, Path], tell: Tell) -> dict[str, Named]:
+    """The files of each source with the names of their scenes. PairingError: names do not pair."""
+    told_apart = _told_apart(named, paths, tell)
+    fixed = {modality for modality, path in paths.items() if "{name}" in str(path)} | told_apart.keys()
+    named = named | told_apart
+    keys = _keys(named)
     try:
-        if "{name}" in str(source):
-            found = _matching(source)
-        else:
-            paths = list_images(str(source)) if source.is_file() else filter(is_source, sorted(source.iterdir()))
-            found = [(stem(path), path) for path in paths]
-    except FileNotFoundError as error:
-        raise PairingError(f"sources.{modality}: {error}") from error
-    except OSError as error:
-        raise PairingError(f"sources.{modality}: {source} cannot be read ({error.strerror})") from error
-    if not found:
-        raise PairingError(f"sources.{modality}: {source} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    named: dict[str, list[Path]] = {}
-    for name, path in found:
-        named.setdefault(name, []).append(path)
-    return named
+        naming = by_table(keys, video_map(paths.values())) or name_scenes(keys, fixed)
+    except PairingError as error:
+        raise PairingError(_advice(str(error), named, paths, fixed)) from error
+    if naming.how:
+        tell(naming.how)
+    return {m: [(naming.scenes[m][name], path) for name, path in files] for m, files in named.items()}
 
 
-def _matching(pattern: Path) -> list[tuple[str, Path]]:
-    """What ``{name}`` stands for in each file that fits a pattern, in one part of the path or several."""
-    parts = pattern.parts
-    first = next(i for i, part in enumerate(parts) if "{name}" in part)
-    root, inner = Path(*parts[:first]), "/".join(parts[first:])
-    before, *others = map(re.escape, inner.split("{name}"))
-    regex = re.compile(f"{before}(?P<name>[^/]+){'(?P=name)'.join(others)}", re.DOTALL)
-    paths = sorted(root.glob(glob.escape(inner).replace("{name}", "*")))
-    matches = ((regex.fullmatch(path.relative_to(root).as_posix()), path) for path in paths)
-    return [(match["name"], path) for match, path in matches if match]
+def _keys(named: Mapping[str, Named]) -> dict[str, list[str]]:
+    """The names of each source's files, each once."""
+    return {modality: list(dict.fromkeys(name for name, _ in files)) for modality, files in named.items()}
+
+
+def _told_apart(named: Mapping[str, Named], paths: Mapping[str, Path], tell: Tell) -> dict[str, Named]:
+    """Of sources that are one folder, each one's own files with the names of their scenes."""
+    groups: dict[str, dict[str, Named]] = {}
+    for modality, path in paths.items():
+        groups.setdefault(real(path), {})[modality] = named[modality]
+    found: dict[str, Named] = {}
+    for group in (group for group in groups.values() if len(group) > 1):
+        one, two, *_ = group
+        naming = by_words(_keys(group))
+        if naming is None and both_from_one(paths[one], one, two):
+            continue
+        if naming is None:
+            suffix, files = named[one][0][1].suffix, ", ".join(path.name for _, path in named[one][:2])
+            raise PairingError(
+                f"sources.{one} and sources.{two} are the same: {paths[one]}; no word in the names tells their files "
+                f"apart ({files}); give a pattern for each, as sources.{one}='{paths[one]}/{{name}}_{one}{suffix}'"
+            )
+        for modality, scene in naming.scenes.items():
+            found[modality] = [(scene[name], path) for name, path in group[modality] if name in scene]
+        tell(naming.how)
+        if naming.unused:
+            count = len(naming.unused)
+            tell(f"left out: {count} image{'s' * (count > 1)} without such a word, as {naming.unused[0]}")
+    return found
+
+
+def _advice(problem: str, named: Mapping[str, Named], paths: Mapping[str, Path], fixed: Collection[str]) -> str:
+    """A line about names that do not pair, with an example of each side and the pattern to give."""
+    given = f"sources: {problem} {', '.join(map(str, paths.values()))}"
+    examples = ", ".join(f"{files[0][0]}{files[0][1].suffix}" for files in named.values())
+    patterns = " ".join(f"sources.{m}={example_pattern(paths[m], named[m])}" for m in paths if m not in fixed)
+    return f"{given} ({examples})" + f"; give patterns, as {patterns}, or manifest=TABLE.csv" * bool(patterns)
+
+
+def _grouped(named: Mapping[str, Named]) -> list[Pair]:
+    """The pairs; several files of a name are a mistake, which is reported later."""
+    files: dict[str, dict[str, list[Path]]] = {}
+    for modality, found in named.items():
+        for name, path in found:
+            files.setdefault(name, {}).setdefault(modality, []).append(path)
+    names, pairs = safe_names(files), []
+    for name in sorted(files, key=names.__getitem__):
+        repeated = next((", ".join(map(str, paths)) for paths in files[name].values() if len(paths) > 1), "")
+        problem = f"{names[name]}: which of {repeated}? leave one of them" if repeated else ""
+        missing = tuple(modality for modality in named if modality not in files[name])
+        first = {modality: paths[0] for modality, paths in files[name].items()}
+        pairs.append(Pair(names[name], first, missing, problem))
+    return pairs
 
 
 def read_manifest(path: Path) -> list[Pair]:
@@ -149,12 +196,16 @@ def _checked(pair: Pair, place: str) -> Pair:
     return replace(pair, problem=problem)
 
 
-def expand(pairs: Sequence[Pair], sequence: bool = False) -> list[Pair]:
-    """Videos and volumes become a series of pairs, ``NAME_000000`` and so on; with ``sequence`` all pairs are one."""
+def expand(pairs: Sequence[Pair], sequence: bool = False, reference: str = "") -> list[Pair]:
+    """Videos and volumes become a series of pairs, ``NAME_000000`` and so on; with ``sequence`` all pairs are one.
+
+    Volumes that tell where they lie have the slices of the reference.
+    """
     frames: list[Pair] = []
     for pair in pairs:
         try:
-            counts = {modality: frame_count(file) for modality, file in pair.files.items()}
+            onto = medical_grid(pair.files, reference)
+            counts = {modality: frame_count(file, onto) for modality, file in pair.files.items()}
         except ImageError as error:
             frames.append(replace(pair, problem=pair.problem or str(error)))
             continue
@@ -166,21 +217,26 @@ def expand(pairs: Sequence[Pair], sequence: bool = False) -> list[Pair]:
             frames.append(replace(pair, problem=f"{pair.name}: sources differ in length: {told}"))
         else:
             count = lengths.pop() or 0
-            frames += as_series([replace(pair, name=f"{pair.name}_{i:06d}", frame=i) for i in range(count)], pair.name)
+            some = [replace(pair, name=f"{pair.name}_{i:06d}", frame=i) for i in range(count)]
+            frames += as_series(some, pair.name, own_slices(pair, count))
     return as_series(frames, "sequence") if sequence else frames
 
 
-def as_series(pairs: Sequence[Pair], name: str) -> list[Pair]:
-    """Pairs as frames of one series, with nine of them, evenly spread, by which its range is found."""
+def own_slices(pair: Pair, count: int) -> dict[str, Probes]:
+    """Slices, evenly spread, of the volumes of a pair that have another number of them than the reference."""
+    lengths = {modality: frame_count(file) or 1 for modality, file in pair.files.items()}
+    return {
+        modality: tuple(dict.fromkeys((pair.files[modality], i * (length - 1) // 8) for i in range(9)))
+        for modality, length in lengths.items()
+        if length != count
+    }
+
+
+def as_series(pairs: Sequence[Pair], name: str, own: Mapping[str, Probes] | None = None) -> list[Pair]:
+    """Pairs as frames of one series, with nine of them, evenly spread, or ``own``, by which its range is found."""
     some = [pairs[i * (len(pairs) - 1) // 8] for i in range(9)]
     found = {
         modality: tuple(dict.fromkeys((one.files[modality], one.frame) for one in some if modality in one.files))
         for modality in set().union(*(pair.files for pair in pairs))
     }
-    return [replace(pair, series=name, probes=found) for pair in pairs]
-
-
-def extra_files(sources: Mapping[str, str]) -> list[Path]:
-    """Files in the sources' folders that are not read as images."""
-    folders = [Path(source) for source in sources.values() if Path(source).is_dir()]
-    return [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file() and not is_source(path)]
+    return [replace(pair, series=name, probes={**found, **(own or {})}) for pair in pairs]

@@ -1,22 +1,29 @@
 """One scene, read: its sources aligned and scaled, with all that the result needs beside them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
 
 from datamodules.align import misregistration, register, rescale
+from datamodules.metadata import Metadata
 from datamodules.pairing import Pair
 from datamodules.picture import Picture
-from datamodules.ranges import to_unit
-from datamodules.readers.source import read_source, real, series_range, source_digest, source_size
+from datamodules.profiles import in_profile_of
+from datamodules.ranges import Valid, one_range, to_unit
+from datamodules.readers.source import medical_grid, read_source, real, series_range, source_digest, source_size
+from datamodules.readers.thermal import both_from_one
+from datamodules.validity import check_finite, left_border, without_data
 from dig2dig.color import split
 from dig2dig.errors import AlignmentError, ImageError
+from dig2dig.options import parse_range
 
 Align = Literal["none", "resize", "ecc", "phase"]
 Images = dict[str, np.ndarray]  # by modality
+Valids = dict[str, Valid]  # pixels of each that show the scene
+STACKS = ("mef", "mff")  # tasks whose sources share one range: the brightness between exposures is the information
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Reading:
     range: Mapping[str, str] = field(default_factory=dict)  # which values are black and white, see to_unit
     reference: str = ""  # modality whose size, depth and format the result keeps; empty for the first
     align: Align = "none"  # what to do with sources of another size or place than the reference
+    border: Literal["auto", "keep"] = "auto"  # uniform borders of a registration are no data, or are kept
     transform: Callable[[Sequence[np.ndarray]], list[np.ndarray]] | None = None  # applied to the sources together
 
 
@@ -39,11 +47,13 @@ class Sample:
     modalities: tuple[str, ...]
     sources: torch.Tensor  # channels that are fused, (k, c, h, w) in [0, 1]
     chroma: torch.Tensor | None  # colour that waits beside them, (2, h, w)
+    valid: torch.Tensor | None = None  # pixels of each source that show the scene, (k, 1, h, w), bool; None = all
     depth: int = 8  # bits of a channel of the result
     suffix: str = ".png"  # format of the reference's file
     series: str = ""  # name of the sequence that shares its noise; empty if none
     digest: str = ""  # what identifies the files' bytes
     note: str = ""  # what a user may want to know about the reading
+    metadata: Metadata = field(default_factory=Metadata)  # what the reference's file says beside its pixels
 
 
 @dataclass(frozen=True)
@@ -61,21 +71,42 @@ def read_pair(pair: Pair, reading: Reading) -> Sample | Failure:
     if pair.problem:
         return Failure(pair.name, pair.problem)
     try:
-        pictures = {modality: read_source(file, pair.frame) for modality, file in pair.files.items()}
-        images, notes = scaled(pair, pictures, reading)
         reference = reference_of(pair, reading.reference)
-        images, told = aligned(pair, images, reference, reading)
+        onto = medical_grid(pair.files, reference)
+        pictures = {m: read_source(file, pair.frame, onto, m) for m, file in pair.files.items()}
+        pictures, notes = prepared(pair, pictures, reference, reading)
+        images, valids, found = scaled(pair, pictures, reading)
+        images, valids, moved = aligned(pair, images, valids, reference, reading)
     except (ImageError, AlignmentError) as error:
         return Failure(pair.name, str(error))
     except MemoryError:
         return Failure(pair.name, f"{pair.name}: not enough memory to read its sources")
     arrays = reading.transform(list(images.values())) if reading.transform else images.values()
     tensors = [torch.from_numpy(np.atleast_3d(array).transpose(2, 0, 1).copy()) for array in arrays]
-    sources, chroma = split(tensors, reading.task)
-    depth, suffix = pictures[reference].depth, pair.files[reference].suffix.lower()
-    digest = pair_digest(pair, reading, {modality: picture.digest for modality, picture in pictures.items()})
-    note = "; ".join(notes + told)
-    return Sample(pair.name, tuple(pair.files), sources, chroma, depth, suffix, pair.series, digest, note)
+    valid = stacked(list(valids.values()), tensors[0].shape[-2:])
+    sources, chroma = split(tensors, reading.task, valid)
+    picture, digests = pictures[reference], {modality: picture.digest for modality, picture in pictures.items()}
+    return Sample(
+        name=pair.name,
+        modalities=tuple(pair.files),
+        sources=sources,
+        chroma=chroma,
+        valid=valid,
+        depth=picture.depth,
+        suffix=pair.files[reference].suffix.lower(),
+        series=pair.series,
+        digest=pair_digest(pair, reading, digests),
+        note="; ".join(notes + found + moved),
+        metadata=picture.metadata,
+    )
+
+
+def stacked(valids: Sequence[Valid], size: Sequence[int]) -> torch.Tensor | None:
+    """Valid pixels of all sources, (k, 1, h, w); None if all pixels are."""
+    if all(valid is None for valid in valids):
+        return None
+    every = np.ones(tuple(size), bool)
+    return torch.from_numpy(np.stack([every if valid is None else valid for valid in valids]))[:, None]
 
 
 def pair_digest(pair: Pair, reading: Reading, digests: Mapping[str, str] | None = None) -> str:
@@ -90,61 +121,140 @@ def reference_of(pair: Pair, reference: str) -> str:
     return reference if reference in pair.files else next(iter(pair.files))
 
 
-def scaled(pair: Pair, pictures: Mapping[str, Picture], reading: Reading) -> tuple[Images, list[str]]:
-    """Pixels in [0, 1], and notes on how they got there; refuses constant sources and those given twice."""
-    images: Images = {}
+def prepared(
+    pair: Pair, pictures: Mapping[str, Picture], reference: str, reading: Reading
+) -> tuple[dict[str, Picture], list[str]]:
+    """Pictures with all that is no data marked, and in the reference's colours; and notes on it.
+
+    Refuses constant sources, those given twice, numbers that are not finite, and maps of different places.
+    """
+    found: dict[str, Picture] = {}
     notes: list[str] = []
     for modality, picture in pictures.items():
         file = pair.files[modality]
-        if picture.pixels.min() == picture.pixels.max():
-            raise ImageError(f"{file}: every pixel is {picture.pixels.flat[0]}: nothing to fuse; leave it out")
-        if twin := next((m for m in images if real(pair.files[m]) == real(file)), None):
+        twin = next((m for m in found if real(pair.files[m]) == real(file) and found[m].digest == picture.digest), None)
+        if twin and not both_from_one(file, twin, modality):
             raise ImageError(f"{file}: given twice, as {twin} and as {modality}")
-        images[modality], note = to_unit(picture.pixels, wanted_range(pair, modality, reading))
-        notes += [f"{modality}: {one}" for one in (picture.note, note) if one]
-    return images, notes
+        valid, note = without_data(picture.pixels, picture.valid, parse_range(reading.range.get(modality, "auto"))[1])
+        shown = picture.pixels if valid is None else picture.pixels[valid]
+        if not shown.size:
+            raise ImageError(f"{file}: no pixel holds data; leave it out")
+        check_finite(picture.pixels, valid, str(file), f"mend the file, or give range.{modality}=nodata=nan")
+        if shown.min() == shown.max():
+            raise ImageError(f"{file}: every pixel is {shown.flat[0]}: nothing to fuse; leave it out")
+        pixels, told = in_profile_of(picture, pictures[reference])
+        found[modality] = replace(picture, pixels=pixels, valid=valid)
+        notes += [f"{modality}: {one}" for one in (picture.note, note, told) if one]
+    geo = {modality: grid_of(picture.metadata.geo) for modality, picture in found.items() if picture.metadata.geo}
+    if len(set(geo.values())) > 1 and reading.align == "none":
+        told = ", ".join(str(pair.files[modality]) for modality in geo)
+        raise ImageError(f"{pair.name}: maps of different grids: {told}; warp them to one (gdalwarp), or give align=")
+    return found, notes
+
+
+def grid_of(geo: Sequence[tuple[int, int, int, object]]) -> str:
+    """Where a map's pixels lie: its scale, tie points and transformation, and its reference system."""
+    return repr([tag for tag in geo if tag[0] < 42112])
+
+
+def scaled(pair: Pair, pictures: Mapping[str, Picture], reading: Reading) -> tuple[Images, Valids, list[str]]:
+    """Pixels in [0, 1], which are valid, and notes on the ranges."""
+    images: Images = {}
+    notes: dict[str, str] = {}
+    ranges = wanted_ranges(pair, pictures, reading)
+    for modality, picture in pictures.items():
+        images[modality], notes[modality] = to_unit(picture.pixels, ranges[modality], picture.valid)
+    if reading.task in STACKS and len({*notes.values()}) > 1:  # mixed rules are never silent
+        notes = {modality: note or "its whole range is black to white" for modality, note in notes.items()}
+    valids = {modality: picture.valid for modality, picture in pictures.items()}
+    if len({*notes.values()}) == 1:
+        return images, valids, [f"all: {note}" for note in {*notes.values()} if note]
+    return images, valids, [f"{modality}: {note}" for modality, note in notes.items() if note]
+
+
+def wanted_ranges(pair: Pair, pictures: Mapping[str, Picture], reading: Reading) -> dict[str, str]:
+    """Which stored values are black and white in each source.
+
+    Frames of a series share theirs, so that the result does not flicker. Sources of a stack share one where none is
+    asked for.
+    """
+    ranges = {modality: wanted_range(pair, modality, reading) for modality in pictures}
+    shared = [modality for modality in pictures if reading.range.get(modality, "auto").startswith(("auto", "nodata"))]
+    if reading.task not in STACKS or len(shared) < 2:
+        return ranges
+    kinds = {pictures[modality].pixels.dtype for modality in shared}
+    if len(kinds) > 1:  # no range of values is common to them
+        return ranges
+    if pair.series:
+        probes = tuple(probe for modality in shared for probe in pair.probes[modality])
+        return ranges | dict.fromkeys(shared, series_range(probes, "auto"))
+    stack = [pictures[modality] for modality in shared]
+    one = one_range([picture.pixels for picture in stack], [picture.valid for picture in stack], "auto")
+    return ranges | dict.fromkeys(shared, one)
 
 
 def wanted_range(pair: Pair, modality: str, reading: Reading) -> str:
-    """Which stored values are black and white; frames of a series share theirs, so that the result does not flicker."""
+    """Which stored values of a source are black and white, as LOW-HIGH for frames of a series."""
     wanted = reading.range.get(modality, "auto")
-    shared = pair.series and wanted in ("auto", "percentile")
-    return series_range(pair.probes[modality], wanted) if shared else wanted
+    shared = pair.series and wanted.startswith(("auto", "nodata", "percentile"))
+    return series_range(pair.probes[modality], wanted, modality) if shared else wanted
 
 
-def aligned(pair: Pair, images: Images, reference: str, reading: Reading) -> tuple[Images, list[str]]:
-    """All sources in the reference's frame, and notes on them; refuses what cannot be brought there."""
+def aligned(
+    pair: Pair, images: Images, valids: Valids, reference: str, reading: Reading
+) -> tuple[Images, Valids, list[str]]:
+    """All sources in the reference's frame, which pixels are valid there, and notes; refuses what cannot be brought."""
     sizes = {modality: image.shape[:2] for modality, image in images.items()}
     if reading.align == "none" and len(set(sizes.values())) > 1:
         told = ", ".join(f"{pair.files[m]} {w}x{h}" for m, (h, w) in sizes.items())
         raise ImageError(f"{pair.name}: sources differ in size: {told}; align=resize, ecc or phase brings them to one")
-    moved, notes = dict(images), []
+    moved, valid, notes = dict(images), dict(valids), list[str]()
     for modality in (modality for modality in images if modality != reference):
         try:
-            moved[modality], found = placed(images[reference], images[modality], reading.align)
+            moved[modality], valid[modality], found = placed(
+                images[reference], images[modality], valids[modality], reading.align
+            )
         except AlignmentError as error:
             raise AlignmentError(f"{pair.files[modality]}: {error}") from error
         notes += [f"{modality}: {note}" for note in found]
-    return moved, notes
+    return moved, valid, notes + (cut_borders(moved, valid) if reading.border == "auto" else [])
 
 
-def placed(fixed: np.ndarray, image: np.ndarray, align: Align) -> tuple[np.ndarray, list[str]]:
-    """An image in the frame of another, and what was done or seems to be needed."""
+def cut_borders(images: Images, valids: Valids) -> list[str]:
+    """Marks borders that a registration left, where another source shows something; notes say which."""
+    notes = []
+    for modality, image in images.items():
+        inside, known = left_border(image), valids[modality]
+        others = [other for m, other in images.items() if m != modality]
+        if inside is None or not any(other[~inside].std() > 2 / 255 for other in others):
+            continue
+        valids[modality] = inside if known is None else known & inside
+        if known is None or (inside | ~known).mean() < 0.999:
+            share = f"{100 * (1 - inside.mean()):.1f} %"
+            notes.append(f"{modality}: a uniform border is no data ({share}); border=keep keeps it")
+    return notes
+
+
+def placed(fixed: np.ndarray, image: np.ndarray, valid: Valid, align: Align) -> tuple[np.ndarray, Valid, list[str]]:
+    """An image in the frame of another, its valid pixels there, and what was done or seems to be needed."""
     notes = []
     if align in ("ecc", "phase"):
         found = register(fixed, image, align)
         image, notes = found.image, [str(found)]
+        valid = found.cover(valid)
     elif image.shape[:2] != fixed.shape[:2]:
         notes = [f"resized from {image.shape[1]}x{image.shape[0]}"]
         image = rescale(image, fixed.shape[:2])
+        valid = None if valid is None else rescale(valid.astype(np.float32), fixed.shape[:2]) > 0.99
     if shift := misregistration(fixed, image):
         notes.append(f"seems shifted by {round(shift[0])}, {round(shift[1])} px; align=ecc registers")
-    return image, notes
+    return image, valid, notes
 
 
 def batch_key(pair: Pair, reference: str = "") -> tuple[int, ...]:
     """What images must share to be fused in one batch: K, height and width; empty where a header is unreadable."""
     try:
-        return (len(pair.files), *source_size(pair.files[reference_of(pair, reference)], pair.frame))
+        first = reference_of(pair, reference)
+        return (len(pair.files), *source_size(pair.files[first], pair.frame, first))
     except (ImageError, StopIteration):
         return ()

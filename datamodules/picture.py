@@ -3,11 +3,12 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from datamodules.metadata import Metadata
 from dig2dig.errors import ImageError, first_line
 
 MIN_SIDE = 4  # pixels; a smaller image is a mistake
@@ -18,12 +19,14 @@ class Picture:
     """One image as its file has it.
 
     Its pixels are upright, (h, w) if grey and (h, w, 3) if RGB; uint8, uint16, int32 or float32. Three equal channels
-    are one; transparent pixels are composed over black.
+    are one.
     """
 
     pixels: np.ndarray
     digest: str = ""  # hash of the file's bytes
     note: str = ""  # what a user may want to know about the reading
+    valid: np.ndarray | None = None  # pixels that show the scene, (h, w), bool; None = all of them
+    metadata: Metadata = field(default_factory=Metadata)  # what the file says beside its pixels
 
     @property
     def depth(self) -> int:
@@ -32,14 +35,12 @@ class Picture:
 
 
 def check_pixels(pixels: np.ndarray, path: Path) -> np.ndarray:
-    """Pixels that can be fused, three equal channels as one; refuses other channels, sizes and values."""
+    """Pixels that can be fused, three equal channels as one; refuses other channels and sizes."""
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         channels = pixels.shape[2] if pixels.ndim == 3 else pixels.ndim
         raise ImageError(f"{path}: {channels} channels; grey and RGB are read, with or without alpha")
     if min(pixels.shape[:2]) < MIN_SIDE:
         raise ImageError(f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels; at least {MIN_SIDE} a side are needed")
-    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise ImageError(f"{path}: {int((~np.isfinite(pixels)).sum())} pixels are NaN or infinite; mend the file")
     return pixels[..., 0] if pixels.ndim == 3 and (pixels == pixels[..., :1]).all() else pixels
 
 
@@ -48,7 +49,11 @@ def one_line(path: Path, kind: str = "image") -> Iterator[None]:
     """Turns whatever a reader raises into an ImageError: a damaged file can raise any exception in a decoder."""
     try:
         yield
-    except (ImageError, MemoryError):
+    except ImageError as error:
+        if str(path) in str(error):
+            raise
+        raise ImageError(f"{path}: {error}") from error
+    except MemoryError:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno:
@@ -57,7 +62,13 @@ def one_line(path: Path, kind: str = "image") -> Iterator[None]:
 
 
 def version(path: Path) -> tuple[int, int, int]:
-    """A key for caches, which changes with the file and with the process: an open file is not shared."""
+    """A key for caches, which changes with the file and with the process: an open file is not shared.
+
+    That of a folder changes with any file in it.
+    """
     with one_line(path):
+        if path.is_dir():
+            stats = ((file, file.stat()) for file in sorted(path.iterdir()) if file.is_file())
+            return 0, hash(tuple((file.name, stat.st_size, stat.st_mtime_ns) for file, stat in stats)), os.getpid()
         stat = path.stat()
         return stat.st_size, stat.st_mtime_ns, os.getpid()

@@ -1,31 +1,69 @@
 """Stored values as intensities: which of them are black and white."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from dig2dig.options import parse_range
 
+Valid = np.ndarray | None  # (h, w), bool; None = all pixels
 
-def to_unit(pixels: np.ndarray, scale: str = "auto") -> tuple[np.ndarray, str]:
+
+def to_unit(pixels: np.ndarray, scale: str = "auto", valid: Valid = None) -> tuple[np.ndarray, str]:
     """Stored pixels as float32 in [0, 1], and a note on the range that was taken.
 
     ``full`` takes all that the type can hold, for floating point 0 to 1; ``percentile`` the 0.1 to the 99.9
-    percentile, as thermal frames need it; ``LOW-HIGH`` these stored values. ``auto`` takes percentiles for grey 16-bit
-    images that fill less than a quarter of the range, 32-bit integers, and floats beyond 0 to 1, else all.
+    percentile of the valid pixels, as thermal frames need it; ``LOW-HIGH`` these stored values. ``auto`` takes
+    percentiles for 16-bit images that fill less than a quarter of the range, 32-bit integers, and floats beyond 0 to
+    1, else all.
     """
-    wanted = parse_range(scale)
-    if wanted == "full" or (wanted == "auto" and fills(pixels)):
-        return (pixels / np.float32(full_scale(pixels))).clip(0, 1).astype(np.float32), ""
-    low, high = limits(pixels) if isinstance(wanted, str) else wanted
-    if not high > low:  # nearly constant: show what little there is
-        low, high = float(pixels.min()), max(float(pixels.max()), float(pixels.min()) + 1e-6)
-    unit = ((pixels.astype(np.float32) - low) / (high - low)).clip(0, 1)
-    return unit.astype(np.float32), f"values {low:g} to {high:g} are black to white"
+    wanted, _ = parse_range(scale)
+    if wanted == "full" or (wanted == "auto" and fills(pixels, valid)):
+        low, high, note = 0.0, full_scale(pixels), ""
+    else:
+        low, high = limits(pixels, valid) if isinstance(wanted, str) else wanted
+        if not high > low:  # nearly constant: show what little there is
+            found = shown(pixels, valid)
+            low, high = float(found.min()), max(float(found.max()), float(found.min()) + 1e-6)
+        note = f"values {low:g} to {high:g} are black to white"
+    unit = (pixels.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+    return np.nan_to_num(unit, nan=0.0).clip(0, 1).astype(np.float32), note
 
 
-def limits(pixels: np.ndarray) -> tuple[float, float]:
-    """The 0.1 and the 99.9 percentile."""
-    low, high = np.percentile(pixels, (0.1, 99.9))
+def shown(pixels: np.ndarray, valid: Valid) -> np.ndarray:
+    """The values of the valid pixels."""
+    return pixels if valid is None else pixels[valid]
+
+
+def limits(pixels: np.ndarray, valid: Valid = None) -> tuple[float, float]:
+    """The 0.1 and the 99.9 percentile of the valid pixels, without lines at the edges that hold other things."""
+    found = shown(pixels, valid)
+    if valid is None and pixels.ndim == 2 and pixels.dtype != np.uint8:
+        found = pixels[_lines(pixels)]
+    low, high = np.percentile(found, (0.1, 99.9))
     return float(low), float(high)
+
+
+def _lines(pixels: np.ndarray, most: int = 4) -> slice:
+    """Rows without those at the top and bottom whose median lies far from the picture: a camera's telemetry."""
+    inner = pixels[most:-most] if len(pixels) > 4 * most else pixels
+    low, high = np.percentile(inner, (0.1, 99.9))
+    medians = np.median(pixels, 1)
+    apart = (medians < low - (high - low)) | (medians > high + (high - low))
+    top = next(i for i in range(most + 1) if i == most or not apart[i])
+    bottom = next(i for i in range(most + 1) if i == most or not apart[-1 - i])
+    return slice(top, len(pixels) - bottom)
+
+
+def one_range(pictures: Sequence[np.ndarray], valids: Sequence[Valid], scale: str) -> str:
+    """One range for all pictures of a stack or series: ``full``, or LOW-HIGH around all their percentiles."""
+    wanted, _ = parse_range(scale)
+    filled = [fills(pixels, valid) for pixels, valid in zip(pictures, valids, strict=True)]
+    floats = any(pixels.dtype.kind == "f" for pixels in pictures)
+    if not pictures or (wanted == "auto" and (all(filled) if floats else any(filled))):
+        return "full"
+    low, high = zip(*map(limits, pictures, valids), strict=True)
+    return f"{min(low):.6f}-{max(high):.6f}" if max(high) > min(low) else "full"
 
 
 def full_scale(pixels: np.ndarray) -> float:
@@ -33,11 +71,12 @@ def full_scale(pixels: np.ndarray) -> float:
     return 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
 
 
-def fills(pixels: np.ndarray) -> bool:
+def fills(pixels: np.ndarray, valid: Valid = None) -> bool:
     """Whether stored values use their type as pictures do: to more than a quarter, floating point within 0 to 1."""
-    if pixels.dtype == np.uint8 or (pixels.dtype == np.uint16 and pixels.ndim == 3):
+    if pixels.dtype == np.uint8:
         return True
     if pixels.dtype == np.uint16:
-        low, high = limits(pixels)
+        low, high = limits(pixels, valid)
         return high - low >= full_scale(pixels) / 4
-    return pixels.dtype.kind == "f" and bool(pixels.min() >= 0 and pixels.max() <= 1)
+    found = shown(pixels, valid)
+    return pixels.dtype.kind == "f" and bool(found.min() >= 0 and found.max() <= 1)

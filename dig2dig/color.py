@@ -40,12 +40,13 @@ def ycbcr_to_rgb(ycbcr: Tensor) -> Tensor:
     return torch.einsum("ij,...jhw->...ihw", torch.linalg.inv(_RGB_TO_YCBCR.double()).to(ycbcr), ycbcr)
 
 
-def split(images: Sequence[Tensor], task: str) -> tuple[Tensor, Tensor | None]:
+def split(images: Sequence[Tensor], task: str, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """The channels that are fused, and the chroma that waits beside them.
 
     Args:
         images: K images of one size, each (1, h, w) grey or (3, h, w) RGB, in [0, 1].
         task: ``ivf``, ``mif``, ``mef`` or ``mff``.
+        valid: Pixels that show the scene, (k, 1, h, w); the chroma of others does not count. None = all.
 
     Returns:
         Sources (k, c, h, w), and chroma (2, h, w) or None. Chroma is the mean over the sources with their saturation
@@ -61,6 +62,7 @@ def split(images: Sequence[Tensor], task: str) -> tuple[Tensor, Tensor | None]:
     chroma = ycbcr[:, 1:]
     exposed = (-(ycbcr[:, :1] - 0.5).square() / (2 * EXPOSED**2)).exp()
     weight = exposed * chroma.norm(dim=1, keepdim=True) + 1e-12
+    weight = weight if valid is None else weight * valid + 1e-12
     return ycbcr[:, :1], (chroma * weight).sum(0) / weight.sum(0)
 
 

@@ -149,9 +149,10 @@ class SaveConfig(Checked, heading="save."):
     """What is written beside the fused image."""
 
     weights: bool = common(False, "weight and gain maps of each step, as pictures in OUT/NAME_maps/")
-    format: Literal["reference", "png", "tif", "jpg", "webp", "bmp"] = common(
+    format: Literal["reference", "png", "tif", "jpg", "webp", "bmp", "dcm", "nii"] = common(
         "reference", "format of the fused pictures; reference = that of the reference source, with its 8 or 16 bits"
     )
+    metadata: bool = common(True, "keep the reference's colour profile, EXIF, place, resolution; false for privacy")
 
 
 @dataclass
@@ -199,7 +200,7 @@ class InferConfig(FusionConfig):
 
     task: Task = common("ivf", "infrared-visible, medical, multi-exposure, multi-focus: decides how colour is treated")
     sources: dict[str, str] = common(
-        {}, "per modality a folder or a list (.txt), paired by stem; a pattern, DIR/{name}_ir.png; one file"
+        {}, "per modality a folder, tree or list (.txt), paired by name; a pattern, DIR/**/{name}_ir.png; one file"
     )
     manifest: str = common("", "instead of sources: a CSV table with a column for each modality, and name")
     stacks: str = common("", "instead of sources: a folder of folders, the images of each are fused")
@@ -208,7 +209,12 @@ class InferConfig(FusionConfig):
     align: Literal["none", "resize", "ecc", "phase"] = common(
         "none", "sources of another size or place: refuse sizes, resize, find the homography, find the shift"
     )
-    range: dict[str, str] = common({}, "values of black and white per modality: auto, full, percentile or LOW-HIGH")
+    border: Literal["auto", "keep"] = option(
+        "auto", "uniform borders that a registration left are no data; keep: they are part of the picture"
+    )
+    range: dict[str, str] = common(
+        {}, "values of black and white per modality: auto, full, percentile or LOW-HIGH; also nodata=VALUE or nan"
+    )
     allow_missing: bool = common(False, "fuse stacks that stop before others with the sources they have, at least 2")
     out: str = common("out", "folder for the results")
     save: SaveConfig = option(SaveConfig, "what is written beside the fused image")

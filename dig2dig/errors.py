@@ -1,5 +1,6 @@
 """What a user can mend, told in one line."""
 
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -42,6 +43,12 @@ def one_line(error: BaseException | str) -> str:
     """An error's message in one line; of a worker's traceback only the last line."""
     text = str(error).strip()
     return " ".join((text.splitlines()[-1] if "Traceback" in text else text).split())
+
+
+def note(line: str) -> None:
+    """Prints a line about a run; of several processes only the first one does."""
+    if all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        print(one_line(line), file=sys.stderr)
 
 
 def told(main: Callable[..., int]) -> Callable[..., int]:

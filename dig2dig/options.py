@@ -56,15 +56,27 @@ def require(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def parse_range(text: str) -> tuple[float, float] | str:
-    """``auto``, ``full``, ``percentile``, or ``LOW-HIGH`` as two numbers; anything else is a ValueError."""
-    if text in ("auto", "full", "percentile"):
-        return text
+def parse_range(text: str) -> tuple[tuple[float, float] | str, float | None]:
+    """``auto``, ``full``, ``percentile``, or ``LOW-HIGH`` as two numbers; and the value of pixels without data, if any.
+
+    ``nodata=VALUE`` stands alone or after a comma, as in ``20-40,nodata=nan``. Anything else is a ValueError.
+    """
+    kind, _, rest = text.partition(",") if not text.startswith("nodata=") else ("auto", ",", text)
+    empty = None
+    if rest:
+        name, _, value = rest.partition("=")
+        try:
+            empty = float(value)
+        except ValueError:
+            name = ""
+        require(name == "nodata", f"must end in nodata=VALUE, a number or nan, not {rest}")
+    if kind in ("auto", "full", "percentile"):
+        return kind, empty
     number = r"(-?\d+(?:\.\d*)?)"
-    match = re.fullmatch(f"{number}-{number}", text)
+    match = re.fullmatch(f"{number}-{number}", kind)
     low, high = (float(match[1]), float(match[2])) if match else (0.0, 0.0)
     require(low < high, f"must be auto, full, percentile or LOW-HIGH with LOW below HIGH, not {text}")
-    return low, high
+    return (low, high), empty
 
 
 def check_range(name: str, text: str) -> None:

@@ -1,6 +1,6 @@
 """Tensor shapes as types: checked at run time under pytest (jaxtyping + beartype), free otherwise."""
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 Image = Float[Tensor, "b c h w"]  # a batch of images: files and metrics in [0, 1], the sampler in [-1, 1]
@@ -9,4 +9,5 @@ Sources = Float[Tensor, "b k c h w"]  # K aligned images of each scene
 Gains = Float[Tensor, "b k 1 h w"]  # information gain of each source at each pixel, squared or absolute intensity
 Weights = Float[Tensor, "b k 1 h w"]  # fusion weight of each source at each pixel; sums to one over k
 Maps = Float[Tensor, "b k _ _ _"]  # images or weights of each source at a resolution of their own
+Valid = Shaped[Tensor, "b k 1 h w"]  # whether each pixel of a source shows the scene
 Timestep = Int[Tensor, " b"]  # time index of each sample, 0 (clean) to 999 (noise)

@@ -1,73 +1,175 @@
-"""Slices of NIfTI and DICOM files, for users who installed ``dig2dig[medical]``."""
+"""Slices of NIfTI and DICOM files, for users who installed ``dig2dig[medical]``.
 
+A folder that holds the slices of one DICOM series is a volume, as a NIfTI file is.
+"""
+
+import stat
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from datamodules.picture import one_line, version
+from datamodules.metadata import Metadata
+from datamodules.picture import Picture, one_line, version
+from datamodules.readers import dicom, nifti
+from datamodules.readers.pixels import is_image
+from datamodules.readers.video import is_video
+from datamodules.readers.volume import Grid, Volume, comparable, overlap, resample, same
 from dig2dig.errors import ImageError
 
-NIFTI = (".nii", ".nii.gz")
+NIFTI, DICOM = (".nii", ".nii.gz"), (".dcm", ".dicom")
+Kind = Literal["", "nifti", "dicom", "series"]
+Onto = tuple[str, Path]  # the modality whose slices a result shows, and its file
 
 
 def is_medical(path: Path) -> bool:
-    """Whether a name is that of a NIfTI or DICOM file."""
-    return path.name.lower().endswith((*NIFTI, ".dcm", ".dicom")) and not path.name.startswith(".")
+    """Whether something is a NIfTI or DICOM file, or a folder of one DICOM series."""
+    return kind(path) != ""
 
 
-def slice_count(path: Path) -> int:
-    """Slices of a volume, or frames of a DICOM file, which is often one."""
-    return len(_volume(path, version(path)))
+def kind(path: Path) -> Kind:
+    """What a file is by its suffix, or by its content where the suffix tells nothing."""
+    name = path.name.lower()
+    if name.startswith(".") or name == "dicomdir":
+        return ""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        mode = 0
+    if stat.S_ISDIR(mode):
+        return "series" if _slices(path) else ""
+    if mode and not stat.S_ISREG(mode):  # to read a pipe could wait for ever
+        return ""
+    if name.endswith((*NIFTI, *DICOM)):
+        return "nifti" if name.endswith(NIFTI) else "dicom"
+    if is_image(path) or is_video(path) or not mode:
+        return ""
+    try:
+        return _sniffed(path, version(path))
+    except ImageError:
+        return ""
 
 
-def read_slice(path: Path, index: int) -> np.ndarray:
+@lru_cache(maxsize=2**16)
+def _sniffed(path: Path, version: tuple[int, int, int]) -> Kind:
+    try:
+        start = nifti.start_of(path, 352)
+    except (OSError, EOFError):
+        return ""
+    return "dicom" if dicom.is_header(start) else "nifti" if nifti.is_header(start) else ""
+
+
+def files(path: Path) -> tuple[Path, ...]:
+    """The files of a volume: its slices in their order, or the file itself."""
+    return _slices(path) if path.is_dir() else (path,)
+
+
+def _slices(folder: Path) -> tuple[Path, ...]:
+    """Slices of the one DICOM series in a folder; empty if it holds other pictures too, or something else."""
+    try:
+        inside = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+        if any(is_image(path) or is_video(path) for path in inside):
+            return ()
+        return _series(folder, version(folder))
+    except (OSError, ImageError):
+        return ()
+
+
+@lru_cache(maxsize=256)
+def _series(folder: Path, version: tuple[int, int, int]) -> tuple[Path, ...]:
+    kinds = {path: kind(path) for path in sorted(folder.iterdir()) if not path.is_dir()}
+    slices = [path for path, found in kinds.items() if found == "dicom"]
+    if len(slices) < 2 or "nifti" in kinds.values():
+        return ()
+    try:
+        with one_line(folder, "DICOM series"):
+            return dicom.series(slices)
+    except ImageError:  # each file tells what is wrong with it
+        return ()
+
+
+def slice_count(path: Path, onto: Onto | None = None) -> int:
+    """Slices of a volume, or frames of a DICOM file, which is often one; ``onto`` gives the number of its slices.
+
+    ImageError: the volume and that of ``onto`` have no place in common.
+    """
+    volume, target = _volume(path, version(path)), _target(path, onto)
+    if target is None or volume.grid is None or onto is None:
+        return len(volume.values)
+    if not overlap(volume.grid, target):
+        told = f"lies beside {onto[1]}: no voxel of it is covered; register them, or correct their headers"
+        raise ImageError(f"{path}: {told}")
+    return len(target.origins)
+
+
+def read_slice(path: Path, index: int, onto: Onto | None = None) -> Picture:
     """One slice as float32 in the file's units, or 8-bit RGB; shape (h, w) or (h, w, 3).
 
-    NIfTI volumes are cut axially, front up, the patient's right on the left. CT has Hounsfield units.
+    NIfTI volumes are cut axially, front up, the patient's right on the left. CT has Hounsfield units. With ``onto``,
+    the slice is the one that lies where slice ``index`` of that file does, if both files tell where they lie.
     """
-    volume = _volume(path, version(path))
-    if index >= len(volume):
-        raise ImageError(f"{path}: has {len(volume)} slices, no slice {index}")
-    return np.ascontiguousarray(volume[index])
+    volume, target = _volume(path, version(path)), _target(path, onto)
+    if target is not None and onto is not None:
+        return _resampled(path, volume, target, index, onto)
+    if index >= len(volume.values):
+        raise ImageError(f"{path}: has {len(volume.values)} slices, no slice {index}")
+    valid = None if volume.valid is None or volume.valid[index].all() else volume.valid[index]
+    if valid is not None and not valid.any():
+        raise ImageError(f"{path}: no pixel of slice {index} was measured; all are padding or NaN")
+    other = None if onto is None else grid_of(onto[1])
+    apart = onto and other and volume.grid and not comparable(volume.grid, other)
+    note = f"has another frame of reference than {onto[0]}: places are not compared" if onto and apart else ""
+    metadata = Metadata(medical=str(path), frame=index)
+    return Picture(np.ascontiguousarray(volume.values[index]), "", note, valid, metadata)
+
+
+def _resampled(path: Path, volume: Volume, target: Grid, index: int, onto: Onto) -> Picture:
+    """What a volume shows where slice ``index`` of another lies."""
+    assert volume.grid is not None
+    modality, file = onto
+    if index >= len(target.origins):
+        raise ImageError(f"{file}: has {len(target.origins)} slices, no slice {index}")
+    pixels, valid = resample(volume, target, index)
+    if not valid.any():
+        raise ImageError(f"{path}: lies beside {file}: no voxel of its slice {index} is covered; leave the slice out")
+    size = "x".join(f"{side:.3g}" for side in volume.grid.spacing)
+    note = f"resampled from {size} mm to the grid of {modality}"
+    if not valid.all():
+        note += f", of which it covers {100 * valid.mean():.0f} %"
+    metadata = Metadata(medical=str(file), frame=index)
+    return Picture(pixels, "", note, None if valid.all() else valid, metadata)
+
+
+def _target(path: Path, onto: Onto | None) -> Grid | None:
+    """The grid that a volume is to be brought to; None where it stays as it is."""
+    if onto is None or onto[1] == path:
+        return None
+    own, other = grid_of(path), grid_of(onto[1])
+    stays = own is None or other is None or not comparable(own, other) or same(own, other)
+    return None if stays else other
+
+
+def grid_of(path: Path) -> Grid | None:
+    """Where the slices of a file lie; None where it does not tell."""
+    return _volume(path, version(path)).grid
+
+
+def is_reference(path: Path) -> bool:
+    """Whether a DICOM or NIfTI result can take over the patient and the geometry of a file."""
+    try:
+        return is_medical(path) and slice_count(path) > 0
+    except ImageError:
+        return False
 
 
 @lru_cache(maxsize=4)  # each slice asks again
-def _volume(path: Path, version: tuple[int, int, int]) -> np.ndarray:
-    """All slices, (n, h, w) or (n, h, w, 3)."""
-    nifti = path.name.lower().endswith(NIFTI)
-    with one_line(path, "NIfTI file" if nifti else "DICOM file"):
+def _volume(path: Path, version: tuple[int, int, int]) -> Volume:
+    """All slices."""
+    packed = kind(path) == "nifti"
+    with one_line(path, "NIfTI file" if packed else "DICOM file"):
         try:
-            return _nifti(path) if nifti else _dicom(path)
+            return nifti.read_volume(path) if packed else dicom.read_volume(files(path))
         except ImportError as error:
             needed = f"needs {error.name}; pip install 'dig2dig[medical]'"
             raise ImageError(f"{path}: {needed if error.name in ('nibabel', 'pydicom') else error}") from error
-
-
-def _nifti(path: Path) -> np.ndarray:
-    import nibabel
-
-    image = nibabel.as_closest_canonical(nibabel.load(path))  # axes point right, front, up  # pyright: ignore
-    values = np.asanyarray(image.dataobj)
-    values = values[..., 0] if values.ndim == 4 and values.shape[3] == 1 else values
-    values = values[..., None] if values.ndim == 2 else values
-    if values.ndim != 3 or values.dtype.fields:
-        raise ImageError(f"{path}: values of shape {values.shape}; grey volumes of three axes are read")
-    return values.astype(np.float32).transpose(2, 1, 0)[:, ::-1, :]  # row 0 is the front
-
-
-def _dicom(path: Path) -> np.ndarray:
-    import pydicom
-    from pydicom.pixels.processing import apply_rescale
-    from pydicom.pixels.utils import pixel_array
-
-    data = pydicom.dcmread(path)
-    if "PixelData" not in data:
-        raise ImageError(f"{path}: a DICOM file without pixels")
-    pixels = pixel_array(data)  # YBR comes as RGB
-    if data.get("SamplesPerPixel", 1) == 3:
-        return pixels if pixels.ndim == 4 else pixels[None]
-    values = apply_rescale(pixels, data).astype(np.float32)
-    if data.get("PhotometricInterpretation") == "MONOCHROME1":  # large values are dark
-        values = values.max() + values.min() - values
-    return values if values.ndim == 3 else values[None]

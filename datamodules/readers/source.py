@@ -2,14 +2,20 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from datamodules.picture import Picture, check_pixels, version
-from datamodules.ranges import fills, limits
+from datamodules.ranges import one_range
 from datamodules.readers import medical, video
+from datamodules.readers.palettes import without_palette
 from datamodules.readers.pixels import image_size, is_image, read_picture
+from datamodules.readers.thermal import is_infrared, read_thermal, thermal_size
+from datamodules.validity import without_data
 from dig2dig.errors import ImageError
+from dig2dig.options import parse_range
 
 Probes = tuple[tuple[Path, int | None], ...]  # some frames of a series, as files or as numbers in a file
 
@@ -20,7 +26,9 @@ def is_source(path: Path) -> bool:
 
 
 def stem(path: Path) -> str:
-    """The name without its suffix; .nii.gz is one."""
+    """The name without its suffix; .nii.gz is one, and the last number of a DICOM identifier is none."""
+    if path.suffix[1:].isdigit():
+        return path.name
     return path.name[:-7] if path.name.lower().endswith(".nii.gz") else path.stem
 
 
@@ -29,20 +37,39 @@ def real(path: Path) -> str:
     return os.path.realpath(path)
 
 
-def frame_count(path: Path) -> int | None:
-    """Frames of a video, slices of a volume; None for an image and for a single slice."""
+def medical_grid(files: Mapping[str, Path], reference: str) -> medical.Onto | None:
+    """The medical source whose grid the others take: the reference, or the first; None without any."""
+    order = [modality for modality in (reference, *files) if modality in files]
+    return next(((modality, files[modality]) for modality in order if medical.is_medical(files[modality])), None)
+
+
+def frame_count(path: Path, onto: medical.Onto | None = None) -> int | None:
+    """Frames of a video, slices of a volume or of that whose grid it takes; None for an image and for one slice."""
     if medical.is_medical(path):
-        count = medical.slice_count(path)
+        count = medical.slice_count(path, onto)
         return count if count > 1 else None
     return video.frame_count(path) if video.is_video(path) else None
 
 
-def read_source(path: Path, frame: int | None = None) -> Picture:
-    """An image, or one frame or slice; what cannot be used is refused as in ``read_picture``."""
+def read_source(path: Path, frame: int | None = None, onto: medical.Onto | None = None, modality: str = "") -> Picture:
+    """An image, or one frame or slice; what cannot be used is refused as in ``read_picture``.
+
+    Of a volume, it is what lies where slice ``frame`` of ``onto`` does. Of a thermal camera's JPEG, ``modality`` says
+    whether the temperatures or the visible picture are read. An infrared picture is grey, see ``without_palette``.
+    """
+    picture = _read(path, frame, onto, modality)
+    return without_palette(picture) if is_infrared(modality) else picture
+
+
+def _read(path: Path, frame: int | None, onto: medical.Onto | None, modality: str) -> Picture:
+    """A source as its file has it."""
+    if medical.is_medical(path):
+        picture = medical.read_slice(path, frame or 0, onto)
+        return replace(picture, pixels=check_pixels(picture.pixels, path), digest=source_digest(path))
     if is_image(path) or not is_source(path):
-        return read_picture(path)
-    read = medical.read_slice if medical.is_medical(path) else video.read_frame
-    return Picture(check_pixels(read(path, frame or 0), path), source_digest(path))
+        thermal = read_thermal(path, modality)
+        return replace(thermal, digest=source_digest(path)) if thermal else read_picture(path)
+    return Picture(check_pixels(video.read_frame(path, frame or 0), path), source_digest(path))
 
 
 def source_digest(path: Path) -> str:
@@ -55,27 +82,33 @@ def source_digest(path: Path) -> str:
 
 @lru_cache(maxsize=64)  # each frame of a video asks again
 def _digest(path: Path, version: tuple[int, int, int]) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    found = hashlib.blake2b(digest_size=16)
+    for part in medical.files(path):
+        with part.open("rb") as file:
+            hashlib.file_digest(file, lambda: found)
+    return found.hexdigest()
 
 
-def source_size(path: Path, frame: int | None = None) -> tuple[int, int]:
+def source_size(path: Path, frame: int | None = None, modality: str = "") -> tuple[int, int]:
     """(height, width) of a source; of an image only the header is read."""
+    if medical.is_medical(path):
+        return read_source(path, frame).pixels.shape[:2]
     if is_image(path) or not is_source(path):
-        return image_size(path)
+        return thermal_size(path, modality) or image_size(path)
     return read_source(path, frame).pixels.shape[:2]
 
 
 @lru_cache(maxsize=64)
-def series_range(probes: Probes, wanted: str) -> str:
+def series_range(probes: Probes, wanted: str, modality: str = "") -> str:
     """One range for all frames of a series, from some of them: ``full``, or LOW-HIGH around all their percentiles."""
-    pictures = []
+    pictures, valids = [], []
     for path, frame in probes:
         try:
-            pictures.append(read_source(path, frame).pixels)
+            picture = read_source(path, frame, modality=modality)
         except ImageError:  # reported when the frame itself is read
             continue
-    if not pictures or (wanted == "auto" and all(map(fills, pictures))):
-        return "full"
-    low, high = zip(*map(limits, pictures), strict=True)
-    return f"{min(low):.6f}-{max(high):.6f}" if max(high) > min(low) else "full"
+        valid, _ = without_data(picture.pixels, picture.valid, parse_range(wanted)[1])
+        if valid is None or valid.any():
+            pictures.append(picture.pixels)
+            valids.append(valid)
+    return one_range(pictures, valids, wanted)

@@ -203,7 +203,7 @@ def finish(result: Result, names: Sequence[str], folder: Path, command: str) -> 
         raise UserError(in_page_terms(result.reason.removeprefix(f"{result.name}: "), folder, names))
     suffix = suffix_of("reference", result.sample.suffix)
     try:
-        content = encode(result.image, suffix, result.sample.depth)
+        content = encode(result.image, suffix, result.sample.depth, result.sample.metadata, result.valid)
     except ValueError as error:
         raise UserError(str(error)) from error
     file = folder / f"fused{suffix}"

@@ -12,7 +12,7 @@ from dig2dig.benchmark.datasets import Case, centre, names
 from dig2dig.benchmark.rows import Row as Scored
 from dig2dig.cli import to_yaml
 from dig2dig.metrics import MAIN
-from dig2dig.priors.files import file_sha256, weights_file
+from dig2dig.priors.files import prior_sha256
 from dig2dig.report.page import Page, Row, render
 from dig2dig.report.pictures import view_of_files
 from dig2dig.report.runs import flat
@@ -37,7 +37,7 @@ def write_gallery(
         "reference": config.reference,
         "convention": config.convention,
         "crop": f"{config.crop} px" if config.crop else "",
-        "prior": f"{config.prior.path} {file_sha256(weights_file(config.prior.path))[:10]}",
+        "prior": f"{config.prior.path} {prior_sha256(config.prior.path)[:10]}",
         "dig2dig": version("dig2dig"),
     }
     page = Page(

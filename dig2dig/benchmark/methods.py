@@ -16,7 +16,7 @@ from dig2dig.errors import MethodError
 from dig2dig.fusion import comparators
 from dig2dig.fusion.sampler import fuse
 from dig2dig.priors.denoiser import Denoiser
-from dig2dig.priors.files import file_sha256, weights_file
+from dig2dig.priors.files import file_sha256, prior_sha256
 from dig2dig.priors.load import open_prior
 from dig2dig.priors.lora import adapter_file
 from dig2dig.shapes import Image, Sources
@@ -91,7 +91,7 @@ def open_fuser(config: BenchmarkConfig) -> Fuser:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     adapter = file_sha256(adapter_file(Path(prior.adapter))) if prior.adapter else ""
-    identity = (file_sha256(weights_file(prior.path)), adapter, prior.precision, version("dig2dig"))
+    identity = (prior_sha256(prior.path), adapter, prior.precision, version("dig2dig"))
     fuser = Fuser(open_prior(prior), config.seed, torch.device(device), identity)
     fuser(torch.zeros(1, 2, 1, 64, 64), SamplerConfig(2))
     return fuser

@@ -16,6 +16,7 @@ from dig2dig.fusion.weight import (
     SIGMA_TOP,
     WeightNetwork,
     fusion_weight,
+    masked,
     preferred,
     scale_space,
     scaled,
@@ -80,11 +81,13 @@ def gains(
     config: SamplerConfig,
     reconstructions: bool = False,
     network: WeightNetwork | None = None,
+    valid: Tensor | None = None,
 ) -> Plan:
     """Gains and weights of all sources, and the times of the steps, before any of them.
 
     Sources are in [-1, 1] and padded; gains are averaged over ``noises``. ``reconstructions`` says whether the guidance
-    uses the sources' estimates themselves. A network makes the weights; without it, a softmax does.
+    uses the sources' estimates themselves. A network makes the weights; without it, a softmax does. Where a source is
+    not ``valid``, (b, k, 1, h, w), it weighs nothing.
     """
     dig, times = config.dig, step_times(denoiser.alpha_bar, config)
     coarse = torch.cat([times[:: dig.refresh], times[-1:]]).unique().flip(0)
@@ -110,12 +113,14 @@ def gains(
     else:
         if weighted_base:
             base = fusion_weight(found.gains[0], dig.base)
-        elif config.prefer or dig.share > 0:
+        elif config.prefer or dig.share > 0 or valid is not None:
             base = torch.full_like(sources[:, :, :1, :1, :1], 1 / sources.shape[1])
         if base is not None:
             base = preferred(scaled(base, shares(measured.gains, dig.share)), config.prefer)
         weights = [fusion_weight(gain, dig.temperature) for gain in measured.gains]
-    weights = [preferred(maps, config.prefer) for maps in scoped(weights, config.research.scope)]
+    weights = [masked(preferred(maps, config.prefer), valid) for maps in scoped(weights, config.research.scope)]
+    if valid is not None and base is not None:
+        base = masked(base.expand(*base.shape[:3], *weights[0].shape[-2:]) if base.shape[-1] == 1 else base, valid)
     times = times[:, None].expand(-1, len(sources))
     if measured.cost is not None and len(coarse) > 1:
         times = gain_grid(measured.cost, coarse, config.steps)

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
@@ -86,6 +87,18 @@ def upsample(images: Tensor, height: int, width: int) -> Tensor:
         return images
     flat = interpolate(images.flatten(0, -4), (height, width), mode="bilinear")
     return flat.view(*images.shape[:-2], height, width)
+
+
+def filled(images: Tensor, valid: Tensor) -> Tensor:
+    """Images (..., c, h, w) whose pixels that are not ``valid``, (..., 1, h, w), continue the others smoothly.
+
+    They are the means of ever larger squares around them. An image without any valid pixel is zero.
+    """
+    if valid.all() or max(images.shape[-2:]) == 1:
+        return images * valid
+    share = downsample(valid.to(images), 2)
+    coarse = filled(downsample(images * valid, 2) / share.clamp(min=1e-6), share > 0)
+    return torch.where(valid, images, upsample(coarse, *images.shape[-2:]))
 
 
 def resize(images: Tensor, side: int) -> Tensor:

@@ -11,11 +11,12 @@ from dig2dig.config import ResearchConfig, SamplerConfig
 from dig2dig.fusion.guidance import Guidance, Step, make_guidance, needs
 from dig2dig.fusion.noise import NoiseLevels, denoise
 from dig2dig.fusion.plan import Plan, Snapshot, gains, snapshot
+from dig2dig.fusion.resample import filled
 from dig2dig.fusion.weight import WeightNetwork, adopted, load_weights
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import add_noise, draw_noise, generators
 from dig2dig.priors.windows import crop, pad
-from dig2dig.shapes import Image, Sources, State
+from dig2dig.shapes import Image, Sources, State, Valid
 
 TOLERANCE = 1e-3
 """How far sources may leave [0, 1]: resampling overshoots."""
@@ -61,6 +62,7 @@ def fuse(
     noise: NoiseLevels | None = None,
     estimates: bool = True,
     weights: WeightNetwork | None = None,
+    valid: Valid | None = None,
 ) -> Image:
     """Fuses K aligned images of each scene with a pretrained denoiser.
 
@@ -77,6 +79,8 @@ def fuse(
             the guidance uses the sources alone. The result is the same.
         weights: Replaces the learned weights that the configuration names. They bring the steps, gains and bands that
             they were trained with.
+        valid: Pixels of the sources that show the scene, shape (b, k, 1, h, w), bool. Others have no weight, and the
+            other sources share it. Where no source is valid, the result continues its surroundings. None = all.
 
     Returns:
         The fused images in [0, 1], shape (b, c, h, w), of the sources' size.
@@ -92,13 +96,15 @@ def fuse(
     config = config if weights is None else adopted(config, weights.settings)
     check_sources(sources, denoiser.channels, noisy=noise is not None)
     h, w = sources.shape[-2:]
+    if valid is not None:
+        sources, valid = filled(sources.float(), valid), pad(valid.float(), denoiser.multiple)
     clean = pad(sources.float().mul(2).sub_(1), denoiser.multiple)
     draw = partial(draw_noise, (denoiser.channels, *clean.shape[-2:]), generators(seed, len(sources)), clean)
     guide = guidance or make_guidance(config)
     noises = opposite_pairs(draw, config.research.draws)
     with torch.no_grad():
         clean = clean if noise is None else denoise(clean, noise, denoiser, draw())
-        plan = gains(clean, noises, denoiser, config, needs(guide, "reconstructions"), weights)
+        plan = gains(clean, noises, denoiser, config, needs(guide, "reconstructions"), weights, valid)
     del noises
     watch = observe and (lambda *step: observe(snapshot(plan, *step).cropped(h, w)))
     if needs(guide, "estimate") or (observe and estimates):

@@ -69,6 +69,13 @@ def scaled(weights: Weights, factors: Tensor) -> Weights:
     return raised / raised.sum(1, keepdim=True)
 
 
+def masked(weights: Weights, valid: Tensor | None) -> Weights:
+    """Weights without say where a source is not valid, (b, k, 1, h, w) of any grid; as they are where none is."""
+    if valid is None:
+        return weights
+    return scaled(weights, resample(valid.to(weights), *weights.shape[-2:]) + 1e-6)
+
+
 def shares(gains: Sequence[Maps], exponent: float) -> Maps:
     r"""One factor for each source: its share of the gains at all times and pixels, to a power.
 

@@ -1,36 +1,180 @@
-"""A fused image as the bytes of a picture file."""
+"""A fused image as the bytes of a picture file, with what its reference's file says beside the pixels."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import tifffile
+from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 from torch import Tensor
 
+from datamodules.metadata import KEPT, Metadata
 from dig2dig.color import to_pixels
 
 DEEP = (".png", ".tif", ".tiff")  # formats that hold 16 bits; the others get 8
 PICTURES = (*DEEP, ".jpg", ".jpeg", ".webp", ".bmp")  # formats of results; of any other source it becomes a PNG
+MEDICAL = {"dcm": ".dcm", "nii": ".nii.gz"}  # formats that take geometry and patient from a medical reference
+PILLOW = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
 QUALITY = 95  # of JPEG, without subsampled colour, and WebP, 1 to 100
 
 
 def suffix_of(format: str, source: str) -> str:
     """The suffix of a result: that of ``save.format``, or of the reference's file where that is a picture format."""
     if format != "reference":
-        return f".{format}"
+        return MEDICAL.get(format, f".{format}")
     return source if source in PICTURES else ".png"
 
 
-def encode(image: Tensor, suffix: str, depth: int = 8) -> bytes:
-    """An image (1 or 3, h, w) in [0, 1], rounded to 8 or 16 bits, as one of ``PICTURES``; formats that hold 8 get 8.
+def encode(
+    image: Tensor,
+    suffix: str,
+    depth: int = 8,
+    metadata: Metadata | None = None,
+    valid: np.ndarray | None = None,
+    series: str = "",
+) -> bytes:
+    """An image (1 or 3, h, w) in [0, 1], rounded to 8 or 16 bits, as a picture; formats that hold 8 get 8.
 
-    ValueError where the format has no room for a picture of this size.
+    ``metadata`` goes with it as far as the format holds it, see :func:`lost`. Pixels that are not ``valid``, (h, w),
+    are transparent where the format has alpha. ValueError where the format has no room for a picture of this size, or
+    takes a medical reference and there is none. ``series`` tells the DICOM results of one run from those of another.
     """
+    metadata = metadata or Metadata()
+    if suffix in MEDICAL.values():
+        return _medical(to_pixels(image, depth), suffix, metadata, series)
     pixels = to_pixels(image, depth if suffix in DEEP else 8)
-    jpeg = [cv2.IMWRITE_JPEG_QUALITY, QUALITY, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    settings = {".jpg": jpeg, ".webp": [cv2.IMWRITE_WEBP_QUALITY, QUALITY]}
-    name = ".jpg" if suffix == ".jpeg" else suffix
+    kept = metadata.icc if metadata.icc[16:20] == (b"RGB " if pixels.shape[2] == 3 else b"GRAY") else b""
+    if valid is not None and suffix in (*DEEP, ".webp"):
+        alpha = valid[..., None].astype(pixels.dtype) * np.iinfo(pixels.dtype).max
+        colours = np.repeat(pixels, 3, 2) if suffix == ".webp" and pixels.shape[2] == 1 else pixels
+        pixels = np.concatenate([colours, alpha], 2)
     try:
-        done, content = cv2.imencode(name, pixels[..., ::-1], settings.get(name, []))
-    except cv2.error:  # WebP and JPEG have largest sizes
-        done, content = False, np.empty(0)
+        if suffix == ".png":
+            return _png(pixels, metadata, kept)
+        return _tiff(pixels, metadata, kept) if suffix in DEEP else _pillow(pixels, suffix, metadata, kept)
+    except (OSError, ValueError, cv2.error, struct.error) as error:  # WebP and JPEG have largest sizes
+        height, width = pixels.shape[:2]
+        raise ValueError(f"a picture of {width}x{height} cannot be stored as {suffix}") from error
+
+
+def lost(suffix: str, metadata: Metadata, valid: np.ndarray | None = None) -> list[str]:
+    """What the format of a result cannot keep, in words."""
+    words = []
+    if metadata.geo and suffix not in (".tif", ".tiff"):
+        words.append(f"a {suffix} holds no georeference: take save.format=tif")
+    if valid is not None and suffix not in (*DEEP, ".webp"):
+        words.append(f"a {suffix} holds no alpha: pixels without data are filled; take save.format=png")
+    if suffix == ".bmp" and (metadata.exif or metadata.icc or metadata.xmp):
+        words.append("a .bmp holds no EXIF, XMP and colour profile")
+    return words
+
+
+def _medical(pixels: np.ndarray, suffix: str, metadata: Metadata, series: str) -> bytes:
+    from dig2dig.inference.medical import dicom_bytes, nifti_bytes
+
+    if not metadata.medical:
+        raise ValueError(f"a {suffix} takes its geometry from the reference, which is no DICOM or NIfTI file")
+    reference, frame = Path(metadata.medical), metadata.frame
+    picture = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+    if suffix == ".dcm":
+        return dicom_bytes(picture, reference, frame, series)
+    return nifti_bytes(picture[None], reference, frame or 0)
+
+
+def _pillow(pixels: np.ndarray, suffix: str, metadata: Metadata, icc: bytes) -> bytes:
+    settings: dict[str, Any] = {"icc_profile": icc} if icc else {}
+    settings |= {"exif": metadata.exif} if metadata.exif else {}
+    settings |= {"xmp": metadata.xmp} if metadata.xmp and len(metadata.xmp) < 65000 else {}
+    settings |= {"dpi": tuple(map(round, metadata.dpi))} if metadata.dpi else {}
+    content = io.BytesIO()
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    image.save(content, PILLOW[suffix], quality=QUALITY, subsampling=0, **settings)
+    return content.getvalue()
+
+
+def _png(pixels: np.ndarray, metadata: Metadata, icc: bytes) -> bytes:
+    """By OpenCV, since Pillow has no 16-bit colour; the chunks of metadata go behind the header."""
+    if pixels.shape[2] == 2:  # OpenCV knows no grey with alpha
+        return _grey_alpha_png(pixels, metadata, icc)
+    order = (2, 1, 0, 3)[: pixels.shape[2]] if pixels.shape[2] > 1 else (0,)
+    done, content = cv2.imencode(".png", pixels[..., list(order)])
     if not done:
-        raise ValueError(f"a picture of {pixels.shape[1]}x{pixels.shape[0]} cannot be stored as {suffix}")
-    return content.tobytes()
+        raise ValueError("not encoded")
+    start = 8 + 25  # signature and header
+    return content[:start].tobytes() + _chunks(metadata, icc) + content[start:].tobytes()
+
+
+def _grey_alpha_png(pixels: np.ndarray, metadata: Metadata, icc: bytes) -> bytes:
+    """By imagecodecs, which knows grey with alpha in 8 and 16 bits."""
+    import imagecodecs
+
+    content = bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels)))
+    return content[:33] + _chunks(metadata, icc) + content[33:]
+
+
+def _chunks(metadata: Metadata, icc: bytes) -> bytes:
+    """The PNG chunks of metadata (PNG, third edition, 11.3)."""
+    parts = [(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc))] if icc else []
+    if metadata.dpi:
+        across, down = (round(one / 0.0254) for one in metadata.dpi)
+        parts.append((b"pHYs", struct.pack(">IIB", across, down, 1)))
+    if metadata.exif:
+        parts.append((b"eXIf", metadata.exif.removeprefix(b"Exif\0\0")))
+    if metadata.xmp:
+        parts.append((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata.xmp))
+    content = io.BytesIO()
+    for kind, data in parts:
+        PngImagePlugin.putchunk(content, kind, data)
+    return content.getvalue()
+
+
+def _tiff(pixels: np.ndarray, metadata: Metadata, icc: bytes) -> bytes:
+    """By tifffile; the tables of EXIF and GPS, whose places only the written file knows, go to its end."""
+    found = Image.Exif()
+    found.load(metadata.exif) if metadata.exif else None
+    tables = {tag: found.get_ifd(tag) for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)}
+    tables = {int(tag): table for tag, table in tables.items() if table}
+    extra: list[Any] = [(*tag, False) for tag in metadata.geo]
+    extra += [(tag, "s", 0, str(found[tag]), False) for tag in KEPT if tag in found]
+    extra += [(700, "B", len(metadata.xmp), metadata.xmp, False)] if metadata.xmp else []
+    colours = pixels.shape[2]
+    content = io.BytesIO()
+    tifffile.imwrite(
+        content,
+        pixels.squeeze(2) if colours == 1 else pixels,
+        photometric="rgb" if colours >= 3 else "minisblack",
+        planarconfig="contig",
+        extrasamples=["unassalpha"] if colours in (2, 4) else None,
+        compression="zlib",
+        predictor=True,
+        metadata=None,
+        software=False,
+        iccprofile=icc or None,
+        resolution=metadata.dpi,
+        resolutionunit="INCH" if metadata.dpi else None,
+        extratags=extra,
+    )
+    return _with_tables(content.getvalue(), tables) if tables else content.getvalue()
+
+
+def _with_tables(content: bytes, tables: dict[int, Any]) -> bytes:
+    """A little-endian TIFF whose directory, moved to its end, also points at these tables."""
+    written = bytearray(content)
+    (start,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, start)
+    entries = [content[start + 2 + 12 * i : start + 14 + 12 * i] for i in range(count)]
+    for tag, table in tables.items():
+        directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\0\0\0\0")
+        for name, value in table.items():
+            directory[name] = value
+        written += bytes(len(written) % 2)
+        entries.append(struct.pack("<HHII", tag, 4, 1, len(written)))
+        written += directory.tobytes(len(written))
+    written += bytes(len(written) % 2)
+    struct.pack_into("<I", written, 4, len(written))
+    entries.sort(key=lambda entry: struct.unpack_from("<H", entry))
+    return bytes(written + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4))

@@ -1,6 +1,7 @@
 """What a run would do, before it does it: pairs with their sizes, and memory."""
 
-from datamodules.pairing import Pair, extra_files
+from datamodules.folders import extra_files
+from datamodules.pairing import Pair
 from datamodules.pairs import reference_of
 from datamodules.readers.source import source_size
 from dig2dig.color import LUMINANCE_TASKS
@@ -37,7 +38,8 @@ def describe(pair: Pair, reference: str, allow_missing: bool) -> tuple[str, int]
         return f"{pair.name}  cannot be fused, missing: {', '.join(pair.missing)}", 0
     missing = f"  missing: {', '.join(pair.missing)}" if pair.missing else ""
     try:
-        height, width = source_size(pair.files[reference_of(pair, reference)], pair.frame)
+        first = reference_of(pair, reference)
+        height, width = source_size(pair.files[first], pair.frame, first)
     except ImageError as error:
         return f"{pair.name}  {error}{missing}", 0
     frame = "" if pair.frame is None else f" [{pair.frame}]"

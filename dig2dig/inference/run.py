@@ -13,12 +13,12 @@ from datamodules.pair_data import FusionDataModule
 from datamodules.pairing import scenes
 from dig2dig.atomic import lock
 from dig2dig.config import InferConfig
-from dig2dig.errors import one_line, told
+from dig2dig.errors import note, one_line, told
 from dig2dig.inference.interrupts import Interrupted, heed_signals
 from dig2dig.inference.listing import list_pairs
 from dig2dig.inference.state import Run, find_run, reading
 from dig2dig.inference.table import Rows
-from dig2dig.inference.writer import FusionWriter, join_videos
+from dig2dig.inference.writer import FusionWriter, join_series
 from dig2dig.modules.fusion import FusionModule
 from dig2dig.modules.results import Result, Tracing
 from dig2dig.tracking.loggers import close, make_loggers
@@ -53,7 +53,7 @@ def infer(config: InferConfig, command: Sequence[str], open_report: Callable[[Ru
     """
     prepare()
     try:
-        pairs = scenes(config)
+        pairs = scenes(config, note)
         if config.validate:
             return validate(config, FusionDataModule(pairs, reading(config), config.batch_size, config.workers))
         if config.dry_run:
@@ -70,7 +70,7 @@ def infer(config: InferConfig, command: Sequence[str], open_report: Callable[[Ru
 def fuse_pairs(run: Run, report: Report, command: Sequence[str]) -> int:
     """Fuses what is to do, writes it, concludes; the exit code is 1 if any pair failed."""
     config = run.config
-    writer = FusionWriter(run.out, run.done, config.save, report.write)
+    writer = FusionWriter(run.out, run.done, config.save, report.write, run.key)
     trainer = make_trainer(run, report, writer)
     logged = {pair.name for pair in run.todo[: config.logger.pairs]} if trainer.loggers else set()
     large = config.save.weights or bool(trainer.loggers)
@@ -86,7 +86,7 @@ def fuse_pairs(run: Run, report: Report, command: Sequence[str]) -> int:
     close(trainer.loggers)
     if not trainer.is_global_zero:
         return 0
-    join_videos(run.out, run.pairs, writer.rows, config.reference)
+    join_series(run.out, run.pairs, writer.rows, config.reference)
     report.conclude(writer.rows, command)
     return conclude(run, writer.rows)
 

@@ -19,7 +19,7 @@ from dig2dig.errors import PairingError
 from dig2dig.fusion.weight import weights_sha256
 from dig2dig.inference.encode import suffix_of
 from dig2dig.inference.table import Rows, read_summary, write_summary
-from dig2dig.priors.files import file_sha256, weights_file
+from dig2dig.priors.files import file_sha256, prior_sha256
 from dig2dig.priors.lora import adapter_file
 
 RECORDED = ("dig2dig", "torch", "lightning", "diffusers", "numpy")  # packages whose versions are recorded
@@ -53,7 +53,9 @@ class Run:
 
 def reading(config: InferConfig) -> Reading:
     """How the configuration wants files to be read."""
-    return Reading(config.task, config.allow_missing, config.range, config.reference, config.align)
+    return Reading(
+        config.task, config.allow_missing, config.range, config.reference, config.align, border=config.border
+    )
 
 
 def find_run(config: InferConfig, pairs: Sequence[Pair]) -> Run:
@@ -96,7 +98,7 @@ def make_record(config: InferConfig) -> dict[str, Any]:
     prior, versions = config.prior, {package: version(package) for package in RECORDED}
     versions["python"] = platform.python_version()
     adapter = file_sha256(adapter_file(Path(prior.adapter))) if prior.adapter else ""
-    hashes = {"prior_sha256": file_sha256(weights_file(prior.path)), "adapter_sha256": adapter}
+    hashes = {"prior_sha256": prior_sha256(prior.path), "adapter_sha256": adapter}
     return hashes | {"weights_sha256": weights_sha256(config.sampler.weights), "versions": versions}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from datamodules.metadata import Metadata
 from datamodules.pairing import Pair
 from datamodules.pairs import reference_of
 from datamodules.readers.pixels import read_image
@@ -17,7 +18,7 @@ from datamodules.readers.video import frames_per_second, is_video, write_video
 from dig2dig.atomic import write_atomically
 from dig2dig.config import SaveConfig
 from dig2dig.errors import first_line
-from dig2dig.inference.encode import encode, suffix_of
+from dig2dig.inference.encode import encode, lost, suffix_of
 from dig2dig.inference.table import Rows, read_summary, write_summary
 from dig2dig.modules.results import Result
 from dig2dig.tracking.panels import to_colours, to_png
@@ -28,7 +29,7 @@ class FusionWriter(BasePredictionWriter):
 
     A thread writes while the next batch is fused; what it could not write is raised with the batch after that. Rows of
     an earlier run that stay valid are kept. ``report`` is called with each fused result and its file's name before the
-    table says that it is done.
+    table says that it is done. ``key`` tells the DICOM results of one run from those of another.
     """
 
     def __init__(
@@ -37,9 +38,10 @@ class FusionWriter(BasePredictionWriter):
         done: Rows | None = None,
         save: SaveConfig | None = None,
         report: Callable[[Result, str], None] | None = None,
+        key: str = "",
     ) -> None:
         super().__init__(write_interval="batch")
-        self.out, self.save, self.report = out, save or SaveConfig(), report
+        self.out, self.save, self.report, self.key = out, save or SaveConfig(), report, key
         self.rows: dict[str, dict[str, Any]] = dict(done or {})
         self.thread = ThreadPoolExecutor(1)
         self.writing: Future[None] | None = None
@@ -69,8 +71,10 @@ class FusionWriter(BasePredictionWriter):
         if result.image is None or sample is None:
             return row | {"status": "failed", "reason": result.reason}
         suffix = suffix_of(self.save.format, sample.suffix)
+        metadata = sample.metadata if self.save.metadata else Metadata()
+        row["note"] = "; ".join(filter(None, [result.note, *lost(suffix, metadata, result.valid)]))
         try:
-            content = encode(result.image, suffix, sample.depth)
+            content = encode(result.image, suffix, sample.depth, metadata, result.valid, self.key)
         except ValueError as error:
             return row | {"status": "failed", "reason": f"{result.name}: {first_line(error)}; take save.format=png"}
         if self.save.weights:
@@ -116,10 +120,11 @@ class FusionWriter(BasePredictionWriter):
                 write_atomically(folder / f"weight_{stem}", to_png(to_colours(weight, 0.0, 1.0)))
 
 
-def join_videos(out: Path, pairs: Sequence[Pair], rows: Mapping[str, Mapping[str, str]], reference: str) -> None:
-    """Writes ``OUT/SERIES.mp4`` for each video whose frames are all fused, as fast as the reference source.
+def join_series(out: Path, pairs: Sequence[Pair], rows: Mapping[str, Mapping[str, str]], reference: str) -> None:
+    """Writes ``OUT/SERIES.mp4`` for each video, and ``OUT/SERIES.nii.gz`` for each volume in NIfTI, if complete.
 
-    Frames of one series follow each other in ``pairs``. OSError where it cannot be written.
+    A video runs as fast as the reference source. Frames of one series follow each other in ``pairs``. OSError where
+    it cannot be written.
     """
     for series, group in groupby(pairs, key=lambda pair: pair.series):
         frames = list(group)
@@ -127,6 +132,10 @@ def join_videos(out: Path, pairs: Sequence[Pair], rows: Mapping[str, Mapping[str
         if not series or len(done) < len(frames):
             continue
         source = frames[0].files[reference_of(frames[0], reference)]
+        if done[0]["file"].endswith(".nii.gz"):
+            from dig2dig.inference.medical import joined
+
+            write_atomically(out / f"{series}.nii.gz", joined([out / row["file"] for row in done], source))
         if not is_video(source):
             continue
         pictures = (read_image(out / row["file"]) for row in done)

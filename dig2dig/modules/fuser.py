@@ -77,6 +77,10 @@ class Fuser:
         seeds = [pair_seed(config.seed, sample.series or sample.name) for sample in samples]
         images = [sample.sources[None] for sample in samples]
         sources = (torch.cat(images) if len(images) > 1 else images[0]).to(device)  # large ones without a copy
+        valid = None
+        if any(sample.valid is not None for sample in samples):
+            whole = torch.ones_like(sources[0, :, :1], dtype=torch.bool)
+            valid = torch.stack([whole if one.valid is None else one.valid.to(device) for one in samples])
         traced = [among(sample.name, tracing.names) for sample in samples]
 
         def keep(step: Snapshot) -> None:
@@ -96,6 +100,7 @@ class Fuser:
             noise=noise,
             estimates=any(among(sample.name, tracing.estimates) for sample in samples),
             weights=self.weights,
+            valid=valid,
         ).cpu()
         seconds = (time.perf_counter() - started) / len(samples)
         results = []

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from torch import Tensor
 
 from datamodules.pairs import Sample
@@ -23,6 +24,14 @@ class Result:
     trace: list[Snapshot] = field(default_factory=list)  # every step of the sampling, if asked for
     reason: str = ""  # why it failed
     note: str = ""  # what a user may want to know
+
+    @property
+    def valid(self) -> np.ndarray | None:
+        """Pixels (h, w) where a source is valid; None where all are."""
+        if self.sample is None or self.sample.valid is None:
+            return None
+        shown = self.sample.valid.any(0)[0].numpy()
+        return None if shown.all() else shown
 
 
 @dataclass(frozen=True)

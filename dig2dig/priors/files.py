@@ -1,10 +1,14 @@
-"""Files of a prior: read whole and unaltered, or one line that says what is wrong with which."""
+"""Files of a prior: judged by its JSON files, fetched if need be, read whole and unaltered, or refused in one line."""
 
 import hashlib
 import json
 import re
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from functools import cache
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -12,17 +16,35 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dig2dig.errors import PriorError, first_line
+from dig2dig.priors.judge import check_network, check_pipeline, check_scheduler
 
 CHECKSUMS = "SHA256SUMS"
 BUNDLED = Path(__file__).parent / "bundled"
+ADM_URL = "https://github.com/openai/guided-diffusion (256x256_diffusion_uncond.pt, 2.2 GB)"
+LAYOUT = "unet/config.json, unet/diffusion_pytorch_model.safetensors and scheduler/scheduler_config.json"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+Answer = tuple[str | None, list[str]]  # the revision, and the names of its files
+LIMIT = 20.0  # seconds for a hub's answers about a prior, before its weights are fetched
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of early diffusers releases, and those of today."""
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class PriorFiles(NamedTuple):
+    """Where the files of a diffusers pipeline are."""
+
+    folder: Path
+    config: Path
+    scheduler: Path
+    weights: list[Path]  # one file, or shards in the order of their names
+
+
+def file_sha256(*paths: Path) -> str:
+    """SHA-256 of a file, or of several one after the other, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -37,63 +59,150 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise PriorError(f"{path}: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise PriorError(f"{path}: expected a state dict of tensors, found {type(state).__name__}")
+    if foreign := {name: value.dtype for name, value in state.items() if value.dtype not in DTYPES}:
+        name, dtype = next(iter(foreign.items()))
+        raise PriorError(
+            f"{path}: {name} is {str(dtype).removeprefix('torch.')}; weights are float32, float16, bfloat16 or "
+            "float64 here: get those that are not quantized"
+        )
     pattern = rf"(?<=\.)({'|'.join(OLD_ATTENTION)})(?=\.(weight|bias)$)"
     return {re.sub(pattern, lambda match: OLD_ATTENTION[match[1]], name): value for name, value in state.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file."""
+    """A JSON file that holds an object."""
     try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PriorError(f"{path}: not valid JSON ({error})") from error
+        content = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:  # ValueError: also no text, and numbers of 5000 digits
+        raise PriorError(f"{path}: not valid JSON ({error}); get it again") from error
+    if not isinstance(content, dict):
+        raise PriorError(f"{path}: expected names and values in JSON, found a {type(content).__name__}; get it again")
+    return content
 
 
-def check_sha256(path: Path, expected: str | None) -> None:
-    """Refuses a file that has another SHA-256 than expected, if one is."""
+def check_sha256(paths: list[Path], expected: str | None) -> None:
+    """Refuses files that together have another SHA-256 than expected, if one is."""
     if expected is None:
         return
-    if not path.is_file():
-        raise PriorError(f"{path}: no such file, though {CHECKSUMS} lists it")
-    found = file_sha256(path)
+    found = file_sha256(*paths)
     if found != expected.lower():
-        raise PriorError(f"{path}: SHA-256 is {found}, expected {expected}: the file was altered or cut; get it again")
+        raise PriorError(
+            f"{paths[0]}: SHA-256 is {found}, expected {expected}: the file was altered or cut; get it again"
+        )
 
 
-def weights_file(path: str | Path = "bundled") -> Path:
-    """The file that holds a prior's weights."""
+def check_sums(folder: Path) -> None:
+    """Refuses a folder whose files differ from those that its checksums list, if it has any."""
+    sums = folder / CHECKSUMS
+    lines = sums.read_text(errors="replace").splitlines() if sums.is_file() else []
+    for expected, _, name in (line.strip().partition(" ") for line in lines if line.strip()):
+        file = folder / name.strip(" *")
+        if not file.is_file():
+            raise PriorError(f"{file}: no such file, though {CHECKSUMS} lists it; get it again")
+        check_sha256([file], expected)
+
+
+def weights_files(path: str | Path = "bundled") -> list[Path]:
+    """The files that hold a prior's weights: one, or its shards in the order of their names."""
     file = Path(path)
-    return file if file.suffix in (".pt", ".pth") else unet_files(find_folder(str(path)))[1]
+    if file.suffix not in (".pt", ".pth"):
+        return prior_files(str(path)).weights
+    if not file.is_file():
+        raise PriorError(f"{path}: no such checkpoint; ADM's are at {ADM_URL}")
+    return [file]
 
 
-def find_folder(path: str) -> Path:
-    """The folder of a prior: the bundled one, one on this disk, or one fetched from the Hugging Face hub."""
-    if path == "bundled":
-        return BUNDLED
-    if Path(path).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
-        return Path(path)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def prior_sha256(path: str | Path = "bundled") -> str:
+    """SHA-256 of a prior's weights; of shards one after the other, as ``cat SHARDS | sha256sum`` prints it."""
+    return file_sha256(*weights_files(path))
+
+
+def prior_files(path: str) -> PriorFiles:
+    """The files of the bundled prior, of a folder, or of a hub id, which are fetched."""
+    if path != "bundled" and not Path(path).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        return _fetched(path)
+    return _on_disk(path, BUNDLED if path == "bundled" else Path(path))
+
+
+def _on_disk(name: str, folder: Path) -> PriorFiles:
+    parts = [folder, folder / "unet", folder / "scheduler"]
+    names = [file.relative_to(folder).as_posix() for part in parts for file in part.glob("*") if file.is_file()]
+    config, scheduler, *weights = (folder / file for file in _judged(name, names, folder.joinpath))
+    return PriorFiles(folder, config, scheduler, weights)
+
+
+@cache  # a process keeps the revision that it began with, and asks for it once
+def _fetched(name: str) -> PriorFiles:
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+
+    def judged() -> Answer:
+        info = HfApi().model_info(name, timeout=LIMIT / 2)
+        names = [sibling.rfilename for sibling in info.siblings or ()]
+        # no revision: so the cache notes which one the name stands for, for the day without a network
+        return info.sha, _judged(name, names, lambda file: Path(hf_hub_download(name, file, etag_timeout=LIMIT / 2)))
 
     try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.bin"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise PriorError(
-            f"{path}: neither a local folder nor to be had from the Hugging Face hub ({first_line(error)})"
-        ) from error
-
-
-def unet_files(folder: Path) -> tuple[Path, Path, Path]:
-    """Config, weights and scheduler config of a pipeline folder, with or without subfolders."""
-    unet, scheduler = (folder / part if (folder / part).is_dir() else folder for part in ("unet", "scheduler"))
-    weights = unet / "diffusion_pytorch_model.safetensors"
-    if not weights.is_file() and weights.with_suffix(".bin").is_file():
-        weights = weights.with_suffix(".bin")
-    files = unet / "config.json", weights, scheduler / "scheduler_config.json"
-    for file in files:
-        if not file.is_file():
+        revision, names = _answer(judged)
+        config, scheduler, *weights = (Path(hf_hub_download(name, file, revision=revision)) for file in names)
+        return PriorFiles(config.parents[names[0].count("/")], config, scheduler, weights)
+    except PriorError:
+        raise
+    except Exception as error:  # what the hub's client raises differs from release to release
+        silent = isinstance(error, TimeoutError) or "Timeout" in type(error).__name__
+        reason = "it does not answer" if silent else f"{type(error).__name__}: {first_line(error)}"
+        try:
+            return _on_disk(name, Path(snapshot_download(name, local_files_only=True, allow_patterns=[])))
+        except PriorError as found:
+            raise PriorError(f"{found} (the Hugging Face hub: {reason})") from error
+        except (OSError, ValueError):
             raise PriorError(
-                f"{file}: no such file; a prior is a diffusers folder with unet/config.json, "
-                "unet/diffusion_pytorch_model.safetensors and scheduler/scheduler_config.json"
-            )
-    return files
+                f"{name}: neither a local folder nor to be had from the Hugging Face hub ({reason}); give a folder, "
+                f"or fetch it where the hub can be reached: hf download {name}"
+            ) from error
+
+
+def _answer(ask: Callable[[], Answer]) -> Answer:
+    """What a hub answers, or TimeoutError: its client repeats a silent request for minutes."""
+    future: Future[Answer] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(ask())
+        except BaseException as error:  # raised where the result is awaited
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future.result(LIMIT)
+
+
+def _judged(name: str, names: Iterable[str], get: Callable[[str], Path]) -> list[str]:
+    """Names of config, scheduler config and weights, if all are there and fit; only JSON files are opened."""
+    names = set(names)
+    if "model_index.json" in names:
+        check_pipeline(name, read_json(get("model_index.json")))
+    unet = "unet/" if any(file.startswith("unet/") for file in names) else ""
+    part = "scheduler/" if any(file.startswith("scheduler/") for file in names) else ""
+    config, scheduler, weights = f"{unet}config.json", f"{part}scheduler_config.json", _choose(names, unet)
+    for file, check in ((config, check_network), (scheduler, check_scheduler), (weights, None)):
+        if file not in names:
+            raise PriorError(f"{name}/{file}: no such file; a prior is a diffusers folder with {LAYOUT}")
+        if check:
+            check(f"{name}/{file}", read_json(get(file)))
+    if not weights.endswith(".json"):
+        return [config, scheduler, weights]
+    listed = read_json(get(weights)).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
+        raise PriorError(f"{name}/{weights}: lists no shards; get it again")
+    shards = [f"{unet}{file}" for file in sorted(set(listed.values()))]
+    for shard in shards:
+        if shard not in names:
+            raise PriorError(f"{name}/{shard}: no such file, though {weights} lists it; get it again")
+    return [config, scheduler, *shards]
+
+
+def _choose(names: Iterable[str], unet: str) -> str:
+    """Plain names before variants such as fp16, safetensors before pickles, whole files before shards."""
+    pattern = re.compile(rf"{unet}diffusion_pytorch_model(\.\w+)?\.(safetensors|bin)(\.index(\.\w+)?\.json)?")
+    found = [match for match in map(pattern.fullmatch, names) if match]
+    ranks = [(bool(match[1] or match[4]), match[2] == "bin", bool(match[3]), match[0]) for match in found]
+    return min(ranks)[-1] if ranks else f"{unet}diffusion_pytorch_model.safetensors"

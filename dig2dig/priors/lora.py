@@ -10,7 +10,7 @@ from safetensors.torch import save
 from dig2dig.atomic import write_atomically
 from dig2dig.errors import PriorError, RunError
 from dig2dig.priors.denoiser import Denoiser
-from dig2dig.priors.files import file_sha256, read_json, read_weights, weights_file
+from dig2dig.priors.files import prior_sha256, read_json, read_weights
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"]  # attention, and the residual blocks' convolutions
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's own names
@@ -49,7 +49,7 @@ def save_adapter(denoiser: Denoiser, folder: Path, prior: str, rank: int, alpha:
         "lora_alpha": alpha,
         "target_modules": TARGETS,
         "base_model_name_or_path": prior,
-        "base_sha256": file_sha256(weights_file(prior)),
+        "base_sha256": prior_sha256(prior),
     }
     write_atomically(folder / CONFIG, f"{json.dumps(config, indent=2)}\n".encode())
 
@@ -66,7 +66,7 @@ def merge_adapter(denoiser: Denoiser, folder: Path, prior: str) -> None:
     """Adds adapters to the prior's weights; PriorError if files are missing, damaged, or belong to another prior."""
     weights = adapter_file(folder)
     config, state = read_json(folder / CONFIG), read_weights(weights)
-    expected, found = config.get("base_sha256"), file_sha256(weights_file(prior))
+    expected, found = config.get("base_sha256"), prior_sha256(prior)
     if expected not in (None, found):
         raise PriorError(
             f"{folder}: the adapter belongs to {config.get('base_model_name_or_path')} with SHA-256 {expected}, "

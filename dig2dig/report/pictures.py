@@ -23,10 +23,10 @@ MEASURED = 2**22  # pixels; metrics of larger pictures need more memory than the
 STEPS = 16  # whose maps are shown, at most
 
 
-def load_picture(file: Path, scale: str = "auto") -> Tensor | None:
+def load_picture(file: Path, scale: str = "auto", modality: str = "") -> Tensor | None:
     """A source as (1 or 3, h, w) in [0, 1], of a video or volume the first frame; None where it cannot be read."""
     try:
-        pixels = torch.from_numpy(to_unit(read_source(file).pixels, scale)[0])
+        pixels = torch.from_numpy(to_unit(read_source(file, modality=modality).pixels, scale)[0])
     except ImageError:
         return None
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
@@ -64,14 +64,14 @@ def view_of_files(
 ) -> PairView:
     """The card of one pair from files; a file that cannot be read is shown as missing."""
 
-    def read(file: Path, scale: str) -> tuple[Tensor | None, str]:
+    def read(file: Path, scale: str, modality: str = "") -> tuple[Tensor | None, str]:
         """A picture, and the way to its file unless only a part of the picture is shown."""
-        whole = load_picture(file, scale)
+        whole = load_picture(file, scale, modality)
         image = None if whole is None else prepare(whole)
         cut = whole is not None and image is not None and image.shape != whole.shape
         return image, "" if cut else relative(file, folder)
 
-    pictures = {label: read(file, "auto") for label, file in sources.items()}
+    pictures = {label: read(file, "auto", label) for label, file in sources.items()}
     stack = [luminance(image) for image, _ in pictures.values() if image is not None]
     size = stack[0].shape[-2:] if stack else None
     comparable = len(stack) == len(sources) > 1 and all(image.shape[-2:] == size for image in stack)
@@ -102,14 +102,25 @@ def _note(image: Tensor | None, size: torch.Size | None) -> str:
 def source_panels(sample: Sample, files: Mapping[str, Path], folder: Path) -> list[Shown]:
     """Each source with its picture: as it is on disk, in its colours, or as it was fused."""
     found: list[Shown] = []
-    for modality, channels in zip(sample.modalities, sample.sources, strict=True):
+    for k, (modality, channels) in enumerate(zip(sample.modalities, sample.sources, strict=True)):
         file = files.get(modality)
         picture = load_picture(file) if file and is_image(file) else None  # no other frame
         fits = picture is not None and picture.shape[-2:] == channels.shape[-2:]
         if picture is None or not fits or (luminance(picture) - luminance(channels)).abs().mean() >= 2 / 255:
             picture = channels  # registered, resized, or of another range
-        found.append((Panel(modality, "source", file=relative(file, folder) if file else ""), small(picture)))
+        valid, note = None if sample.valid is None else sample.valid[k], ""
+        if valid is not None and not valid.all():
+            picture, note = hatched(picture, valid), f"{100 * float((~valid).float().mean()):.1f} % hold no data"
+        link = relative(file, folder) if file else ""
+        found.append((Panel(modality, "source", file=link, note=note), small(picture)))
     return found
+
+
+def hatched(picture: Tensor, valid: Tensor) -> Tensor:
+    """A picture (c, h, w) with a grey check where it holds no data, as editors show what is transparent."""
+    rows, columns = (torch.arange(side) // 8 for side in picture.shape[-2:])
+    check = 0.45 + 0.15 * ((rows[:, None] + columns) % 2)
+    return torch.where(valid, picture, check.to(picture))
 
 
 def baseline_panels(sample: Sample, names: Sequence[str]) -> list[Shown]:

@@ -15,7 +15,7 @@ from datamodules.pairs import Reading, Sample
 from datamodules.transforms import PairTransform, validation_crop
 from dig2dig.atomic import write_atomically
 from dig2dig.config_train import TrainConfig
-from dig2dig.errors import RunError
+from dig2dig.errors import RunError, note
 from dig2dig.modules.learner import Learner
 from dig2dig.modules.prior import PriorModule, choose_weights, starting_prior
 from dig2dig.priors.build import save_prior
@@ -40,7 +40,7 @@ class Learning(ABC):
 def fusion_samples(config: TrainConfig, held_out: Sequence[Pair] = ()) -> list[Sample]:
     """The pairs that are fused at each validation, cropped; pairs that cannot be read are reported and left out."""
     fusion = config.fusion
-    found = find_pairs(fusion.sources) if fusion.sources else held_out
+    found = find_pairs(fusion.sources, note) if fusion.sources else held_out
     transform = PairTransform(validation_crop(fusion.crop)) if fusion.crop else None
     pairs = PairDataset(found, Reading(fusion.task, True, transform=transform))
     samples: list[Sample] = []

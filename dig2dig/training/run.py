@@ -12,7 +12,7 @@ from dig2dig.atomic import lock, write_atomically
 from dig2dig.cli import from_yaml, to_yaml
 from dig2dig.config_train import TrainConfig
 from dig2dig.errors import RunError, told
-from dig2dig.priors.files import file_sha256, weights_file
+from dig2dig.priors.files import prior_sha256
 from dig2dig.tracking.loggers import close, log_scalars, make_loggers
 from dig2dig.tracking.monitor import FusionMonitor
 from dig2dig.tracking.progress import Progress
@@ -43,7 +43,7 @@ def checkpoint_path(config: TrainConfig) -> Path:
 def find_start(config: TrainConfig) -> tuple[TrainConfig, int]:
     """The configuration with the prior's hash, and the run's step, 0 if new; RunError for other options or damage."""
     if config.prior:
-        config = replace(config, prior_sha256=config.prior_sha256 or file_sha256(weights_file(config.prior)))
+        config = replace(config, prior_sha256=config.prior_sha256 or prior_sha256(config.prior))
     path = checkpoint_path(config)
     if config.fast_dev_run or not path.is_file():
         return config, 0

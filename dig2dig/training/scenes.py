@@ -19,7 +19,7 @@ from datamodules.pairs import Reading, Sample, pair_digest, read_pair
 from datamodules.readers.pixels import list_images, read_image
 from datamodules.readers.source import source_digest
 from dig2dig.config_train import TrainConfig
-from dig2dig.errors import ImageError, RunError
+from dig2dig.errors import ImageError, RunError, note
 from dig2dig.fusion.plan import network_gains
 from dig2dig.fusion.resample import resample
 from dig2dig.priors.denoiser import Denoiser
@@ -68,7 +68,7 @@ def training_pairs(config: TrainConfig) -> list[Pair]:
         pairs += find_stacks(Path(data.stacks))
     if data.sources:
         masks = {MASK: data.mask} if data.mask else {}
-        pairs += find_pairs(data.sources | masks)
+        pairs += find_pairs(data.sources | masks, note)
     return [pair for pair in pairs if len(set(pair.files) - {MASK}) > 1]
 
 

@@ -22,7 +22,7 @@ from dig2dig.cli import from_yaml, read_record
 from dig2dig.config import InferConfig
 from dig2dig.modules.fuser import pair_seed
 from dig2dig.modules.fusion import FusionModule
-from dig2dig.priors.files import BUNDLED, file_sha256, weights_file
+from dig2dig.priors.files import BUNDLED, prior_sha256, weights_files
 from dig2dig.priors.load import load_prior
 from tests.conftest import EXAMPLES, ROOT, SHARED
 
@@ -60,7 +60,7 @@ def test_pairs_become_pictures_a_summary_and_a_record(pairs: list[str], tmp_path
     assert read_image(out / "c.png").shape == (33, 40, 3)  # the visible image's colour is kept
     record = from_yaml(InferConfig, out / "run.yaml")
     facts = read_record(out / "run.yaml")
-    assert record is not None and facts["prior_sha256"] == file_sha256(weights_file(tiny))
+    assert record is not None and facts["prior_sha256"] == prior_sha256(tiny)
     assert facts["versions"]["torch"] == torch.__version__.split("+")[0] and record.sampler.steps == 3
     assert {path.name for path in out.iterdir()} == {
         "a.png", "b.png", "c.png", "report", "report.html", "run.yaml", "summary.csv",
@@ -241,7 +241,7 @@ def test_dry_run_writes_nothing(pairs: list[str], tmp_path: Path, tiny: Path, ca
 def test_errors_are_one_line(pairs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     broken = tmp_path / "prior"
     shutil.copytree(BUNDLED, broken)
-    weights_file(broken).write_bytes(b"short")
+    weights_files(broken)[0].write_bytes(b"short")
     for arguments, line in (
         (
             [pairs[0], "sources.infrared=/no/such/folder"],
@@ -292,9 +292,9 @@ def test_real_sets_pair_and_read(task: str, row: tuple[str, ...]) -> None:
     for sample in samples:
         assert isinstance(sample, Sample), sample
         assert sample.sources.shape[0] == len(sample.modalities) >= 2
-        assert sample.sources.shape[1] == (1 if task in ("ivf", "mif") else 3)
+        assert sample.sources.shape[1] == (1 if task in ("ivf", "mif", "mef") else 3)
     coloured = [isinstance(sample, Sample) and sample.chroma is not None for sample in samples]
-    assert all(coloured) if "PET" in row else not any(coloured)
+    assert all(coloured) if "PET" in row or task == "mef" else not any(coloured)
 
 
 @pytest.mark.slow

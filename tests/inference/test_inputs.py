@@ -1,11 +1,15 @@
 """What users bring: every kind of file, good and bad, through ``infer.py``."""
 
+import io
 import os
+import tempfile
 from pathlib import Path
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -14,11 +18,14 @@ import infer
 from datamodules.pairing import expand, find_pairs, find_stacks, read_manifest
 from datamodules.ranges import to_unit
 from datamodules.readers.pixels import read_picture
+from datamodules.readers.source import read_source
 from dig2dig.errors import ImageError, PairingError
 from dig2dig.options import parse_range
 from tests.conftest import EXAMPLES, ROOT
 from tests.corpus import BAD, ODD, make, picture, png
+from tests.datamodules.test_formats import dng, heic
 from tests.runs import FAST, rows, run, save
+from tests.scans import dicom
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +129,10 @@ def test_ranges_of_thermal_frames() -> None:
     assert note == "values 6000 to 10000 are black to white"
     np.testing.assert_allclose(to_unit(frame, "full")[0], frame / 65535, atol=1e-6)
     assert to_unit(picture(1))[1] == "" and to_unit(deep(1))[1] == ""
-    assert parse_range("-1000-400.5") == (-1000, 400.5)
+    assert parse_range("-1000-400.5") == ((-1000, 400.5), None)
+    assert parse_range("20-40,nodata=-1") == ((20, 40), -1) and parse_range("nodata=7") == ("auto", 7)
+    with pytest.raises(ValueError, match="nodata=VALUE"):
+        parse_range("auto,nodata=none")
     with pytest.raises(ValueError, match="LOW below HIGH"):
         parse_range("10-5")
 
@@ -132,8 +142,9 @@ def test_alpha_and_orientation(tmp_path: Path) -> None:
     rgba[:5, :, 3] = 0
     Image.fromarray(rgba).save(tmp_path / "a.png")
     read = read_picture(tmp_path / "a.png")
-    assert read.note == "alpha composed over black" and (read.pixels[:5] == 0).all()
-    np.testing.assert_array_equal(read.pixels[5:], rgba[5:, :, :3])
+    assert read.note == "20.8 % of the pixels are transparent or no data"
+    assert read.valid is not None and not read.valid[:5].any() and read.valid[5:].all()
+    np.testing.assert_array_equal(read.pixels, rgba[..., :3])
     turned = Image.Exif()
     turned[274] = 8
     tall = picture(2, height=30)
@@ -194,6 +205,28 @@ def test_what_contradicts_itself_is_one_line(tmp_path: Path, capsys: pytest.Capt
         assert code == 2 and printed.startswith("error: ") and line in printed and "\n" not in printed, printed
 
 
+def layered() -> bytes:
+    """A TIFF of planes with alpha, a profile, a place and a no-data value."""
+    tags = [(42113, "s", 0, "7", True), (33550, 12, 3, (0.5, 0.5, 0.0), True)]
+    both = np.concatenate([deep(4, 3), deep(5)[..., None]], 2).transpose(2, 0, 1)
+    settings = {"photometric": "rgb", "planarconfig": "separate", "extrasamples": ["unassalpha"], "extratags": tags}
+    tifffile.imwrite(buffer := io.BytesIO(), both, compression="lzw", **settings)  # pyright: ignore[reportArgumentType]
+    return buffer.getvalue()
+
+
+def volume() -> bytes:
+    """A small NIfTI."""
+    import nibabel
+
+    return nibabel.Nifti1Image(picture(4)[..., None].repeat(3, 2), np.eye(4)).to_bytes()  # pyright: ignore
+
+
+def slice_of_ct() -> bytes:
+    """A small DICOM file."""
+    with tempfile.TemporaryDirectory() as folder:
+        return dicom(Path(folder) / "a.dcm", picture(4).astype(np.int16)).read_bytes()
+
+
 def test_ten_thousand_files_pair_fast(tmp_path: Path) -> None:
     for side in ("visible", "infrared"):
         (tmp_path / side).mkdir()
@@ -211,12 +244,17 @@ def test_a_folder_without_a_pair_is_refused(tmp_path: Path) -> None:
 
 
 REAL = [
-    (EXAMPLES / "multi_focus" / "near" / "mountain.png").read_bytes(),
-    cv2.imencode(".jpg", picture(4, 3))[1].tobytes(),
-    cv2.imencode(".tif", deep(4, 3))[1].tobytes(),
-    cv2.imencode(".webp", picture(4, 3))[1].tobytes(),
-    cv2.imencode(".bmp", picture(4, 3))[1].tobytes(),
-    png(deep(4)),
+    (".png", (EXAMPLES / "multi_focus" / "near" / "mountain.png").read_bytes()),
+    *((suffix, cv2.imencode(suffix, picture(4, 3))[1].tobytes()) for suffix in (".jpg", ".webp", ".bmp")),
+    (".tif", cv2.imencode(".tif", deep(4, 3))[1].tobytes()),
+    (".tif", layered()),
+    (".png", png(deep(4))),
+    (".hdr", cv2.imencode(".hdr", picture(4, 3).astype(np.float32) / 50)[1].tobytes()),
+    (".heic", heic(picture(4, 3), "RGB")),
+    (".jxl", imagecodecs.jpegxl_encode(picture(4, 3))),
+    (".dng", dng(np.array([5000, 9000, 3000]))),
+    (".nii", volume()),
+    (".dcm", slice_of_ct()),
 ]
 
 
@@ -229,13 +267,14 @@ REAL = [
 )
 def test_mutated_files_are_read_or_refused(tmp_path: Path, which: int, places, cut: float | None) -> None:
     """Whatever the bytes: pixels, or an ImageError of one line. More examples: DIG2DIG_FUZZ=20000."""
-    content = bytearray(REAL[which])
+    suffix, whole = REAL[which]
+    content = bytearray(whole)
     for place, value in places:  # headers break more than pixels do
         content[min(int(place**3 * len(content)), len(content) - 1)] = value
-    path = tmp_path / "x.png"
+    path = tmp_path / f"x{suffix}"
     path.write_bytes(bytes(content[: int(cut * len(content))] if cut is not None else content))
     try:
-        pixels = read_picture(path).pixels
+        pixels = read_source(path).pixels
     except ImageError as error:
         assert "\n" not in str(error) and str(path) in str(error)
     else:

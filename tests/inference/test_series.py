@@ -110,10 +110,14 @@ def test_volumes_are_cut_into_slices(tmp_path: Path) -> None:
         nibabel.save(nibabel.Nifti1Image(volume(10 * seed), np.eye(4)), tmp_path / side / "head.nii.gz")
     path = tmp_path / "ct" / "head.nii.gz"
     assert medical.slice_count(path) == 3
-    np.testing.assert_allclose(medical.read_slice(path, 1), volume(0)[:, ::-1, 1].T)  # the front is up
+    np.testing.assert_allclose(
+        medical.read_slice(path, 1).pixels, volume(0)[::-1, ::-1, 1].T
+    )  # the front is up, the right on the left
     flipped = nibabel.Nifti1Image(volume(0)[::-1], np.diag([-1.0, 1, 1, 1]))
     nibabel.save(flipped, tmp_path / "flipped.nii")
-    np.testing.assert_allclose(medical.read_slice(tmp_path / "flipped.nii", 1), medical.read_slice(path, 1))
+    np.testing.assert_allclose(
+        medical.read_slice(tmp_path / "flipped.nii", 1).pixels, medical.read_slice(path, 1).pixels
+    )
     assert run(tmp_path, sides=("ct", "mri")) == 0
     table = rows(tmp_path / "out")
     assert [row["file"] for row in table.values()] == [f"head_00000{i}.png" for i in range(3)]
@@ -149,9 +153,11 @@ def dicom(path: Path, pixels: np.ndarray, photometric: str = "MONOCHROME2") -> N
 def test_dicom_has_hounsfield_units(tmp_path: Path) -> None:
     stored = picture(1, height=32, width=40).astype(np.uint16) * 10
     dicom(tmp_path / "ct" / "a.dcm", stored)
-    np.testing.assert_allclose(medical.read_slice(tmp_path / "ct" / "a.dcm", 0), stored.astype(np.float32) - 1024)
+    np.testing.assert_allclose(
+        medical.read_slice(tmp_path / "ct" / "a.dcm", 0).pixels, stored.astype(np.float32) - 1024
+    )
     dicom(tmp_path / "mri" / "a.dcm", stored, "MONOCHROME1")
-    inverted = medical.read_slice(tmp_path / "mri" / "a.dcm", 0)
+    inverted = medical.read_slice(tmp_path / "mri" / "a.dcm", 0).pixels
     assert inverted.argmax() == stored.argmin()
     assert run(tmp_path, "range.ct=-1000-1000", sides=("ct", "mri")) == 0
     assert "ct: values -1000 to 1000 are black to white" in rows(tmp_path / "out")["a"]["note"]

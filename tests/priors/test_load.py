@@ -15,7 +15,7 @@ from dig2dig.__main__ import prior
 from dig2dig.errors import PriorError
 from dig2dig.priors import adm
 from dig2dig.priors.build import as_denoiser, build_prior, save_prior
-from dig2dig.priors.files import BUNDLED, CHECKSUMS, file_sha256, weights_file
+from dig2dig.priors.files import BUNDLED, CHECKSUMS, prior_sha256, weights_files
 from dig2dig.priors.load import load_prior
 
 ADM_SMALL = {
@@ -119,7 +119,7 @@ def test_full_size_adm_samples_as_azula(tmp_path: Path) -> None:
 
 
 def test_bundled_prior_is_a_small_diffusers_pipeline(bundled) -> None:
-    assert weights_file().stat().st_size <= 16e6
+    assert weights_files()[0].stat().st_size <= 16e6
     pipeline = DDPMPipeline.from_pretrained(BUNDLED)
     assert pipeline.scheduler.config.prediction_type == bundled.prediction == "v_prediction"
     x, t = torch.randn(1, 3, 32, 32), torch.tensor([300])
@@ -198,12 +198,12 @@ def error_of(path: str | Path, sha256: str | None = None) -> str:
 def test_missing_files_are_one_line(tmp_path: Path, folder: Path) -> None:
     assert "unet/config.json" in error_of(tmp_path / "nowhere")
     assert "guided-diffusion" in error_of(tmp_path / "nowhere.pt")
-    weights_file(folder).unlink()
+    weights_files(folder)[0].unlink()
     assert "diffusion_pytorch_model.safetensors: no such file" in error_of(folder)
 
 
 def test_altered_weights_are_refused(folder: Path) -> None:
-    weights = weights_file(folder)
+    weights = weights_files(folder)[0]
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
@@ -211,13 +211,13 @@ def test_altered_weights_are_refused(folder: Path) -> None:
 
 
 def test_wrong_sha256_is_refused(folder: Path) -> None:
-    load_prior(folder, file_sha256(weights_file(folder)))
+    load_prior(folder, prior_sha256(folder))
     assert "expected 00" in error_of(folder, "00")
 
 
 def test_short_and_foreign_files_are_refused(folder: Path, tmp_path: Path) -> None:
     (folder / CHECKSUMS).unlink()
-    weights = weights_file(folder)
+    weights = weights_files(folder)[0]
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     assert "damaged or cut short" in error_of(folder)
@@ -239,9 +239,9 @@ def load_file_from(content: bytes, tmp_path: Path) -> dict[str, torch.Tensor]:
 
 def test_wrong_shapes_are_refused(folder: Path) -> None:
     (folder / CHECKSUMS).unlink()
-    state = load_file(weights_file(folder))
+    state = load_file(weights_files(folder)[0])
     state["conv_in.weight"] = state["conv_in.weight"][:16].clone()
-    save_file(state, weights_file(folder))
+    save_file(state, weights_files(folder)[0])
     assert "size mismatch for conv_in.weight" in error_of(folder)
 
 
@@ -257,24 +257,6 @@ def test_a_pickle_with_code_does_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     torch.save({"input_blocks.0.0.weight": Bomb()}, tmp_path / "zipped.pt")
     assert "was not loaded" in error_of(tmp_path / "zipped.pt")
     assert not (tmp_path / "pwned").exists()
-
-
-def test_a_hub_id_that_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    def offline(*_, **__) -> str:
-        raise LocalEntryNotFoundError("offline")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    assert error_of("someone/some-prior").startswith("someone/some-prior: neither a local folder")
-
-
-def test_a_hub_id_is_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(folder))
-    assert load_prior("someone/some-prior").channels == 3
 
 
 def test_convert_reports_errors(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -23,7 +23,7 @@ from dig2dig.config_train import AdaptConfig, ImageDataConfig, OptimConfig, Trai
 from dig2dig.errors import RunError
 from dig2dig.modules.prior import PriorModule
 from dig2dig.priors.denoiser import Denoiser
-from dig2dig.priors.files import weights_file
+from dig2dig.priors.files import weights_files
 from dig2dig.priors.load import load_prior
 from dig2dig.training.card import Facts, model_card
 from dig2dig.training.checkpoints import WeightAverage, finish
@@ -185,7 +185,7 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 def test_an_exported_prior_is_the_average_of_weights_trained_by_hand(config, norms, by_hand: ByHand) -> None:
-    exported = load_file(weights_file(Path(config.out) / "prior"))
+    exported = load_file(weights_files(Path(config.out) / "prior")[0])
     ours = {name.removeprefix("network.unet."): weight for name, weight in by_hand.average.items()}
     raw = {name.removeprefix("network.unet."): weight for name, weight in by_hand.raw.items()}
     assert exported.keys() == ours.keys()
@@ -320,4 +320,4 @@ def test_one_training_step_on_cuda(config: TrainConfig, tiny: Path, tmp_path: Pa
     assert data.train is not None
     expected = float(loss_by_hand(load_prior(tiny, precision="fp32"), [data.train[i] for i in range(3)], config.seed))
     assert logged(changed, "train/loss") == pytest.approx([expected], rel=5e-3 if precision == "32-true" else 0.1)
-    assert load_file(weights_file(out / "prior")).keys() == load_file(weights_file(tiny)).keys()
+    assert load_file(weights_files(out / "prior")[0]).keys() == load_file(weights_files(tiny)[0]).keys()

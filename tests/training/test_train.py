@@ -22,7 +22,7 @@ from dig2dig.cli import read_record
 from dig2dig.config_train import AdaptConfig, ImageDataConfig, TrainConfig
 from dig2dig.modules.prior import PriorModule, choose_weights
 from dig2dig.priors.build import build_prior
-from dig2dig.priors.files import weights_file
+from dig2dig.priors.files import weights_files
 from dig2dig.priors.load import load_prior
 from dig2dig.priors.lora import adapter_file
 from dig2dig.priors.loss import denoising_psnr
@@ -53,7 +53,7 @@ def arguments(out: Path, *more: str) -> list[str]:
 
 def fit(out: Path, *more: str) -> dict[str, torch.Tensor]:
     assert train.main(arguments(out, *more)) == 0
-    return load_file(weights_file(out / "prior"))
+    return load_file(weights_files(out / "prior")[0])
 
 
 def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
@@ -193,7 +193,7 @@ def test_a_killed_training_goes_on_with_its_logs(whole: dict[str, torch.Tensor],
     (last.parent / ".last.ckpt.part").write_bytes(last.read_bytes()[:1000])
     again = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr[-3000:]
-    same(whole, load_file(weights_file(tmp_path / "prior")))
+    same(whole, load_file(weights_files(tmp_path / "prior")[0]))
     name = (tmp_path / "wandb_id").read_text()
     folders = list((tmp_path / "wandb").glob("offline-run-*"))
     assert folders and all(folder.name.endswith(name) for folder in folders)
@@ -209,7 +209,7 @@ def test_two_processes_train_like_one(
     more = ["data.batch_size=1", "trainer.devices=2", "trainer.strategy=ddp"]
     command = [sys.executable, "train.py", *arguments(tmp_path, *STEPS, *more)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
-    alike(whole, load_file(weights_file(tmp_path / "prior")), start)
+    alike(whole, load_file(weights_files(tmp_path / "prior")[0]), start)
 
 
 @pytest.mark.slow
@@ -250,7 +250,7 @@ def test_training_starts_from_a_prior_and_validation_measures_it(tmp_path: Path,
     assert "fusion/Qabf" in printed and "dig/weight_mean/infrared" in printed
     assert not (tmp_path / "none").exists()
     still = fit(tmp_path / "still", "prior=bundled", "optim.steps=1", "optim.lr=0.0")
-    for name, tensor in load_file(weights_file()).items():
+    for name, tensor in load_file(weights_files()[0]).items():
         torch.testing.assert_close(still[name], tensor)
 
 

@@ -1,0 +1,74 @@
+"""What a picture file says beside its pixels, and what a result keeps of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import ExifTags, Image
+
+Tag = tuple[int, int, int, Any]  # of a TIFF: code, type, count and value, as tifffile writes it
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What belongs to a picture; empty where its file has none."""
+
+    icc: bytes = b""  # colour profile
+    exif: bytes = b""  # EXIF with GPS, without a thumbnail, upright; as TIFF, without the prefix of JPEG
+    xmp: bytes = b""  # XMP packet
+    dpi: tuple[float, float] | None = None  # dots per inch, across and down
+    geo: tuple[Tag, ...] = ()  # GeoTIFF tags: which place on Earth each pixel shows
+    medical: str = ""  # file whose patient and geometry a DICOM or NIfTI result takes over
+    frame: int | None = None  # slice of that file
+
+
+KEPT = (270, 271, 272, 305, 306, 315, 33432)  # description, maker, model, software, date, artist, copyright
+UNFIT = (0x927C, 0xA002, 0xA003, 0xA005)  # notes whose offsets break, and the size and index of another file
+
+
+def metadata_of(image: Image.Image) -> Metadata:
+    """What an opened image says beside its pixels; a broken part is left out."""
+    info = image.info
+    xmp, dpi = info.get("xmp") or b"", info.get("dpi")
+    sound = isinstance(dpi, tuple) and len(dpi) == 2 and all(1 < float(one) < 1e5 for one in dpi)
+    return Metadata(
+        icc=info.get("icc_profile") or b"",
+        exif=clean_exif(image.getexif()),
+        xmp=xmp.encode() if isinstance(xmp, str) else bytes(xmp),
+        dpi=(float(dpi[0]), float(dpi[1])) if sound and dpi else None,
+    )
+
+
+def exif_of(content: bytes) -> bytes:
+    """The EXIF of a TIFF file, as :class:`Metadata` has it; EXIF itself is a TIFF without pixels."""
+    try:
+        found = Image.Exif()
+        found.load(content)
+    except Exception:  # whatever a broken header raises: the pixels are read by another library
+        return b""
+    return clean_exif(found)
+
+
+def clean_exif(found: Image.Exif) -> bytes:
+    """EXIF and GPS without orientation, thumbnail and what only describes the file; empty where there is none."""
+    try:
+        clean = Image.Exif()
+        for tag in KEPT:
+            if tag in found and not str(found[tag]).startswith(("{", "ImageJ")):  # not of the arrays in other software
+                clean[tag] = found[tag]
+        for part in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+            tags = {tag: value for tag, value in found.get_ifd(part).items() if tag not in UNFIT}
+            if tags:
+                clean.get_ifd(part).update(tags)
+                clean[part] = 0
+        return clean.tobytes() if len(clean) else b""
+    except Exception:  # a broken tag can raise anything
+        return b""
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where the tag is broken."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError):
+        return 1
+    return found if found in range(1, 9) else 1

@@ -1,0 +1,167 @@
+"""TIFF files of every depth and layout that cameras, scanners and mapping tools write, in one path."""
+
+import io
+import logging
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from datamodules.metadata import Metadata
+from dig2dig.errors import ImageError
+
+STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113)  # GeoTIFF, and GDAL's metadata and no-data value
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is told in one line of ours
+
+Decoded = tuple[np.ndarray, np.ndarray | None, list[str]]
+
+
+def read_tiff(content: bytes, most: int) -> tuple[np.ndarray, np.ndarray | None, Metadata, list[str]]:
+    """Upright pixels (h, w) or (h, w, 3), which of them are valid (None = all), metadata, and notes.
+
+    Alpha and GDAL's no-data value decide what is valid. More than ``most`` pixels, and photographs of a raw sensor, are
+    an ImageError, as are channels other than grey and RGB; of a damaged file tifffile raises what it likes.
+    """
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        page: Any = next((page for page in file.pages if not _reduced(page)), file.pages[0])
+        refuse(page, most)
+        pixels, valid, notes = _channels(page, _stored(page))
+        pages = sum(not _reduced(one) for one in file.pages)
+        notes += [f"first of {pages} pages"] if pages > 1 else []
+        if (empty := nodata(page)) is not None:
+            holds = np.asarray(np.isnan(pixels) if np.isnan(empty) else pixels == empty)
+            shows: Any = ~(holds.all(-1) if holds.ndim == 3 else holds)
+            valid = shows if valid is None else valid & shows
+        orientation = int(getattr(page.tags.get(274), "value", 1) or 1)
+        metadata = Metadata(
+            icc=bytes(getattr(page.tags.get(34675), "value", b"") or b""),
+            xmp=bytes(getattr(page.tags.get(700), "value", b"") or b""),
+            dpi=resolution(page),
+            geo=tuple((tag.code, int(tag.dtype), tag.count, tag.value) for tag in page.tags if tag.code in GEO_TAGS),
+        )
+    return upright(pixels, orientation), None if valid is None else upright(valid, orientation), metadata, notes
+
+
+def tiff_size(file: BinaryIO) -> tuple[int, int]:
+    """(height, width) of the picture that ``read_tiff`` gives, from its header."""
+    import tifffile
+
+    with tifffile.TiffFile(file) as opened:
+        page: Any = next((page for page in opened.pages if not _reduced(page)), opened.pages[0])
+        height, width = int(page.imagelength), int(page.imagewidth)
+        return (width, height) if int(getattr(page.tags.get(274), "value", 1) or 1) >= 5 else (height, width)
+
+
+def _reduced(page: Any) -> bool:
+    """Whether a page is a smaller copy of another."""
+    return bool(int(getattr(page, "subfiletype", 0) or 0) & 1)
+
+
+def refuse(page: Any, most: int) -> None:
+    """Raises an ImageError for pages that are too large or no picture; nothing is decoded yet."""
+    if page.imagewidth * page.imagelength > most:
+        raise ImageError(f"claims {page.imagewidth * page.imagelength / 1e6:.0f} megapixels; at most {most / 1e6:.0f}")
+    if page.size > 3 * most:
+        raise ImageError(f"claims {page.size / 1e6:.0f} million values; at most {3 * most / 1e6:.0f} are read")
+    if int(page.photometric) in (32803, 34892):
+        raise ImageError("holds the raw mosaic of a sensor; develop it, or name it .dng")
+
+
+def _stored(page: Any) -> np.ndarray:
+    """Values with the channels last, (h, w, s), of the whole range of their type."""
+    values = np.asarray(page.asarray())
+    axes = page.axes
+    if set(axes) - set("YXS"):
+        raise ImageError(f"holds a volume of axes {axes}; pictures of two axes are read")
+    values = np.moveaxis(values, axes.index("S"), -1) if "S" in axes else values[..., None]
+    bits = page.bitspersample
+    bits = int(min(bits)) if isinstance(bits, tuple) else int(bits)
+    if values.dtype == bool:
+        return values.astype(np.uint8) * 255
+    if values.dtype.kind == "u" and bits not in (8, 16, 32, 64) and values.dtype.itemsize <= 2:  # 1 to 15 bits, packed
+        full = np.iinfo(values.dtype).max
+        values = (values.astype(np.uint32) * full // (2**bits - 1)).astype(values.dtype)
+    if values.dtype.kind in "iu" and values.dtype not in (np.uint8, np.uint16):
+        small = values.dtype.itemsize <= 2
+        values = values.astype(np.int32 if small else np.float32)
+    return values.astype(np.float32) if values.dtype in (np.float16, np.float64) else values
+
+
+def _channels(page: Any, values: Any) -> Decoded:
+    """Grey or RGB, which pixels an alpha channel leaves, and notes."""
+    kind, samples = int(page.photometric), values.shape[2]
+    extra = [int(one) for one in page.extrasamples]
+    if kind == 3:  # palette: 16-bit colours
+        table = np.asarray(page.colormap).T
+        pixels = table[values[..., 0]]
+        return ((pixels // 257).astype(np.uint8) if (table % 257 == 0).all() else pixels), None, []
+    if kind == 5:
+        return _cmyk(values[..., :4]), None, ["CMYK turned to RGB without its profile"]
+    if kind not in (0, 1, 2, 6):
+        raise ImageError(f"colours are {page.photometric.name}; grey, RGB, CMYK and palettes are read")
+    colours = 3 if kind in (2, 6) or (kind == 1 and samples == 3) else 1
+    if samples < colours or (kind in (0, 1) and samples > 2 and colours == 1):
+        raise ImageError(f"{samples} channels; grey and RGB are read, with or without alpha")
+    if kind == 0:  # white is zero
+        top = values.max() + values.min() if values.dtype.kind == "f" else np.iinfo(values.dtype).max
+        values = np.asarray(top - values)
+    extra = (extra + [0] * samples)[: samples - colours] if samples > colours else []
+    pixels = values[..., :colours]
+    position = next((i for i, one in enumerate(extra) if one in (1, 2)), None)
+    left_out = len(extra) - (position is not None)
+    notes = [f"{left_out} of {samples} bands left out: not said to be alpha"] if left_out else []
+    if position is None:
+        return pixels.squeeze(2) if colours == 1 else pixels, None, notes
+    alpha = values[..., colours + position]
+    pixels = divided(pixels, alpha) if extra[position] == 1 else pixels
+    return (pixels.squeeze(2) if colours == 1 else pixels), opaque(alpha), notes
+
+
+def _cmyk(values: np.ndarray) -> np.ndarray:
+    """RGB of inks, (h, w, 4) to (h, w, 3), in the same type."""
+    full = np.iinfo(values.dtype).max
+    light = full - values.astype(np.float32)
+    return (light[..., :3] * light[..., 3:] / full).round().astype(values.dtype)
+
+
+def divided(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Colours that were stored multiplied by alpha, as they were before."""
+    full = 1.0 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
+    share = np.maximum(alpha[..., None].astype(np.float32) / full, 1e-6)
+    return (pixels / share).clip(0, full).round(0 if full > 1 else 6).astype(pixels.dtype)
+
+
+def opaque(alpha: np.ndarray) -> np.ndarray | None:
+    """Pixels (h, w) whose alpha is at least half, or that are not wholly transparent if none is; None if all are."""
+    full = 1.0 if alpha.dtype.kind == "f" else np.iinfo(alpha.dtype).max
+    valid = alpha >= full / 2
+    valid = valid if valid.any() else alpha > 0
+    return None if valid.all() else valid
+
+
+def nodata(page: Any) -> float | None:
+    """GDAL's no-data value; None where there is none, or none that is a number."""
+    tag = page.tags.get(42113)
+    try:
+        return None if tag is None else float(str(tag.value).strip("\0 \n"))
+    except ValueError:
+        return None
+
+
+def resolution(page: Any) -> tuple[float, float] | None:
+    """Dots per inch; None where the file has no unit for them."""
+    unit = {2: 1.0, 3: 2.54}.get(int(getattr(page.tags.get(296), "value", 2)))
+    found = [page.tags.get(code) for code in (282, 283)]
+    if unit is None or None in found or not all(tag.value[1] for tag in found):
+        return None
+    across, down = (unit * tag.value[0] / tag.value[1] for tag in found)
+    return (across, down) if across > 1 and down > 1 else None
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels turned as EXIF's orientation, 1 to 8, says."""
+    pixels = pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
+    pixels = pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
+    return np.ascontiguousarray(pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels)

@@ -1,0 +1,89 @@
+"""Results as NIfTI and DICOM files, read back by the reader."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datamodules.readers import medical
+from dig2dig.inference.medical import dicom_bytes, nifti_bytes
+from tests.scans import dicom, nifti, places_of, ramp_dicom, scaled, turned
+
+nibabel = pytest.importorskip("nibabel")
+pydicom = pytest.importorskip("pydicom")
+
+
+def test_rgb_volumes_are_read_and_resampled(tmp_path: Path) -> None:
+    ct = nifti(tmp_path / "ct.nii", np.eye(4))
+    colours = np.random.default_rng(0).integers(0, 255, (6, 10, 12, 3), np.uint8)
+    (tmp_path / "pet.nii.gz").write_bytes(nifti_bytes(colours, ct))
+    for index in range(6):
+        np.testing.assert_array_equal(medical.read_slice(tmp_path / "pet.nii.gz", index).pixels, colours[index])
+    moved = nifti(tmp_path / "moved.nii", scaled(1, 1, 1, start=(2, 0, 0)))
+    picture = medical.read_slice(tmp_path / "pet.nii.gz", 1, ("CT", moved))
+    np.testing.assert_array_equal(picture.pixels[:, 2:], colours[1][:, :-2])
+    assert picture.pixels.dtype == np.uint8 and picture.valid is not None and not picture.valid[:, :2].any()
+
+
+def test_nifti_results_lie_where_the_reference_does(tmp_path: Path) -> None:
+    for i in range(4):
+        ramp_dicom(tmp_path / "ct" / f"{i}", 3.0 * i)
+    made = np.random.default_rng(0).integers(0, 65535, (3, 10, 12), np.uint16)
+    for reference in (tmp_path / "ct", nifti(tmp_path / "a.nii", turned(20))):
+        content = nifti_bytes(made, reference, 1)
+        assert content == nifti_bytes(made, reference, 1)
+        (tmp_path / "made.nii.gz").write_bytes(content)
+        for i in range(3):
+            np.testing.assert_array_equal(medical.read_slice(tmp_path / "made.nii.gz", i).pixels, made[i])
+            np.testing.assert_allclose(places_of(tmp_path / "made.nii.gz", i), places_of(reference, i + 1), atol=1e-4)
+    plain = dicom(tmp_path / "plain.dcm", made[0].astype(np.int16), None)
+    (tmp_path / "made.nii.gz").write_bytes(nifti_bytes(made[:1], plain))
+    assert medical.grid_of(tmp_path / "made.nii.gz") is None and nibabel.load(tmp_path / "made.nii.gz").shape == (
+        12,
+        10,
+        1,
+    )
+
+
+def test_dicom_results_keep_patient_and_place(tmp_path: Path) -> None:
+    for i in range(4):
+        ramp_dicom(tmp_path / "ct" / f"{9 - i}", 3.0 * i, SliceThickness="2.5")
+    random = np.random.default_rng(0)
+    deep = random.integers(0, 65535, (10, 12), np.uint16)
+    content = dicom_bytes(deep, tmp_path / "ct", 2)
+    assert content == dicom_bytes(deep, tmp_path / "ct", 2)
+    (tmp_path / "made").write_bytes(content)
+    data, source = pydicom.dcmread(tmp_path / "made"), pydicom.dcmread(tmp_path / "ct" / "7")
+    kept = ("PatientName", "PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "PixelSpacing", "SliceThickness")
+    for tag in (*kept, "ImageOrientationPatient", "ImagePositionPatient"):
+        assert data[tag].value == source[tag].value, tag
+    assert data.SeriesInstanceUID != source.SeriesInstanceUID and data.SOPInstanceUID != source.SOPInstanceUID
+    assert data.SOPClassUID == "1.2.840.10008.5.1.4.1.1.7" and data.InstanceNumber == 3
+    assert data.SourceImageSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
+    np.testing.assert_array_equal(medical.read_slice(tmp_path / "made", 0).pixels, deep)
+    np.testing.assert_allclose(places_of(tmp_path / "made", 0), places_of(tmp_path / "ct", 2), atol=1e-6)
+    other = pydicom.dcmread(write(tmp_path / "other", dicom_bytes(deep[::-1], tmp_path / "ct", 2)))
+    third = pydicom.dcmread(write(tmp_path / "third", dicom_bytes(deep, tmp_path / "ct", 2, "another run")))
+    assert other.SeriesInstanceUID == data.SeriesInstanceUID != third.SeriesInstanceUID
+    assert len({data.SOPInstanceUID, other.SOPInstanceUID, third.SOPInstanceUID}) == 3
+    for pixels in (random.integers(0, 255, (10, 12), np.uint8), random.integers(0, 255, (10, 12, 3), np.uint8)):
+        write(tmp_path / "made", dicom_bytes(pixels, tmp_path / "ct"))
+        np.testing.assert_array_equal(medical.read_slice(tmp_path / "made", 0).pixels, pixels)
+    with pytest.raises(ValueError, match="float32"):
+        dicom_bytes(deep.astype(np.float32), tmp_path / "ct", 0)
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_dicom_results_of_nifti_keep_the_place(tmp_path: Path) -> None:
+    reference = nifti(tmp_path / "a.nii", turned(25))
+    made = np.random.default_rng(0).integers(0, 65535, (10, 12), np.uint16)
+    for i in range(6):
+        write(tmp_path / f"{i}", dicom_bytes(made, reference, i)).rename(tmp_path / f"{i}.dcm")
+    one = tmp_path / "4.dcm"
+    np.testing.assert_allclose(places_of(one, 0), places_of(reference, 4), atol=1e-4)
+    assert medical.is_reference(reference) and medical.is_reference(one)
+    assert not medical.is_reference(tmp_path) and not medical.is_reference(tmp_path / "lost.dcm")

@@ -21,6 +21,7 @@ from dig2dig.errors import AlignmentError, ImageError
 from dig2dig.options import parse_range
 
 Align = Literal["none", "resize", "ecc", "phase"]
+Transform = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 Images = dict[str, np.ndarray]  # by modality
 Valids = dict[str, Valid]  # pixels of each that show the scene
 STACKS = ("mef", "mff")  # tasks whose sources share one range: the brightness between exposures is the information
@@ -36,7 +37,7 @@ class Reading:
     reference: str = ""  # modality whose size, depth and format the result keeps; empty for the first
     align: Align = "none"  # what to do with sources of another size or place than the reference
     border: Literal["auto", "keep"] = "auto"  # uniform borders of a registration are no data, or are kept
-    transform: Callable[[Sequence[np.ndarray]], list[np.ndarray]] | None = None  # applied to the sources together
+    transform: Transform | None = None  # applied to the sources and their masks of valid pixels together
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,9 @@ def read_pair(pair: Pair, reading: Reading) -> Sample | Failure:
         return Failure(pair.name, str(error))
     except MemoryError:
         return Failure(pair.name, f"{pair.name}: not enough memory to read its sources")
-    arrays = reading.transform(list(images.values())) if reading.transform else images.values()
+    arrays, masks = transformed(list(images.values()), list(valids.values()), reading.transform)
     tensors = [torch.from_numpy(np.atleast_3d(array).transpose(2, 0, 1).copy()) for array in arrays]
-    valid = stacked(list(valids.values()), tensors[0].shape[-2:])
+    valid = stacked(masks, tensors[0].shape[-2:])
     sources, chroma = split(tensors, reading.task, valid)
     picture, digests = pictures[reference], {modality: picture.digest for modality, picture in pictures.items()}
     return Sample(
@@ -99,6 +100,16 @@ def read_pair(pair: Pair, reading: Reading) -> Sample | Failure:
         note="; ".join(notes + found + moved),
         metadata=picture.metadata,
     )
+
+
+def transformed(images: list[np.ndarray], valids: list[Valid], transform: Transform | None) -> tuple[list, list[Valid]]:
+    """Images and their valid pixels after a transform, which moves them together."""
+    if transform is None:
+        return images, valids
+    known = [valid.astype(np.float32) for valid in valids if valid is not None]
+    moved = transform([*images, *known])
+    masks = iter(moved[len(images) :])
+    return moved[: len(images)], [None if valid is None else next(masks) > 0.99 for valid in valids]
 
 
 def stacked(valids: Sequence[Valid], size: Sequence[int]) -> torch.Tensor | None:

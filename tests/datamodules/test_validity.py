@@ -12,6 +12,7 @@ from datamodules.pairing import Pair
 from datamodules.pairs import Failure, Reading, Sample, read_pair
 from datamodules.ranges import limits, one_range, to_unit
 from datamodules.readers.pixels import read_picture
+from datamodules.transforms import PairTransform, validation_crop
 from datamodules.validity import left_border, without_data
 from dig2dig.api import preset
 from dig2dig.fusion.resample import filled
@@ -214,3 +215,38 @@ def test_the_case_of_uncovered_pixels(bundled: Denoiser) -> None:
     strip = ~sample.valid[1, 0]
     for where, least in ((strip, 45), (~strip, 45)):
         assert -10 * torch.log10((fused - truth).square()[:, where].mean()) > least
+
+
+@needs_cases
+@pytest.mark.parametrize("name", ["rgbn16_unspec", "vis16_planar"])
+def test_deep_colour_cases_are_the_plain_picture(name: str) -> None:
+    deep, plain = (read_picture(CASES / "values" / file).pixels for file in (f"{name}.tif", "vis.png"))
+    assert deep.dtype == np.uint16 and abs(deep / 257.0 - plain).max() <= 1
+
+
+@needs_cases
+def test_the_case_of_dark_colour_is_stretched_and_told() -> None:
+    files = {"visible": CASES / "values" / "vis12in16.tif", "infrared": CASES / "values" / "ir.png"}
+    sample = read(files)
+    assert "visible: values 15 to 256 are black to white" in sample.note
+    assert sample.sources[0].mean() > 0.3
+
+
+@needs_cases
+def test_the_case_of_a_bracket_of_twelve_bits() -> None:
+    folder = CASES / "bracket_12bit" / "u12"
+    sample = read({name: folder / name / "x.tif" for name in ("dark", "middle", "bright")}, task="mef")
+    means = sample.sources.mean((1, 2, 3)).tolist()
+    stored = [read_picture(folder / name / "x.tif").pixels.mean() / 4095 for name in ("dark", "middle", "bright")]
+    assert means == pytest.approx(stored, abs=0.03) and "all: values" in sample.note
+
+
+def test_masks_move_with_their_images(tmp_path: Path) -> None:
+    values = thermal()
+    values[:, :9] = 0
+    files = {"visible": save(tmp_path / "v.png", picture(2, height=64, width=64))}
+    files["infrared"] = save(tmp_path / "i.tif", values)
+    crop = PairTransform(validation_crop(60))
+    sample = read(files, transform=crop)
+    assert sample.valid is not None and sample.valid.shape == (2, 1, 60, 60)
+    assert not sample.valid[1, 0, :, :7].any() and sample.valid[1, 0, :, 7:].all() and sample.valid[0].all()

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from dig2dig.config import SamplerConfig
-from dig2dig.fusion.resample import coarseness, downsample, resample, smooth, upsample
+from dig2dig.fusion.bands import BandSum, blurred
+from dig2dig.fusion.resample import resample, upsample
 from dig2dig.shapes import Image, Maps, Sources, State, Timestep, Weights
 
 TONES = {"natural": 0.8, "balanced": 1.0, "vivid": 1.25}
@@ -146,50 +147,18 @@ def bands(
     space = [images.split(1, 1) for images in step.space] if step.space else None
     seen = state.seen if state else [*space[0]] if space else [blurred(one, step.sigma, scale) for one in parts]
     target = step.start(torch.cat(seen, 1)) if state is None else state.target
-    coarse = coarseness(scale * min(step.sigma_next) / 2)
-    fused: Tensor | float = 0.0
-    promised: Tensor | float = 0.0
+    total = BandSum(energy if step.factor is None else 0.0)
     for k, source in enumerate(parts):
         sharper = space[1][k] if space else blurred(source, step.sigma_next, scale)
-        size = sharper.shape[-2:]
-        band, weight = sharper - upsample(seen[k], *size), resample(step.weights[:, k : k + 1], *size)
-        fused = fused + weight * band
-        if energy > 0 and step.factor is None:
-            promised = promised + (weight * band.square()).mean(2, keepdim=True)
+        total.add(sharper, seen[k], step.weights[:, k : k + 1])
         seen[k] = sharper
-    assert isinstance(fused, Tensor)
-    fused = fused[:, 0]
+    fused = total.restored(step.sigma_next, scale)
     if step.factor is not None:
         fused = fused * resample(step.factor[:, None], *fused.shape[-2:])[:, 0]
-    elif isinstance(promised, Tensor):
-        kept = fused.square().mean(1, keepdim=True)
-        fused = (
-            fused * _restored(promised[:, 0], kept, step.sigma_next, scale / coarse, 2 / coarse, len(parts)) ** energy
-        )
     target = tone * fused + upsample(target[:, None], *fused.shape[-2:])[:, 0]
     low, high = (bound.view(-1, 1, 1, 1) for bound in step.sources.flatten(1).aminmax(dim=1))
     whole = upsample(target[:, None], *step.sources.shape[-2:])[:, 0].clamp(low, high)
     return proximal(x0_hat, whole, step.alpha_bar, sigma_n), BandState(target, seen)
-
-
-def _restored(promised: Tensor, kept: Tensor, sigmas: tuple[float, ...], scale: float, least: float, k: int) -> Tensor:
-    """The factor a of :func:`bands` from the energies per pixel, both (b, 1, h, w)."""
-    both = torch.cat([promised, kept], 1)[:, :, None]
-    promised, kept = (blurred(both, sigmas, scale, least)[:, :, 0] + 1e-8).split(1, 1)
-    return upsample((promised / kept).sqrt().clamp(1, k**0.5)[:, None], *both.shape[-2:])[:, 0]
-
-
-def blurred(images: Maps, sigmas: tuple[float, ...], scale: float, least: float = 0.0) -> Maps:
-    """Gaussian filter whose standard deviation follows each image's noise level, ``least + scale · sigma`` pixels.
-
-    The result has the coarsest grid that the smallest of these allows.
-    """
-    radii = [least + scale * sigma for sigma in sigmas]
-    factor = coarseness(min(radii) / 2)
-    small = downsample(images, factor)
-    if len(set(radii)) == 1:
-        return smooth(small, radii[0] / factor)
-    return torch.cat([smooth(one[None], radius / factor) for one, radius in zip(small, radii, strict=True)])
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dig2dig.atomic import write_atomically
 from dig2dig.cli import from_yaml, to_yaml
 from dig2dig.config import SamplerConfig
 from dig2dig.errors import PriorError
-from dig2dig.fusion.guidance import blurred
+from dig2dig.fusion.bands import blurred
 from dig2dig.fusion.resample import coarseness, resample, upsample
 from dig2dig.priors.files import file_sha256
 from dig2dig.shapes import Gains, Image, Maps, Sources, Weights

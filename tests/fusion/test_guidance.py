@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dig2dig.config import GuidanceConfig, SamplerConfig
-from dig2dig.fusion.guidance import EMState, Step, bands, blurred, em, increments, make_guidance, posterior, proximal
+from dig2dig.fusion.bands import blurred
+from dig2dig.fusion.guidance import EMState, Step, bands, em, increments, make_guidance, posterior, proximal
 from dig2dig.fusion.resample import upsample
 from dig2dig.priors.schedule import at, noise_level
 from tests.gaussian import GaussianDenoiser

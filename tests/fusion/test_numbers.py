@@ -11,8 +11,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from dig2dig.config import DigConfig, GuidanceConfig, ResearchConfig, SamplerConfig
+from dig2dig.fusion.bands import restoring
 from dig2dig.fusion.gain import measure, normalise, pixel_loss, reconstruct
-from dig2dig.fusion.guidance import Step, _restored, bands, make_guidance
+from dig2dig.fusion.guidance import Step, bands, make_guidance
 from dig2dig.fusion.noise import denoise
 from dig2dig.fusion.plan import REDUCE_ESTIMATES, Plan, Snapshot, gains
 from dig2dig.fusion.resample import coarseness
@@ -275,7 +276,7 @@ def test_no_interval_of_the_gain_grid_is_left_without_steps() -> None:
 )
 def test_the_factor_of_the_bands_is_the_root_of_the_energies(promised: float, k: int, energy, factor: float) -> None:
     energies = torch.full((1, 1, 8, 8), promised), torch.ones(1, 1, 8, 8)
-    torch.testing.assert_close(_restored(*energies, (0.1,), 4.0, 2.0, k) ** energy, torch.full((1, 1, 8, 8), factor))
+    torch.testing.assert_close(restoring(*energies, (0.1,), 4.0, 2.0, k) ** energy, torch.full((1, 1, 8, 8), factor))
 
 
 def band_step(sources: torch.Tensor, weight: tuple[float, float], sigma: float, sigma_next: float) -> Step:

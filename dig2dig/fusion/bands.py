@@ -1,0 +1,56 @@
+"""Bands of a linear scale space, summed source by source, with the energy that their average loses given back."""
+
+import torch
+from torch import Tensor
+
+from dig2dig.fusion.resample import coarseness, downsample, resample, smooth, upsample
+from dig2dig.shapes import Image, Maps
+
+
+class BandSum:
+    """The weighted sum of the sources' bands between two noise levels; sources are added one after the other."""
+
+    def __init__(self, energy: float) -> None:
+        self.energy, self.count = energy, 0
+        self.total: Tensor | float = 0.0
+        self.promised: Tensor | float = 0.0  # energy that the weights stand for
+
+    def add(self, sharper: Maps, seen: Maps, weights: Maps) -> None:
+        """Adds the band of one source, (b, 1, c, h, w): what ``sharper`` shows beyond ``seen``, on its grid."""
+        size = sharper.shape[-2:]
+        band, weight = sharper - upsample(seen, *size), resample(weights, *size)
+        self.total = self.total + weight * band
+        if self.energy > 0:
+            self.promised = self.promised + (weight * band.square()).mean(2, keepdim=True)
+        self.count += 1
+
+    def restored(self, sigmas: tuple[float, ...], scale: float) -> Image:
+        """The sum with its local energy given back; ``sigmas`` are the noise levels of the sharper ends."""
+        assert isinstance(self.total, Tensor)
+        total = self.total[:, 0]
+        if not isinstance(self.promised, Tensor):
+            return total
+        coarse = coarseness(scale * min(sigmas) / 2)
+        kept = total.square().mean(1, keepdim=True)
+        factor = restoring(self.promised[:, 0], kept, sigmas, scale / coarse, 2 / coarse, self.count)
+        return total * factor**self.energy
+
+
+def restoring(promised: Tensor, kept: Tensor, sigmas: tuple[float, ...], scale: float, least: float, k: int) -> Tensor:
+    """The factor that gives energy back, from the energies per pixel, both (b, 1, h, w)."""
+    both = torch.cat([promised, kept], 1)[:, :, None]
+    promised, kept = (blurred(both, sigmas, scale, least)[:, :, 0] + 1e-8).split(1, 1)
+    return upsample((promised / kept).sqrt().clamp(1, k**0.5)[:, None], *both.shape[-2:])[:, 0]
+
+
+def blurred(images: Maps, sigmas: tuple[float, ...], scale: float, least: float = 0.0) -> Maps:
+    """Gaussian filter whose standard deviation follows each image's noise level, ``least + scale · sigma`` pixels.
+
+    The result has the coarsest grid that the smallest of these allows.
+    """
+    radii = [least + scale * sigma for sigma in sigmas]
+    factor = coarseness(min(radii) / 2)
+    small = downsample(images, factor)
+    if len(set(radii)) == 1:
+        return smooth(small, radii[0] / factor)
+    return torch.cat([smooth(one[None], radius / factor) for one, radius in zip(small, radii, strict=True)])

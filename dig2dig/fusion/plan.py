@@ -89,45 +89,72 @@ def gains(
     uses the sources' estimates themselves. A network makes the weights; without it, a softmax does. Where a source is
     not ``valid``, (b, k, 1, h, w), it weighs nothing.
     """
-    dig, times = config.dig, step_times(denoiser.alpha_bar, config)
-    coarse = torch.cat([times[:: dig.refresh], times[-1:]]).unique().flip(0)
+    dig = config.dig
+    asked, skipped = gain_times(denoiser.alpha_bar, config, network is not None)
     if reconstructions and dig.reduce > 0:  # what enters the picture must be finer than what only weighs it
         dig = replace(dig, reduce=max(dig.reduce, REDUCE_ESTIMATES))
-    weighted_base = network is not None or (dig.base > 0 and dig.kind != "static")
-    asked = coarse
-    if network is not None:
-        asked = network_times(denoiser.alpha_bar, config)
-    elif weighted_base:
-        asked = torch.cat([torch.tensor([len(denoiser.alpha_bar) - 1]), coarse])
-    widest = float(noise_level(denoiser.alpha_bar)[coarse[0]])
+    widest = float(noise_level(denoiser.alpha_bar)[asked[skipped]])
     found = measure(sources, noises, asked, denoiser, dig, reconstructions, config.grid == "gain", widest)
-    measured = found.after(len(asked) - len(coarse))
-    base, factors, space = None, None, None
-    if network is not None:
-        sigmas = noise_level(denoiser.alpha_bar)[coarse].tolist()
-        space = scale_space(sources, sigmas, config.guidance.scale)
-        with denoiser.autocast(sources.device):
-            base, *levels = network(space, found.gains, sigmas)
-        base, factors = preferred(base.weight, config.prefer), [level.factor[:, None] for level in levels]
-        weights = [level.weight for level in levels]
-    else:
-        if weighted_base:
-            base = fusion_weight(found.gains[0], dig.base)
-        elif config.prefer or dig.share > 0 or valid is not None:
-            base = torch.full_like(sources[:, :, :1, :1, :1], 1 / sources.shape[1])
-        if base is not None:
-            base = preferred(scaled(base, shares(measured.gains, dig.share)), config.prefer)
-        weights = [fusion_weight(gain, dig.temperature) for gain in measured.gains]
-    weights = [masked(preferred(maps, config.prefer), valid) for maps in scoped(weights, config.research.scope)]
-    if valid is not None and base is not None:
-        base = masked(base.expand(*base.shape[:3], *weights[0].shape[-2:]) if base.shape[-1] == 1 else base, valid)
-    times = times[:, None].expand(-1, len(sources))
-    if measured.cost is not None and len(coarse) > 1:
-        times = gain_grid(measured.cost, coarse, config.steps)
-    alpha_bar = denoiser.alpha_bar[times].to(sources)
+    if network is None:
+        return planned(found, skipped, denoiser.alpha_bar, config, sources, sources.shape[1], valid)
+    sigmas = noise_level(denoiser.alpha_bar)[asked[skipped:]].tolist()
+    space = scale_space(sources, sigmas, config.guidance.scale)
+    with denoiser.autocast(sources.device):
+        base, *levels = network(space, found.gains, sigmas)
+    return replace(
+        planned(found, skipped, denoiser.alpha_bar, config, sources, sources.shape[1], None),
+        weights=said([level.weight for level in levels], config, valid),
+        base=masked(preferred(base.weight, config.prefer), valid),
+        factors=[level.factor[:, None] for level in levels],
+        space=space,
+    )
+
+
+def said(weights: list[Maps], config: SamplerConfig, valid: Tensor | None) -> list[Maps]:
+    """Weights as a configuration wants them: over space and time, with preferences, without what is not valid."""
+    return [masked(preferred(maps, config.prefer), valid) for maps in scoped(weights, config.research.scope)]
+
+
+def planned(
+    found: Measured,
+    skipped: int,
+    schedule: AlphaBar,
+    config: SamplerConfig,
+    like: Maps,
+    k: int,
+    valid: Tensor | None,
+) -> Plan:
+    """The plan of weights from a softmax of the gains; the first ``skipped`` times are for the base alone.
+
+    ``like`` has the batch, the type and the device of the ``k`` sources.
+    """
+    dig, measured = config.dig, found.after(skipped)
+    weights = said([fusion_weight(gain, dig.temperature) for gain in measured.gains], config, valid)
+    base = None
+    if skipped:
+        base = fusion_weight(found.gains[0], dig.base)
+    elif config.prefer or dig.share > 0 or valid is not None:
+        size = weights[0].shape[-2:] if valid is not None else (1, 1)
+        base = like.new_full((len(like), k, 1, *size), 1 / k)
+    if base is not None:
+        base = masked(preferred(scaled(base, shares(measured.gains, dig.share)), config.prefer), valid)
+    times = step_times(schedule, config)[:, None].expand(-1, len(like))
+    if measured.cost is not None and len(measured.times) > 1:
+        times = gain_grid(measured.cost, measured.times, config.steps)
+    alpha_bar = schedule[times].to(like)
     alpha_bar = torch.cat([alpha_bar, torch.ones_like(alpha_bar[:1])])[..., None, None, None]
-    t, schedule = times.to(sources.device), denoiser.alpha_bar
-    return Plan(config, measured, weights, base, factors, space, times, t, alpha_bar, schedule)
+    return Plan(config, measured, weights, base, None, None, times, times.to(like.device), alpha_bar, schedule)
+
+
+def gain_times(alpha_bar: AlphaBar, config: SamplerConfig, learned: bool = False) -> tuple[Times, int]:
+    """Times at which gains are measured, and how many of them come before the steps: for the base alone."""
+    dig, times = config.dig, step_times(alpha_bar, config)
+    if learned:
+        return network_times(alpha_bar, config), 1
+    coarse = torch.cat([times[:: dig.refresh], times[-1:]]).unique().flip(0)
+    if dig.base > 0 and dig.kind != "static":
+        return torch.cat([torch.tensor([len(alpha_bar) - 1]), coarse]), 1
+    return coarse, 0
 
 
 def step_times(alpha_bar: AlphaBar, config: SamplerConfig) -> Times:

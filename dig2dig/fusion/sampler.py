@@ -12,6 +12,7 @@ from dig2dig.fusion.guidance import Guidance, Step, make_guidance, needs
 from dig2dig.fusion.noise import NoiseLevels, denoise
 from dig2dig.fusion.plan import Plan, Snapshot, gains, snapshot
 from dig2dig.fusion.resample import filled
+from dig2dig.fusion.stream import stream, streams
 from dig2dig.fusion.weight import WeightNetwork, adopted, load_weights
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import add_noise, draw_noise, generators
@@ -73,6 +74,7 @@ def fuse(
         seed: One seed for all images, or one for each. An image's noise depends on its own seed alone.
         guidance: Replaces the guidance of the configuration.
         observe: Called after each step, for progress and traces: ``trace = []; fuse(..., observe=trace.append)``.
+            Not for tall stacks of large images, whose sources are read one by one.
         noise: Standard deviation of the noise in each source, shape (b, k), for images in [0, 1]: the prior's
             estimates of the clean sources are fused. None where all are clean.
         estimates: Whether an observer gets the prior's estimates. If so, the network runs in every step, also where
@@ -96,15 +98,26 @@ def fuse(
     config = config if weights is None else adopted(config, weights.settings)
     check_sources(sources, denoiser.channels, noisy=noise is not None)
     h, w = sources.shape[-2:]
-    if valid is not None:
-        sources, valid = filled(sources.float(), valid), pad(valid.float(), denoiser.multiple)
-    clean = pad(sources.float().mul(2).sub_(1), denoiser.multiple)
+    masks = None if valid is None else pad(valid.float(), denoiser.multiple)
+
+    def load(which: slice) -> Sources:
+        some = sources[:, which].float()
+        some = some if valid is None else filled(some, valid[:, which])
+        return pad(some.mul(2).sub_(1), denoiser.multiple)
+
+    tall = guidance is None and noise is None and streams(config, sources.shape, weights is not None)
+    clean = load(slice(0, 1) if tall else slice(None))
     draw = partial(draw_noise, (denoiser.channels, *clean.shape[-2:]), generators(seed, len(sources)), clean)
     guide = guidance or make_guidance(config)
     noises = opposite_pairs(draw, config.research.draws)
+    if tall:
+        del clean
+        with torch.no_grad():
+            one_by_one = stream(lambda k: load(slice(k, k + 1)), sources.shape[1], noises, denoiser, config, masks)
+        return crop(((one_by_one + 1) / 2).clamp_(0, 1), h, w)
     with torch.no_grad():
         clean = clean if noise is None else denoise(clean, noise, denoiser, draw())
-        plan = gains(clean, noises, denoiser, config, needs(guide, "reconstructions"), weights, valid)
+        plan = gains(clean, noises, denoiser, config, needs(guide, "reconstructions"), weights, masks)
     del noises
     watch = observe and (lambda *step: observe(snapshot(plan, *step).cropped(h, w)))
     if needs(guide, "estimate") or (observe and estimates):

@@ -6,9 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dig2dig.api import preset
 from dig2dig.config import DigConfig, GuidanceConfig, ResearchConfig, SamplerConfig
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.sampler import ddim_step, fuse
+from dig2dig.fusion.stream import streams
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import alpha_bar, at, time_grid
 from tests.conftest import ROOT
@@ -292,3 +294,27 @@ def test_result_on_the_example_has_not_moved(bundled: Denoiser) -> None:
     fused = fuse(sources, bundled, config(), seed=7)[0, 0, ::16, ::16]
     golden = np.load(ROOT / "tests" / "fusion" / "golden_fuse.npy")
     torch.testing.assert_close(fused, torch.tensor(golden), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("task", ["ivf", "mef", "mff"])
+def test_streamed_sources_give_the_same_picture(bundled: Denoiser, monkeypatch, task: str) -> None:
+    sources = torch.nn.functional.avg_pool2d(random_sources(3, 5, 3, 96, 120), 5, 1, 2)[None]
+    sources = sources if task == "mff" else sources[:, :, :1]
+    valid = torch.ones_like(sources[:, :, :1], dtype=torch.bool)
+    valid[:, 2, :, 20:50, 30:60] = False
+    config = preset(task, "sampler.weights=gain")
+    for mask in (None, valid):
+        whole = fuse(sources, bundled, config, valid=mask)
+        with monkeypatch.context() as patched:
+            patched.setattr("dig2dig.fusion.stream.TALL", 1)
+            seen = []
+            one_by_one = fuse(sources, bundled, config, valid=mask, observe=seen.append)
+        assert (whole - one_by_one).abs().max() < 1e-6 and not seen
+
+
+def test_what_is_streamed() -> None:
+    tall, pair, small = (torch.Size((1, k, 1, side, side)) for k, side in ((30, 2000), (2, 9000), (30, 100)))
+    assert streams(preset("mff"), tall, learned=False)
+    assert not streams(preset("mff"), pair, learned=False) and not streams(preset("mff"), small, learned=False)
+    assert not streams(preset("mff"), tall, learned=True)
+    assert not streams(preset("mff", "sampler.guidance.sigma_n=0.1"), tall, learned=False)

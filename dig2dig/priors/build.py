@@ -3,36 +3,42 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dig2dig.priors.adm import ADM_256
 from dig2dig.priors.denoiser import WINDOW, Denoiser, Layout, Precision, Prediction
 from dig2dig.priors.files import CHECKSUMS, file_sha256
 from dig2dig.priors.schedule import alpha_bar
+from dig2dig.priors.unet import UNet, fits
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
+AnyUNet: TypeAlias = "UNet | UNet2DModel"
 SCHEDULE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
 
 
 class TensorUNet(nn.Module):
-    """A diffusers UNet that takes and gives plain tensors, so that it fits :class:`Denoiser`."""
+    """A UNet that takes and gives plain tensors, so that it fits :class:`Denoiser`."""
 
-    def __init__(self, unet: "UNet2DModel") -> None:
+    def __init__(self, unet: AnyUNet) -> None:
         super().__init__()
         self.unet = unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """The network's raw output."""
-        return self.unet(x.to(memory_format=torch.channels_last), t, return_dict=False)[0]
+        x = x.to(memory_format=torch.channels_last)
+        return self.unet(x, t) if isinstance(self.unet, UNet) else self.unet(x, t, return_dict=False)[0]
 
 
-def new_unet(config: Mapping[str, Any]) -> "UNet2DModel":
-    """A diffusers UNet by its configuration, with random weights."""
+def new_unet(config: Mapping[str, Any]) -> AnyUNet:
+    """A UNet by its configuration, with random weights: ours, or that of diffusers for rarer kinds of blocks."""
+    if fits(config):
+        return UNet(config)
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     unet = UNet2DModel.from_config(dict(config))
@@ -41,14 +47,12 @@ def new_unet(config: Mapping[str, Any]) -> "UNet2DModel":
 
 
 def as_denoiser(
-    unet: "UNet2DModel", scheduler: Mapping[str, Any], precision: Precision = "fp32", window: int = WINDOW
+    unet: AnyUNet, scheduler: Mapping[str, Any], precision: Precision = "fp32", window: int = WINDOW
 ) -> Denoiser:
     """Wraps a UNet and its ``scheduler_config.json`` into the contract; 4 or 12 channels are patches of 2×2 pixels."""
-    from diffusers.models.attention_processor import Attention
-
     inputs, levels = int(unet.config["in_channels"]), len(unet.config["down_block_types"])
     patch = 2 if inputs in (4, 12) else 1
-    attends = any(isinstance(module, Attention) for module in unet.modules())
+    attends = any(type(module).__name__ == "Attention" for module in unet.modules())
     size = unet.config["sample_size"]
     native = size * patch if attends and isinstance(size, int) else None
     prediction = scheduler.get("prediction_type", "epsilon")
@@ -85,19 +89,23 @@ def build_adm(side: int = 256, precision: Precision = "fp32") -> Denoiser:
 
 def build_prior(channels: list[int], layers: int, patch: int, prediction: Prediction = "v_prediction") -> Denoiser:
     """A new prior for colour images with random weights, to be trained."""
-    from diffusers.models.unets.unet_2d import UNet2DModel
+    config = {
+        "sample_size": 256 // patch,
+        "in_channels": 3 * patch**2,
+        "out_channels": 3 * patch**2,
+        "block_out_channels": list(channels),
+        "layers_per_block": layers,
+        "down_block_types": ["DownBlock2D"] * len(channels),
+        "up_block_types": ["UpBlock2D"] * len(channels),
+        "add_attention": False,
+    }
+    return as_denoiser(UNet(config), SCHEDULE | {"prediction_type": prediction})
 
-    unet = UNet2DModel(
-        sample_size=256 // patch,
-        in_channels=3 * patch**2,
-        out_channels=3 * patch**2,
-        block_out_channels=tuple(channels),  # pyright: ignore[reportArgumentType]
-        layers_per_block=layers,
-        down_block_types=("DownBlock2D",) * len(channels),  # pyright: ignore[reportArgumentType]
-        up_block_types=("UpBlock2D",) * len(channels),  # pyright: ignore[reportArgumentType]
-        add_attention=False,
-    )
-    return as_denoiser(unet, SCHEDULE | {"prediction_type": prediction})
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """A JSON file as diffusers writes them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(content), indent=2, sort_keys=True) + "\n")
 
 
 def save_prior(denoiser: Denoiser, folder: Path) -> None:
@@ -105,23 +113,20 @@ def save_prior(denoiser: Denoiser, folder: Path) -> None:
 
     The checksums are removed first and written last, so that a half-written folder is never taken for a whole one.
     """
-    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-
     unet: Any = denoiser.network.unet
-    copy = new_unet(unet.config)  # in the plain memory layout that files have
-    copy.load_state_dict(unet.state_dict())
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in unet.state_dict().items()}
     (folder / CHECKSUMS).unlink(missing_ok=True)
-    copy.save_pretrained(folder / "unet")
+    (folder / "unet").mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    write_json(folder / "unet" / "config.json", {"_class_name": "UNet2DModel", **unet.config})
     kept = denoiser.alpha_bar
     betas = 1 - kept / torch.cat([kept.new_ones(1), kept[:-1]])
     schedule = SCHEDULE if torch.equal(_alpha_bar(SCHEDULE), kept) else {"trained_betas": betas.tolist()}
     kind = {"_class_name": "DDPMScheduler", "clip_sample": False, "prediction_type": denoiser.prediction}
-    scheduler = DDPMScheduler.from_config(kind | schedule | {"num_train_timesteps": len(kept)})
-    assert isinstance(scheduler, DDPMScheduler)
-    scheduler.save_pretrained(folder / "scheduler")
+    write_json(folder / "scheduler" / "scheduler_config.json", kind | schedule | {"num_train_timesteps": len(kept)})
     index = {"_class_name": "DDPMPipeline"}
     index |= {part: ["diffusers", name] for part, name in (("scheduler", "DDPMScheduler"), ("unet", "UNet2DModel"))}
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    write_json(folder / "model_index.json", index)
     listed = sorted(file for file in folder.rglob("*") if file.suffix in (".json", ".safetensors"))
     sums = [f"{file_sha256(file)}  {file.relative_to(folder).as_posix()}" for file in listed]
     (folder / CHECKSUMS).write_text("\n".join(sums) + "\n")

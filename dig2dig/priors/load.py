@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,13 +10,10 @@ from torch import Tensor
 from dig2dig.config import PriorConfig
 from dig2dig.errors import PriorError, first_line
 from dig2dig.priors import adm
-from dig2dig.priors.build import SCHEDULE, as_denoiser, new_unet
+from dig2dig.priors.build import SCHEDULE, AnyUNet, as_denoiser, new_unet
 from dig2dig.priors.denoiser import WINDOW, Denoiser, Precision
 from dig2dig.priors.files import ADM_URL, check_sha256, check_sums, prior_files, read_json, read_weights, weights_files
 from dig2dig.priors.lora import merge_adapter
-
-if TYPE_CHECKING:
-    from diffusers.models.unets.unet_2d import UNet2DModel
 
 
 def load_prior(
@@ -57,7 +54,7 @@ def open_prior(config: PriorConfig) -> Denoiser:
     return denoiser
 
 
-def _read_folder(path: str, sha256: str | None) -> tuple["UNet2DModel", Mapping[str, Any]]:
+def _read_folder(path: str, sha256: str | None) -> tuple[AnyUNet, Mapping[str, Any]]:
     files = prior_files(path)
     check_sums(files.folder)
     check_sha256(files.weights, sha256)
@@ -65,7 +62,7 @@ def _read_folder(path: str, sha256: str | None) -> tuple["UNet2DModel", Mapping[
     return _build(read_json(files.config), state, files.weights[0]), read_json(files.scheduler)
 
 
-def _read_adm(path: Path, sha256: str | None) -> tuple["UNet2DModel", Mapping[str, Any]]:
+def _read_adm(path: Path, sha256: str | None) -> tuple[AnyUNet, Mapping[str, Any]]:
     check_sha256(weights_files(path), sha256)
     state = read_weights(path)
     if not adm.is_adm(state):
@@ -80,7 +77,7 @@ def _read_adm(path: Path, sha256: str | None) -> tuple["UNet2DModel", Mapping[st
     return _build(config, converted, path), SCHEDULE
 
 
-def _build(config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> "UNet2DModel":
+def _build(config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> AnyUNet:
     try:
         with torch.device("meta"):  # every weight must come from the file
             unet = new_unet(config)

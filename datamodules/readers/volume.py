@@ -8,7 +8,6 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from scipy.ndimage import map_coordinates
 
 from dig2dig.errors import ImageError
 
@@ -160,6 +159,8 @@ def _inside(moving: Grid, target: Grid) -> list[tuple[float, float, float]]:
 
 def _sample(volume: Volume, where: np.ndarray, covered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sums of valid values around places, and the share of each that is valid; both 0 where nothing is covered."""
+    from scipy.ndimage import map_coordinates
+
     first, last = int(where[0][covered].min()), int(np.ceil(where[0][covered].max()))
     slab = slice(first, last + 1)
     values, place = volume.values[slab], where - np.array([first, 0, 0])[:, None, None]

@@ -1,6 +1,6 @@
-"""Sources of one scene in one frame: resizing, registration, and doubts whether they lie on each other."""
+"""Sources of one scene in one frame: structures of edges, and doubts whether two of them lie on each other."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -8,12 +8,8 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from datamodules.readers.pixels import convert
-from dig2dig.errors import AlignmentError
 
-LEAST_SCORE = 12.0  # nine in ten registrations of unrelated images score less, none of infrared with visible
-_SIDES = (96, 192, 384, 768)  # images are registered from coarse to fine, longer sides in pixels
-_MOTIONS = ((cv2.MOTION_EUCLIDEAN, _SIDES[:3]), (cv2.MOTION_AFFINE, _SIDES[1:3]), (cv2.MOTION_HOMOGRAPHY, _SIDES[1:]))
-_CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 50, 1e-5)
+LEAST_SCORE = 10.0  # unrelated images score 5 to 10 after a search, and then fail the proof, see register
 
 Structure = NDArray[np.complex64]
 
@@ -23,23 +19,33 @@ class Registration:
     """A source in the reference's frame."""
 
     image: np.ndarray  # the source, resampled; shape (h, w[, c]) of the reference
-    matrix: np.ndarray  # homography (3, 3) from the reference's pixels to the source's, both from the top left
+    matrix: np.ndarray  # homography (3, 3) from the reference's pixels to the source's; middles are whole numbers
     score: float  # how clearly the two agree there, see agreement
     size: tuple[int, int]  # height and width of the source before
+    motion: str = ""  # the simplest motion that explains it: nothing, shift, similarity, homography, rig
+    parallax: str = ""  # where no homography holds
 
     def cover(self, valid: np.ndarray | None = None) -> np.ndarray | None:
         """Pixels of the reference that valid pixels of the source cover, (h, w); None if all are."""
-        whole = np.ones(self.size, np.float32) if valid is None else valid.astype(np.float32)
-        covered = _warp(whole, self.matrix, self.image, cv2.BORDER_CONSTANT) > 0.99
+        height, width = self.image.shape[:2]
+        places = np.stack(np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)), -1)
+        x, y = np.moveaxis(cv2.perspectiveTransform(places, self.matrix), -1, 0)
+        covered = (np.abs(x + 0.5 - self.size[1] / 2) < self.size[1] / 2 + 0.01) & (
+            np.abs(y + 0.5 - self.size[0] / 2) < self.size[0] / 2 + 0.01
+        )
+        if valid is not None:
+            covered &= (
+                cv2.remap(valid.astype(np.float32), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) > 0.99
+            )
         return None if covered.all() else covered
 
     def __str__(self) -> str:
         """What was done to the source: how its middle moved, and its turn, clockwise if positive, and scale there."""
         (height, width), (h, w) = self.image.shape[:2], self.size
-        points = np.array([[0, 0], [w, 0], [0, h], [w, h], [w / 2, h / 2]], float)
+        points = np.array([[0, 0], [w, 0], [0, h], [w, h], [w / 2, h / 2]], float) - 0.5
         placed = cv2.perspectiveTransform(points[None], np.linalg.inv(self.matrix))[0] @ (1, 1j)
         offsets = (points - points[4]) @ (1, 1j)
-        shift = placed[4] - (width + 1j * height) / 2
+        shift = placed[4] - (width - 1 + 1j * (height - 1)) / 2
         factor = np.vdot(offsets, placed) / np.vdot(offsets, offsets)  # the similarity of least squares
         numbers = (shift.real, shift.imag, np.degrees(np.angle(factor)), 100 * np.abs(factor))
         dx, dy, turn, percent = (round(float(number), 1) + 0.0 for number in numbers)  # no minus before a zero
@@ -48,7 +54,10 @@ class Registration:
         words += [f"scaled to {percent:g} %"] if percent != 100 else []
         bent = abs(placed @ (1, -1, -1, 1, 0)) / 4  # pixels by which the corners leave a parallelogram
         words += ["with perspective"] if bent >= 1 else []
-        return f"{', '.join(words)} (agreement {self.score:.0f}, at least {LEAST_SCORE:g} is needed)"
+        if self.motion == "nothing":
+            words = ["lies on the reference" if percent == 100 else f"only scaled to {percent:g} %"]
+        proof = f" (agreement {self.score:.0f}, at least {LEAST_SCORE:g} is needed)" if self.motion != "rig" else ""
+        return f"{', '.join(words)}{proof}{self.parallax and '; '}{self.parallax}"
 
 
 def rescale(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -105,7 +114,7 @@ def _vertex(values: np.ndarray, i: np.intp) -> float:
 
 def misregistration(fixed: np.ndarray, moving: np.ndarray) -> tuple[float, float] | None:
     """How far right and down, in pixels, an image seems to lie beside another of its size; None if it does not."""
-    a, b = (structure(_small(convert(image, "L"), 512)) for image in (fixed, moving))
+    a, b = (structure(small(convert(image, "L"), 512)) for image in (fixed, moving))
     scale = fixed.shape[1] / a.shape[1]
     reach = min(max(8, min(a.shape) // 8), min(a.shape) // 2 - 1)
     dx, dy, found, now = peak(correlation(a, b, (reach, reach)))
@@ -119,79 +128,46 @@ def agreement(fixed: np.ndarray, moving: np.ndarray) -> float:
     Exposures and focal planes of one scene score 40 to 100, infrared and visible 14 to 35, CT and MRI 16 to 21;
     unrelated images after a registration 3 to 13.
     """
-    a, b = (structure(_small(convert(image, "L"), 512)) for image in (fixed, moving))
+    a, b = (structure(small(convert(image, "L"), 512)) for image in (fixed, moving))
+    return clearness(a, b)
+
+
+def clearness(a: Structure, b: Structure) -> float:
+    """The same of two structures of one size."""
     ry, rx = (side // 4 for side in a.shape)
     near = correlation(a, b, (ry, rx))
     return float((near[ry - 1 : ry + 2, rx - 1 : rx + 2].max() - near.mean()) / (near.std() + 1e-12))
 
 
-def register(fixed: np.ndarray, moving: np.ndarray, how: str, least: float = LEAST_SCORE) -> Registration:
-    """Brings an image, of any size and kind of light, onto another of the same scene, (h, w[, 3]) in [0, 1].
-
-    ``phase`` finds the shift, by the phase of the correlation of structures; ``ecc`` also finds rotation, scale and
-    perspective, by enhanced correlation coefficients, from coarse to fine. A score below ``least``, and a homography
-    that no camera makes, are an AlignmentError.
-
-    References:
-        Evangelidis and Psarakis, "Parametric image alignment using enhanced correlation coefficient maximization",
-        TPAMI 2008. Kuglin and Hines, "The phase correlation image alignment method", 1975.
-    """
-    height, width = fixed.shape[:2]
-    a, b = convert(fixed, "L"), rescale(convert(moving, "L"), (height, width))
-    matrix = _translation(a, b)
-    for motion, sides in _MOTIONS if how == "ecc" else ():
-        matrix = _refined(a, b, matrix, motion, sides)
-    corners = np.array([[0, 0, 1], [width - 1, 0, 1], [0, height - 1, 1], [width - 1, height - 1, 1]], float)
-    moved = corners @ matrix.T
-    far = np.abs(moved[:, :2] / moved[:, 2:] - corners[:, :2]).max() if (moved[:, 2] > 0).all() else np.inf
-    if not far < 0.4 * max(height, width):
-        raise AlignmentError("does not register: no homography that a camera makes brings it onto the reference")
-    whole = np.diag([moving.shape[1] / width, moving.shape[0] / height, 1.0]) @ matrix
-    image = _warp(moving, whole, a).clip(0, 1)
-    found = Registration(image, whole / whole[2, 2], 0.0, moving.shape[:2])
-    covered = 1.0 if (cover := found.cover()) is None else cover
-    score = agreement(a * covered, convert(image, "L") * covered)
-    if score < least:
-        raise AlignmentError(f"does not register: the two agree with a score of {score:.1f}, {least:g} is needed")
-    return replace(found, score=score)
+def enlarging(by: tuple[float, float]) -> np.ndarray:
+    """Pixels of an image to those of the image ``by`` times as wide and high, (3, 3); middles are whole numbers."""
+    (x, y) = by
+    return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
 
 
-def _translation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The shift between two images of one size, coarse and then fine."""
-    matrix = np.eye(3)
-    for side, part in ((256, 3), (1024, 32)):
-        fixed, moving = _small(a, side), _small(_warp(b, matrix, a), side)
-        height, width = fixed.shape
-        near = correlation(structure(fixed), structure(moving), (max(2, height // part), max(2, width // part)))
-        matrix[:2, 2] += np.array(peak(near)[:2]) * a.shape[1] / width
-    return matrix
+def resizing(size: tuple[int, ...], to: tuple[int, ...]) -> np.ndarray:
+    """Pixels of an image of (height, width) to those of the same image at another size."""
+    return enlarging((to[1] / size[1], to[0] / size[0]))
 
 
-def _refined(a: np.ndarray, b: np.ndarray, matrix: np.ndarray, motion: int, sides: tuple[int, ...]) -> np.ndarray:
-    """A better matrix of a kind of motion; the one that was there where none is found."""
-    found = matrix
-    for side in sides:
-        layers = (structure(_small(image, side), 1.0) for image in (a, b))
-        fixed, moving = (np.dstack([z.real, z.imag, np.abs(z)]) for z in layers)
-        scale = np.diag([fixed.shape[1] / a.shape[1], fixed.shape[0] / a.shape[0], 1.0])
-        start = (scale @ found @ np.linalg.inv(scale)).astype(np.float32)
-        rows = 3 if motion == cv2.MOTION_HOMOGRAPHY else 2
-        try:
-            _, step = cv2.findTransformECC(fixed, moving, start[:rows].copy(), motion, _CRITERIA, None, 3)  # pyright: ignore
-        except cv2.error:  # it does not converge
-            return matrix
-        step = np.vstack([step, [0, 0, 1]][: 4 - rows])
-        found = np.linalg.inv(scale) @ step @ scale
-    return found
-
-
-def _warp(image: np.ndarray, matrix: np.ndarray, like: np.ndarray, border: int = cv2.BORDER_REPLICATE) -> np.ndarray:
-    """An image seen through a homography from the pixels of the result, of another's size, to its own."""
+def drawn(image: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """An image in [0, 1] through a homography from the result's pixels to its own; means of areas when smaller."""
+    step = local_scale(matrix, shape)
+    if step > 1.3:
+        small = rescale(image, (max(4, round(image.shape[0] / step)), max(4, round(image.shape[1] / step))))
+        image, matrix = small, resizing(image.shape, small.shape) @ matrix
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    return cv2.warpPerspective(image, matrix, like.shape[1::-1], flags=flags, borderMode=border)
+    return cv2.warpPerspective(image, matrix, shape[1::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE).clip(0, 1)
 
 
-def _small(image: np.ndarray, side: int) -> np.ndarray:
+def local_scale(matrix: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Pixels that one pixel in the middle becomes, along one side, under a homography."""
+    u, v, w = matrix @ ((shape[1] - 1) / 2, (shape[0] - 1) / 2, 1)
+    slope = (matrix[:2, :2] - np.outer((u / w, v / w), matrix[2, :2])) / w
+    return float(np.sqrt(abs(np.linalg.det(slope))) + 1e-9)
+
+
+def small(image: np.ndarray, side: int) -> np.ndarray:
     """An image whose longer side is at most so many pixels."""
     scale = side / max(image.shape)
     height, width = (max(4, round(length * scale)) for length in image.shape)

@@ -1,18 +1,28 @@
 """Which files belong together: K sources of one scene, by file name, pattern, manifest or folder."""
 
 import csv
+import re
+import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from datamodules.folders import Named, example_pattern, left_out, named_files, safe_names, video_map
 from datamodules.naming import by_table, name_scenes
+from datamodules.picture import check_regular
 from datamodules.readers.medical import is_medical
 from datamodules.readers.source import Probes, frame_count, is_source, medical_grid, real, stem
 from datamodules.readers.thermal import both_from_one
 from datamodules.words import by_words
 from dig2dig.config import InferConfig
 from dig2dig.errors import ImageError, PairingError
+
+
+def check_modalities(place: str, names: Collection[str]) -> None:
+    """Refuses names that could be more than one part of a file's name."""
+    for name in names:
+        if not re.fullmatch(r"[\w-]{1,64}", name):
+            raise PairingError(f"{place}: {name!r} is no modality: a word of letters, digits, _ and -")
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,7 @@ def find_pairs(sources: Mapping[str, str], tell: Tell = silent) -> list[Pair]:
     folders are mixed, or if names do not pair.
     """
     paths = {modality: Path(source) for modality, source in sources.items()}
+    check_modalities("sources", paths)
     for modality, path in paths.items():
         if "{name}" not in str(path) and not path.exists():
             raise PairingError(f"sources.{modality}: no such file or folder: {path}")
@@ -155,12 +166,14 @@ def read_manifest(path: Path) -> list[Pair]:
     Relative paths start at the table's folder. Without a column ``name`` a row is called after its first file.
     """
     try:
+        check_regular(path)
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             table = csv.DictReader(file)
             modalities = [column for column in table.fieldnames or [] if column and column != "name"]
             rows = list(table)
-    except (OSError, csv.Error) as error:
+    except (OSError, csv.Error, ImageError) as error:
         raise PairingError(f"manifest: {path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    check_modalities(f"manifest: {path}", modalities)
     if len(modalities) < 2 or not rows:
         raise PairingError(f"manifest: {path} needs a line of modalities, as name,visible,infrared, and rows under it")
     pairs: dict[str, Pair] = {}
@@ -190,7 +203,7 @@ def find_stacks(root: Path) -> list[Pair]:
 
 def _checked(pair: Pair, place: str) -> Pair:
     """Notes what is wrong with a row of a manifest or with a stack."""
-    if Path(pair.name).name != pair.name or pair.name in (".", ".."):
+    if Path(pair.name).name != pair.name or pair.name in (".", "..") or "\0" in pair.name:
         return replace(pair, name=Path(pair.name).name or place, problem=f"{place}: name '{pair.name}' is no file name")
     problem = f"{place}: {pair.name} has {len(pair.files)} of at least 2 sources" if len(pair.files) < 2 else ""
     return replace(pair, problem=problem)
@@ -219,7 +232,25 @@ def expand(pairs: Sequence[Pair], sequence: bool = False, reference: str = "") -
             count = lengths.pop() or 0
             some = [replace(pair, name=f"{pair.name}_{i:06d}", frame=i) for i in range(count)]
             frames += as_series(some, pair.name, own_slices(pair, count))
-    return as_series(frames, "sequence") if sequence else frames
+    return _apart(as_series(frames, "sequence") if sequence else frames)
+
+
+def _apart(pairs: list[Pair]) -> list[Pair]:
+    """Pairs whose results would have one name cannot be fused; names that differ in case are one on many disks."""
+    scenes: dict[str, list[str]] = {}
+    for name in [*(pair.name for pair in pairs), *({pair.series for pair in pairs} - {""})]:
+        scenes.setdefault(_folded(name), []).append(name)
+    told = {key: " and ".join(names) for key, names in scenes.items() if len(names) > 1}
+    problem = "{}: {} would be one file: rename one of them"
+    return [
+        replace(pair, problem=pair.problem or problem.format(pair.name, told[key])) if key in told else pair
+        for pair in pairs
+        for key in [_folded(pair.name)]
+    ]
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def own_slices(pair: Pair, count: int) -> dict[str, Probes]:

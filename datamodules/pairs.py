@@ -7,10 +7,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from datamodules.align import misregistration, register, rescale
+from datamodules.ghosts import SLACK, without_ghosts
 from datamodules.metadata import Metadata
 from datamodules.pairing import Pair
 from datamodules.picture import Picture
+from datamodules.placing import Placing
 from datamodules.profiles import in_profile_of
 from datamodules.ranges import Valid, one_range, to_unit
 from datamodules.readers.source import medical_grid, read_source, real, series_range, source_digest, source_size
@@ -20,7 +21,6 @@ from dig2dig.color import split
 from dig2dig.errors import AlignmentError, ImageError
 from dig2dig.options import parse_range
 
-Align = Literal["none", "resize", "ecc", "phase"]
 Transform = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 Images = dict[str, np.ndarray]  # by modality
 Valids = dict[str, Valid]  # pixels of each that show the scene
@@ -35,8 +35,10 @@ class Reading:
     allow_missing: bool = False  # fuse a stack that stops before the others; at least two sources must be there
     range: Mapping[str, str] = field(default_factory=dict)  # which values are black and white, see to_unit
     reference: str = ""  # modality whose size, depth and format the result keeps; empty for the first
-    align: Align = "none"  # what to do with sources of another size or place than the reference
+    align: str = "none"  # what to do with sources of another size or place than the reference
     border: Literal["auto", "keep"] = "auto"  # uniform borders of a registration are no data, or are kept
+    ghosts: Literal["remove", "keep"] = "keep"  # what moves within a stack is shown once, or as it is
+    memory: str = ""  # file that keeps registrations from run to run
     transform: Transform | None = None  # applied to the sources and their masks of valid pixels together
 
 
@@ -77,7 +79,11 @@ def read_pair(pair: Pair, reading: Reading) -> Sample | Failure:
         pictures = {m: read_source(file, pair.frame, onto, m) for m, file in pair.files.items()}
         pictures, notes = prepared(pair, pictures, reference, reading)
         images, valids, found = scaled(pair, pictures, reading)
-        images, valids, moved = aligned(pair, images, valids, reference, reading)
+        digests = {modality: picture.digest for modality, picture in pictures.items()}
+        images, valids, moved = aligned(pair, images, valids, reference, reading, digests)
+        if reading.ghosts == "remove" and reading.task in STACKS:
+            images, told = without_ghosts(images, valids, reading.reference, SLACK[reading.task])
+            moved += told
     except (ImageError, AlignmentError) as error:
         return Failure(pair.name, str(error))
     except MemoryError:
@@ -212,19 +218,24 @@ def wanted_range(pair: Pair, modality: str, reading: Reading) -> str:
 
 
 def aligned(
-    pair: Pair, images: Images, valids: Valids, reference: str, reading: Reading
+    pair: Pair,
+    images: Images,
+    valids: Valids,
+    reference: str,
+    reading: Reading,
+    digests: Mapping[str, str] | None = None,
 ) -> tuple[Images, Valids, list[str]]:
     """All sources in the reference's frame, which pixels are valid there, and notes; refuses what cannot be brought."""
     sizes = {modality: image.shape[:2] for modality, image in images.items()}
     if reading.align == "none" and len(set(sizes.values())) > 1:
         told = ", ".join(f"{pair.files[m]} {w}x{h}" for m, (h, w) in sizes.items())
-        raise ImageError(f"{pair.name}: sources differ in size: {told}; align=resize, ecc or phase brings them to one")
+        raise ImageError(f"{pair.name}: sources differ in size: {told}; align=resize or auto brings them to one")
     moved, valid, notes = dict(images), dict(valids), list[str]()
+    chained = reading.task in STACKS
+    placing = Placing(images, valids, reference, reading.align, chained, digests, reading.memory)
     for modality in (modality for modality in images if modality != reference):
         try:
-            moved[modality], valid[modality], found = placed(
-                images[reference], images[modality], valids[modality], reading.align
-            )
+            moved[modality], valid[modality], found = placing.place(modality)
         except AlignmentError as error:
             raise AlignmentError(f"{pair.files[modality]}: {error}") from error
         notes += [f"{modality}: {note}" for note in found]
@@ -244,22 +255,6 @@ def cut_borders(images: Images, valids: Valids) -> list[str]:
             share = f"{100 * (1 - inside.mean()):.1f} %"
             notes.append(f"{modality}: a uniform border is no data ({share}); border=keep keeps it")
     return notes
-
-
-def placed(fixed: np.ndarray, image: np.ndarray, valid: Valid, align: Align) -> tuple[np.ndarray, Valid, list[str]]:
-    """An image in the frame of another, its valid pixels there, and what was done or seems to be needed."""
-    notes = []
-    if align in ("ecc", "phase"):
-        found = register(fixed, image, align)
-        image, notes = found.image, [str(found)]
-        valid = found.cover(valid)
-    elif image.shape[:2] != fixed.shape[:2]:
-        notes = [f"resized from {image.shape[1]}x{image.shape[0]}"]
-        image = rescale(image, fixed.shape[:2])
-        valid = None if valid is None else rescale(valid.astype(np.float32), fixed.shape[:2]) > 0.99
-    if shift := misregistration(fixed, image):
-        notes.append(f"seems shifted by {round(shift[0])}, {round(shift[1])} px; align=ecc registers")
-    return image, valid, notes
 
 
 def batch_key(pair: Pair, reference: str = "") -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """One image as its file has it, and the lines that say why a file cannot be used."""
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -61,14 +62,23 @@ def one_line(path: Path, kind: str = "image") -> Iterator[None]:
         raise ImageError(f"{path}: damaged {kind} ({first_line(error)}); copy it again") from error
 
 
+def check_regular(path: Path) -> None:
+    """Refuses pipes, sockets and devices unopened: to read them could wait for ever."""
+    with one_line(path):
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise ImageError(f"{path}: is a pipe, a socket or a device; give a file")
+
+
 def version(path: Path) -> tuple[int, int, int]:
     """A key for caches, which changes with the file and with the process: an open file is not shared.
 
     That of a folder changes with any file in it.
     """
+    check_regular(path)
     with one_line(path):
         if path.is_dir():
-            stats = ((file, file.stat()) for file in sorted(path.iterdir()) if file.is_file())
-            return 0, hash(tuple((file.name, stat.st_size, stat.st_mtime_ns) for file, stat in stats)), os.getpid()
-        stat = path.stat()
-        return stat.st_size, stat.st_mtime_ns, os.getpid()
+            files = ((file.name, file.stat()) for file in sorted(path.iterdir()) if file.is_file())
+            return 0, hash(tuple((name, found.st_size, found.st_mtime_ns) for name, found in files)), os.getpid()
+        found = path.stat()
+        return found.st_size, found.st_mtime_ns, os.getpid()

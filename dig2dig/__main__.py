@@ -10,15 +10,16 @@ from dig2dig import __version__
 from dig2dig.cli import load, preset_file
 from dig2dig.config import InferConfig, PriorConfig
 from dig2dig.config_train import TrainConfig
-from dig2dig.errors import UserError, told
+from dig2dig.errors import UserError, last_resort, told
 
 USAGE = """dig2dig COMMAND …: image fusion with diffusion information gain
 
   fuse TASK FILE FILE … [out=RESULT] [key=value …]   fuse the files of one scene, or folders of them
   infer [CONFIG.yaml …] [key=value …]                fuse pairs and stacks, with a report; what infer.py does
   train [CONFIG.yaml …] [key=value …]                train or adapt a prior; what train.py does
+  rig TASK sources.NAME=DIR … out=rig.yaml           calibrate the cameras of one mount, for align=rig.yaml
   report RUN RUN … [out=FILE]                        compare runs on one page
-  benchmark COMMAND … [key=value …]                  quality, theory, degraded, flicker, speed
+  benchmark COMMAND … [key=value …]                  quality, theory, degraded, flicker, align, speed
   metrics FUSED SOURCE SOURCE … [key=value …]        metrics of a fused picture against its sources
   prior convert|merge …                              convert an ADM checkpoint, merge an adapter
   app [key=value …]                                  a page to try fusion in the browser
@@ -109,15 +110,26 @@ def prior(arguments: list[str]) -> int:
     return 0
 
 
+@told
+def rig(arguments: list[str]) -> int:
+    """Finds how the cameras of a mount look beside the reference, from several frames, and writes it."""
+    config = load(InferConfig, arguments)
+    from dig2dig.inference.calibrate import write_calibration
+
+    return write_calibration(config)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and gives its exit code."""
+    sys.excepthook = last_resort
     argv = sys.argv[1:] if argv is None else argv
     match argv:
         case ["--version" | "-V"]:
             print(f"dig2dig {__version__}")
             return 0
-        case ["fuse" | "infer" | "train" | "prior" as command, *arguments]:
-            own = {"fuse": fuse, "infer": partial(infer, command=("dig2dig", "infer")), "train": train, "prior": prior}
+        case ["fuse" | "infer" | "train" | "prior" | "rig" as command, *arguments]:
+            own = {"fuse": fuse, "train": train, "prior": prior, "rig": rig}
+            own["infer"] = partial(infer, command=("dig2dig", "infer"))
             return own[command](arguments)
         case [command, *arguments] if command in PACKAGES:
             return import_module(f"dig2dig.{command}.__main__").main(arguments) or 0

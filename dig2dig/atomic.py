@@ -1,7 +1,11 @@
-"""Files that are whole or absent, and folders that one run holds."""
+"""Files that are whole or absent, and folders that the processes of one run hold."""
 
 import os
-from collections.abc import Iterator
+import re
+import stat
+import threading
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
@@ -11,19 +15,30 @@ from filelock import FileLock, Timeout
 from dig2dig.errors import RunError
 
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # set by launchers, as Lightning reads them
+LOCK = ".dig2dig.lock"  # of the first process; those of others end in their number
+PARENT = "DIG2DIG_PARENT"  # variable with the first process's number, for those that it starts
+PART = re.compile(r"\.[0-9a-f]{16}\.part(\.\w+)?")
+PATIENCE = 10.0  # seconds in which processes end after their parent
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write to. The file is synced and renamed at the end, or removed after an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary name to write to. The file is synced and renamed at the end, or removed after an error.
+
+    An OSError names ``path``.
+    """
     # short: a name may be as long as the file system allows; with its suffix, which some writers need
     temporary = path.with_name(f".{token_hex(8)}.part{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno and error.filename in (None, str(temporary)):  # a full disk names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -34,19 +49,86 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def sweep(folder: Path) -> None:
+    """Removes what killed runs left of files that they were writing into a folder; a link is not followed."""
+    if stat.S_ISDIR(mode_of(folder)):
+        for part in folder.glob(".*.part*"):
+            if PART.fullmatch(part.name):
+                part.unlink(missing_ok=True)
+
+
+def mode_of(path: Path) -> int:
+    """What a path itself is, a link not followed; 0 where nothing is, or a name that no file can have."""
+    try:
+        return path.lstat().st_mode
+    except (OSError, ValueError):
+        return 0
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def same_file(path: Path) -> object:
+    """What is equal for two paths of one file, also where links or a file system without case lead to it."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino
+
+
+def refuse_inputs(out: str, written: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """RunError if one of the paths that a run writes is one of those that it reads."""
+    read = {same_file(path) for path in inputs}
+    if hit := next((path for path in sorted(written) if same_file(path) in read), None):
+        raise RunError(f"out={out}: {hit} would be replaced, which this run reads; give another folder")
+
+
+def process_number() -> int:
+    """The number of this process among those that share a run, from 0."""
+    return int(next((os.environ[name] for name in RANKS if name in os.environ), 0))
+
+
 def is_first_process() -> bool:
     """Whether this process is the first of those that share a run."""
-    return int(next((os.environ[name] for name in RANKS if name in os.environ), 0)) == 0
+    return process_number() == 0
 
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of a folder while this process lives, the first one for all; RunError if one is at work."""
-    if not is_first_process():
-        yield
-        return
+    """Keeps other runs out of a folder while any process of this one lives; RunError if one is at work.
+
+    Processes that the first one started end when it does.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    held = FileLock(folder / ".lock", timeout=0)
+    number = process_number()
+    if number:
+        _end_with_parent()
+        with _held(folder, f"{LOCK}{number}", PATIENCE):
+            yield
+        return
+    with _held(folder, LOCK, 0.0):
+        for left in [path.name for path in folder.glob(f"{LOCK}[0-9]*")]:  # of a run whose first process was killed
+            with _held(folder, left, PATIENCE):
+                pass
+        os.environ[PARENT] = str(os.getpid())
+        try:
+            yield
+        finally:
+            os.environ.pop(PARENT, None)
+
+
+@contextmanager
+def _held(folder: Path, name: str, patience: float) -> Iterator[None]:
+    path = folder / name
+    if stat.S_ISLNK(mode_of(path)):
+        raise RunError(f"{path} is a link; remove it")
+    held = FileLock(path, timeout=patience)
     try:
         held.acquire()
     except Timeout as error:
@@ -54,5 +136,17 @@ def lock(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        (folder / ".lock").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         held.release()
+
+
+def _end_with_parent() -> None:
+    """Ends this process at once when the one that started it is gone."""
+    parent = int(os.environ.get(PARENT, os.getppid()))
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

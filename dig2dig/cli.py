@@ -2,9 +2,10 @@
 
 import difflib
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from textwrap import shorten
@@ -14,11 +15,14 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from dig2dig.atomic import is_file
 from dig2dig.errors import UserError, first_line
+from dig2dig.options import read_yaml
 
 T = TypeVar("T")
 
 SHORT = {"research", "tone"}  # options of the sampler that may stand at the top
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 RECORD = "record"  # top-level key of a run.yaml that holds facts, not options; load ignores it
 
 
@@ -44,27 +48,52 @@ def load_strictly(schema: type[T], argv: Sequence[str]) -> T:
     UserError, in one line, where a key is unknown, a value has the wrong type or options contradict each other.
     """
     layer: Any = {}
+    records: dict[str, dict[str, Any]] = {}
     try:
         config = OmegaConf.structured(schema)
         for argument in argv:
-            layer = _layer(schema, argument)
+            layer = _layer(schema, argument, records)
             config = OmegaConf.merge(config, layer)
         result = OmegaConf.to_object(config)
     except ConfigKeyError as error:
         raise UserError(_unknown(schema, layer, str(error.full_key))) from error
     except UserError:
         raise
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
+    except (OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError) as error:
         key = getattr(error, "full_key", None)
         raise UserError((f"{key}: " if key else "") + first_line(error)) from error
     assert isinstance(result, schema)
+    given = {argument.partition("=")[0] for argument in argv if "=" in argument and not is_file(Path(argument))}
+    for path, values in records.items():
+        _check_record(path, values, result, given)
     return result
+
+
+def _check_record(path: str, values: Mapping[str, Any], config: object, given: set[str]) -> None:
+    """Refuses what a record of a run, which may be somebody else's, must not decide alone: ``given`` options may."""
+
+    def decides(key: str) -> str:
+        parts = key.split(".")
+        found, wanted = values, config
+        for part in parts:
+            found = found.get(part) if isinstance(found, Mapping) else None
+            wanted = getattr(wanted, part, None)
+        said = any(".".join(parts[: n + 1]) in given for n in range(len(parts)))
+        return found if isinstance(found, str) and found == wanted and not said else ""
+
+    prior = "prior.path" if hasattr(getattr(config, "prior", None), "path") else "prior"
+    if out := decides("out"):
+        raise UserError(f"{path}: the record of a run does not say where to write; give out={out} or another folder")
+    if decides("logger.wandb.mode") == "online":
+        raise UserError(f"{path}: the record of a run does not log online; give logger.wandb.mode=online or offline")
+    if (name := decides(prior)) and HUB_ID.fullmatch(name) and not Path(name).exists():
+        raise UserError(f"{path}: names the prior {name} of a hub; to fetch it, give {prior}={name}")
 
 
 def preset_file(name: str) -> Path | None:
     """The file of a shipped preset by its name, as ``ivf`` or ``configs/ivf.yaml``; None if there is none."""
     file = shipped("configs") / f"{Path(name).name.removesuffix('.yaml')}.yaml"
-    return file if file.is_file() else None
+    return file if is_file(file) else None
 
 
 def shipped(folder: str) -> Path:
@@ -75,54 +104,62 @@ def shipped(folder: str) -> Path:
 
 def to_yaml(config: object, record: Mapping[str, Any] | None = None) -> str:
     """The whole configuration as YAML that ``load`` reads back, with facts under ``record``."""
-    values = to_dict(config) | ({RECORD: dict(record)} if record else {})
+    values = asdict(config) | ({RECORD: dict(record)} if record else {})  # pyright: ignore[reportArgumentType]
     return yaml.safe_dump(values, allow_unicode=True, sort_keys=False)  # escapes names that are not UTF-8
 
 
 def from_yaml(schema: type[T], path: Path) -> T | None:
     """The object that ``to_yaml`` wrote; None where the file is missing or does not fit the schema."""
     try:
-        return from_dict(schema, _without_record(OmegaConf.load(path)))
-    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError):
+        values = read_yaml(path)
+        values.pop(RECORD, None)
+        return from_dict(schema, values)
+    except (OmegaConfBaseException, OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """The facts in a file that ``to_yaml`` wrote; empty where there are none."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")).get(RECORD)
-    except (yaml.YAMLError, OSError, ValueError, AttributeError):
+        found = read_yaml(path).get(RECORD)
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def to_dict(config: object) -> dict[str, Any]:
     """A configuration as plain values."""
-    values = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(values, dict)
-    return {str(name): value for name, value in values.items()}
+    return asdict(config)  # pyright: ignore[reportArgumentType]
 
 
 def from_dict(schema: type[T], values: Any) -> T:
     """The configuration that ``to_dict`` made plain, checked like one from YAML."""
-    result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), _literal(values)))
     assert isinstance(result, schema)
     return result
 
 
-def _layer(schema: type, argument: str) -> Any:
-    layer = _file(argument) if "=" not in argument or _names_a_file(argument) else _override(schema, argument)
+def _literal(values: Any) -> Any:
+    """Values in which ``${`` is text: nothing is read from the environment or from other options."""
+    if isinstance(values, dict):
+        return {name: _literal(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_literal(value) for value in values]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", values) if isinstance(values, str) else values
+
+
+def _layer(schema: type, argument: str, records: dict[str, dict[str, Any]]) -> Any:
+    if "=" not in argument or is_file(Path(argument)):
+        values, names = _file(argument), {item.name for item in fields(schema)}  # pyright: ignore[reportArgumentType]
+        if Path(argument).name == "run.yaml" or RECORD in values or names <= set(values):
+            records[argument] = values
+        layer = OmegaConf.create(_literal({name: value for name, value in values.items() if name != RECORD}))
+    else:
+        layer = _override(schema, argument)
     if "sampler" in {item.name for item in fields(schema)}:  # pyright: ignore[reportArgumentType]
         for name in SHORT & set(layer):
             layer = OmegaConf.merge(layer, {"sampler": {name: layer.pop(name)}})  # pyright: ignore
     return layer
-
-
-def _names_a_file(argument: str) -> bool:
-    try:
-        return Path(argument).is_file()
-    except OSError:  # too long for a path
-        return False
 
 
 @cache
@@ -135,10 +172,10 @@ def _override(schema: type, argument: str) -> Any:
     key, _, value = argument.partition("=")
     if {key, key.rpartition(".")[0]} & _texts(schema) and value not in ("null", "{}"):
         layer = OmegaConf.create()
-        OmegaConf.update(layer, key, value)
+        OmegaConf.update(layer, key, _literal(value))
         return layer
     try:
-        return OmegaConf.from_dotlist([argument])
+        return OmegaConf.from_dotlist([_literal(argument)])
     except yaml.YAMLError as error:
         hint = "quote values that hold brackets, colons or commas"
         raise UserError(f"cannot read '{argument}': {hint}") from error
@@ -150,22 +187,10 @@ def _file(path: str) -> Any:
             f"'{path}' is no config: name a picture's modality, as sources.visible={path} sources.infrared=FILE, "
             f"or use the short form, dig2dig fuse TASK FILE FILE out=RESULT"
         )
-    found = Path(path) if Path(path).is_file() else preset_file(path)
+    found = Path(path) if is_file(Path(path)) else preset_file(path)
     if found is None:
         raise UserError(f"no config file '{path}': arguments are YAML files or key=value")
-    try:
-        layer = OmegaConf.load(found)
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable YAML file ({first_line(error)})") from error
-    if not OmegaConf.is_dict(layer):
-        raise UserError(f"{path}: expected 'key: value' lines")
-    return _without_record(layer)
-
-
-def _without_record(layer: Any) -> Any:
-    if OmegaConf.is_dict(layer) and RECORD in layer:
-        del layer[RECORD]
-    return layer
+    return read_yaml(found)
 
 
 def _unknown(schema: type, layer: Any, key: str) -> str:

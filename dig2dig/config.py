@@ -1,5 +1,6 @@
 """The schema of ``infer.py`` and what both scripts share: every option with its type, default, help and limits."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -46,7 +47,7 @@ class GuidanceConfig(Checked, heading="sampler.guidance."):
         "DDFM's EM; the posterior's gradient",
     )
     sigma_n: float = common(
-        0.0, "noise assumed in the sources, for [-1, 1]: a larger value favours the prior; 0 = sources alone", least=0
+        0.0, "noise assumed in the sources, for [-1, 1]: a larger value favours the prior; 0 = sources alone", least=0, most=100
     )
     scale: float = option(32.0, "bands: pixels of blur per unit of noise level", above=0)
     energy: float = option(1.0, "bands: share of the energy lost by averaging that is restored", least=0, most=1)
@@ -114,13 +115,20 @@ class PriorConfig(Checked, heading="prior."):
 
 
 @dataclass
-class TrainerConfig:
+class TrainerConfig(Checked, heading="trainer."):
     """What passes straight to Lightning's Trainer."""
 
     accelerator: str = option("auto", "auto, cpu, gpu, mps")
     devices: str = common("auto", "how many devices of each machine, or which, as in 0,2")
-    num_nodes: int = option(1, "machines")
+    num_nodes: int = option(1, "machines", least=1)
     strategy: str = option("auto", "auto, ddp, fsdp or another of Lightning's strategies")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = re.fullmatch(r"auto|-1|\d+(,\d+)*,?", self.devices)
+        require(bool(known), f"trainer.devices must be auto, a number or a list as 0,2, not {self.devices}")
+        copied = any(word in self.strategy for word in ("spawn", "fork", "notebook"))
+        require(not copied, f"trainer.strategy={self.strategy} is not supported; take ddp")
 
 
 @dataclass
@@ -134,14 +142,19 @@ class WandbConfig(Checked, heading="logger.wandb."):
 
 
 @dataclass
-class LoggerConfig:
+class LoggerConfig(Checked, heading="logger."):
     """Where a run is logged, always under OUT; a resumed run goes on with the same logs."""
 
     wandb: WandbConfig = option(WandbConfig, "Weights & Biases")
     csv: bool = option(True, "metrics.csv in OUT/log")
     tensorboard: bool = option(False, "TensorBoard events in OUT/tensorboard")
-    every: int = option(50, "steps between log entries")
-    pairs: int = option(4, "pairs whose fusion is shown with its information gains")
+    every: int = option(50, "steps between log entries", least=1)
+    pairs: int = option(4, "pairs whose fusion is shown with its information gains", least=0)
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is logged."""
+        return self.csv or self.tensorboard or self.wandb.mode != "disabled"
 
 
 @dataclass
@@ -206,11 +219,14 @@ class InferConfig(FusionConfig):
     stacks: str = common("", "instead of sources: a folder of folders, the images of each are fused")
     sequence: bool = common(False, "the pairs are frames of one scene: they share their noise; videos always do")
     reference: str = common("", "modality whose size, depth and format the result keeps; empty = the first")
-    align: Literal["none", "resize", "ecc", "phase"] = common(
-        "none", "sources of another size or place: refuse sizes, resize, find the homography, find the shift"
+    align: str = common(
+        "none", "sources of another size or place: none, resize, auto (search, prove), ecc, phase, or a rig.yaml"
     )
     border: Literal["auto", "keep"] = option(
         "auto", "uniform borders that a registration left are no data; keep: they are part of the picture"
+    )
+    ghosts: Literal["remove", "keep"] = common(
+        "keep", "what moves between the images of a stack is shown once, as in reference= or the best exposed; or kept"
     )
     range: dict[str, str] = common(
         {}, "values of black and white per modality: auto, full, percentile or LOW-HIGH; also nodata=VALUE or nan"
@@ -220,7 +236,7 @@ class InferConfig(FusionConfig):
     save: SaveConfig = option(SaveConfig, "what is written beside the fused image")
     report: ReportConfig = option(ReportConfig, "the page to look at results")
     batch_size: int = common(4, "images of equal size that are read together, and fused so if not exact", least=1)
-    workers: int = common(0, "processes that read images ahead")
+    workers: int = common(0, "processes that read images ahead", least=0, most=1024)
     trainer: TrainerConfig = option(TrainerConfig, "devices")
     logger: LoggerConfig = option(lambda: LoggerConfig(WandbConfig("disabled"), csv=False), "dashboards of a few pairs")
     dry_run: bool = common(False, "only list what would be fused")
@@ -232,6 +248,7 @@ class InferConfig(FusionConfig):
         ways = [name for name in ("sources", "manifest", "stacks") if getattr(self, name)]
         example = "at least two are needed, as in sources.visible=DIR sources.infrared=DIR"
         require(bool(ways), f"no sources given: {example}")
+        require(bool(self.out.strip()), "out is empty: give a folder for the results, as out=results")
         require(len(ways) == 1, f"{' and '.join(ways)} contradict each other: give one of them")
         require(ways != ["sources"] or len(self.sources) >= 2, f"one source given: {example}")
         if self.sampler.weights == "bundled":
@@ -242,5 +259,9 @@ class InferConfig(FusionConfig):
         for option_name, modality in (named | {"reference": self.reference or None}).items():
             known = not self.sources or modality is None or modality in self.sources
             require(known, f"{option_name}: no source of that name")
+        placed = self.align in ("none", "resize", "auto", "ecc", "phase") or self.align.endswith((".yaml", ".yml"))
+        require(placed, f"align must be none, resize, auto, ecc, phase or a rig, as rig.yaml, not {self.align!r}")
+        compared = self.ghosts == "keep" or self.task in ("mef", "mff")
+        require(compared, f"ghosts=remove compares images of one kind: task=mef or mff, not {self.task}")
         for modality, text in self.range.items():
             check_range(f"range.{modality}", text)

@@ -33,7 +33,7 @@ class ImageDataConfig(Checked, heading="data."):
     licence: str = option("", "licence of the training data, for the card")
     cache: bool = option(True, "keep decoded images in memory")
     batch_size: int = common(8, "crops per step and device", least=1)
-    workers: int = common(1, "processes that prepare crops")
+    workers: int = common(1, "processes that prepare crops", least=0, most=1024)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,6 +143,7 @@ class TrainConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(bool(self.out.strip()), "out is empty: give a folder, as out=runs/prior")
         if self.learns_weights:
             self._check_weights()
             return

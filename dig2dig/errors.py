@@ -2,8 +2,11 @@
 
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
 from functools import wraps
+from types import TracebackType
 
 
 class UserError(ValueError):
@@ -51,8 +54,19 @@ def note(line: str) -> None:
         print(one_line(line), file=sys.stderr)
 
 
+def last_resort(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Tells a fault of the program in one line, with the file that holds its traceback; for ``sys.excepthook``."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return
+    with tempfile.NamedTemporaryFile("w", prefix="dig2dig-", suffix=".log", delete=False, errors="replace") as log:
+        log.write("".join(traceback.format_exception(kind, error, trace)))
+    reason = f"{kind.__name__}: {one_line(first_line(error))}"
+    print(f"error: {reason}; this is a fault of dig2dig, whose traceback is in {log.name}", file=sys.stderr)
+
+
 def told(main: Callable[..., int]) -> Callable[..., int]:
-    """A command that prints a user's mistake in one line and exits with 2. Any other exception keeps its traceback."""
+    """A command that prints a user's mistake in one line and exits with 2; any other exception is raised."""
 
     @wraps(main)
     def run(*arguments: object) -> int:

@@ -1,9 +1,15 @@
 """What the schemas are made of: fields with their help and limits, and the ranges of stored values."""
 
 import re
+from collections.abc import Hashable
 from dataclasses import field, fields
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from dig2dig.errors import UserError, first_line
 
 
 def option(default: Any, help: str, common: bool = False, **limits: int | float) -> Any:
@@ -42,12 +48,58 @@ class Checked:
             if get_origin(hints[item.name]) is Literal:
                 choices = get_args(hints[item.name])
                 require(value in choices, f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
+            check_plain(name, value)
             if value is not None:
                 limits = item.metadata.get("limits", {})
                 above, least, most = (limits.get(kind) for kind in ("above", "least", "most"))
                 require(above is None or value > above, f"{name} must be above {above}, not {value}")
                 require(least is None or value >= least, f"{name} must be at least {least}, not {value}")
                 require(most is None or value <= most, f"{name} must be at most {most}, not {value}")
+
+
+LARGEST = 2**63 - 1
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without dates, without names that stand twice, and without aliases, which let a small file grow."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [one for one in ways if not one[0].endswith(":timestamp")]
+        for first, ways in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases, as *name, are not read")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        names = [name.value for name, _ in node.value]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise yaml.YAMLError(f"{twice} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; UserError if it is none."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8") if path.is_file() else "", _Loader)
+    except (yaml.YAMLError, OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: not a readable YAML file ({first_line(error)})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected 'key: value' lines")
+    return values
+
+
+def check_plain(name: str, value: object) -> None:
+    """Refuses numbers that no computation survives, and text that no file system takes."""
+    if isinstance(value, (list, dict)):
+        for one in (*value, *value.values()) if isinstance(value, dict) else value:
+            check_plain(name, one)
+    elif isinstance(value, (int, float)):
+        require(abs(value) <= LARGEST, f"{name} must be a finite number, not {value}")
+    elif isinstance(value, str):
+        require("\0" not in value, f"{name} must be text without NUL")
 
 
 def require(holds: bool, message: str) -> None:

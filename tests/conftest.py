@@ -95,7 +95,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> tuple[list
     from tests import reports
 
     folder = tmp_path_factory.mktemp("run")
-    pairs = reports.write_pairs(folder, [*reports.ODD, "broken"], ("visi<b>le", "infrared"))
+    pairs = reports.write_pairs(folder, [*reports.ODD, "broken"], ("visible", "infrared"))
     (folder / "infrared" / "broken.png").write_bytes(b"no picture")
     arguments = [*reports.FAST, *pairs, f"prior.path={tiny}", f"out={folder / 'o?ut #1'}"]
     assert infer.main([*arguments, "report.baselines=mean, laplacian", "report.estimates=1"]) == 1

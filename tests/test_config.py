@@ -91,7 +91,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
     config = load(InferConfig, [*SOURCES, "sampler.sigma_start=null", "seed=3"])
     (tmp_path / "run.yaml").write_text(to_yaml(config))
     assert from_yaml(InferConfig, tmp_path / "run.yaml") == config
-    assert load(InferConfig, [str(tmp_path / "run.yaml")]) == config
+    assert load(InferConfig, [str(tmp_path / "run.yaml"), "out=out"]) == config
     assert from_yaml(InferConfig, tmp_path / "none.yaml") is None
 
 

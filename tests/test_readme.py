@@ -13,7 +13,15 @@ import pytest
 from datamodules.readers.pixels import read_image
 from dig2dig.__main__ import main
 from dig2dig.app.config import AppConfig
-from dig2dig.benchmark.config import DegradedConfig, FlickerConfig, QualityConfig, SpeedConfig, TheoryConfig
+from dig2dig.benchmark.config import (
+    AlignConfig,
+    DegradedConfig,
+    FlickerConfig,
+    GhostsConfig,
+    QualityConfig,
+    SpeedConfig,
+    TheoryConfig,
+)
 from dig2dig.cli import help_text, load, to_yaml
 from dig2dig.config import InferConfig
 from dig2dig.config_train import TrainConfig
@@ -49,9 +57,12 @@ SCHEMAS = {
     "benchmark theory": TheoryConfig,
     "benchmark degraded": DegradedConfig,
     "benchmark flicker": FlickerConfig,
+    "benchmark ghosts": GhostsConfig,
+    "benchmark align": AlignConfig,
     "benchmark speed": SpeedConfig,
 }
 REFUSED = {
+    "rig ivf sources.visible=DIR sources.infrared=DIR out=rig.yaml": "sources.visible: no such file or folder: DIR",
     "report RUN RUN": "a run stands there twice",
     "prior convert CHECKPOINT.pt FOLDER": "CHECKPOINT.pt: no such checkpoint",
     "prior merge bundled runs/lora/adapter FOLDER": "adapter_config.json: no such file",

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from datamodules.metadata import Metadata, exif_of, metadata_of, orientation_of
-from datamodules.picture import Picture, check_pixels, one_line
+from datamodules.picture import Picture, check_pixels, check_regular, one_line
 from datamodules.readers import raw, tiff
 from dig2dig.errors import ImageError
 
@@ -53,6 +53,7 @@ def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
 
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) as ``read_picture`` gives it, from the file's header."""
+    check_regular(path)
     with one_line(path), path.open("rb") as file:
         start = file.read(16)
         file.seek(0)
@@ -72,6 +73,7 @@ def read_picture(path: Path) -> Picture:
     ImageError: the file is missing, damaged, no image, too small or too large, or of other channels than grey or RGB
     with or without alpha.
     """
+    check_regular(path)
     with one_line(path):
         content = path.read_bytes()
         if not content:

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +19,9 @@ def main(argv: list[str]) -> int:
         raise RunError("the page needs Gradio: pip install 'dig2dig[app]'")
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}  # read when it is imported
     import torch
+    from starlette.middleware import Middleware
 
+    from dig2dig.app.gate import Gate, temporary_folder
     from dig2dig.app.page import build
     from dig2dig.inference.interrupts import Interrupted, heed_signals
     from dig2dig.priors.build import offload
@@ -30,9 +31,10 @@ def main(argv: list[str]) -> int:
         denoiser = open_prior(config.prior)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         offload(denoiser, device) if config.prior.offload else denoiser.to(device)
-        with heed_signals(), tempfile.TemporaryDirectory(prefix="dig2dig-app-") as folder:
-            os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(folder) / "uploads"))
-            page = build(config, denoiser, Path(folder))
+        with heed_signals(), temporary_folder() as folder:
+            os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
+            page = build(config, denoiser, device, folder)
+            room = {"folder": folder / "uploads", "room": config.total * 10**6, "age": 60.0 * config.minutes}
             _, url, _ = page.launch(
                 server_name="127.0.0.1",
                 server_port=config.port or None,
@@ -42,6 +44,7 @@ def main(argv: list[str]) -> int:
                 max_file_size=f"{config.megabytes}mb",
                 css_paths=Path(__file__).with_name("page.css"),
                 enable_monitoring=False,
+                app_kwargs={"middleware": [Middleware(Gate, hosts=config.hosts, **room)]},
             )
             print(f"the page is at {url} until Ctrl-C", flush=True)
             page.block_thread()

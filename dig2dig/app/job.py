@@ -3,20 +3,20 @@
 import math
 import re
 import shlex
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from queue import SimpleQueue
+from threading import Lock
 
 import numpy as np
 import torch
 
 from datamodules.pairing import Pair
-from datamodules.pairs import Align, Failure, read_pair
+from datamodules.pairs import Failure, read_pair
 from datamodules.readers.pixels import IMAGE_SUFFIXES, image_size, read_picture
 from dig2dig.api import preset_config
 from dig2dig.app.config import AppConfig
+from dig2dig.app.worker import check
 from dig2dig.atomic import write_atomically
 from dig2dig.color import to_pixels
 from dig2dig.config import PriorConfig
@@ -41,15 +41,25 @@ TASKS = {
 }
 """The presets of the page, by what people call them."""
 
+ALIGNMENTS = {
+    "take them as they are": "none",
+    "bring them to one size": "resize",
+    "find scale and place": "auto",
+    "find the shift": "phase",
+    "find the homography": "ecc",
+}
+"""What the page does with images that do not lie on each other; no file of this machine, as a rig is."""
+
 CONTROLS = {
-    "align=resize, ecc or phase brings them to one": "choose under 'If they do not lie on each other' what to do",
-    "align=ecc registers": "'find the homography' registers them",
+    "align=resize or auto brings them to one": "choose under 'If they do not lie on each other' what to do",
+    "align=auto registers": "'find scale and place' registers them",
     "onto the reference": "onto the first image",
     ": take a colour prior": "; choose 'infrared-visible' or 'medical', or start the page with a colour prior",
 }
 """What the page has in place of options in messages."""
 
 SIDE, QUALITY = 480, 80  # of the pictures of sources and weights: longest side in pixels, WebP
+AT_WORK = Lock()  # a fusion that is given up goes on to the end of its layer, and the next one waits for it
 PREVIEW = 1600  # longest side of the result on the page, pixels; the file that is downloaded is whole
 
 
@@ -62,7 +72,7 @@ class Order:
     tone: str = "balanced"
     prefer: float = 1.0  # factor on the weight of the last image
     seed: int = 0
-    align: Align = "none"
+    align: str = "none"
 
     @property
     def names(self) -> list[str]:
@@ -88,11 +98,15 @@ class Done:
     command: str  # the command line that makes the same bytes
 
 
-def fuse_order(order: Order, denoiser: Denoiser, limits: AppConfig, folder: Path) -> Iterator[Progress | Done]:
-    """Fuses uploaded images: every step, then the result, whose file lies in ``folder``; UserError in the page's terms.
-
-    The order is done when the iterator ends; one that is left early ends when its fusion does.
-    """
+def fuse_order(
+    order: Order,
+    denoiser: Denoiser,
+    device: torch.device,
+    limits: AppConfig,
+    folder: Path,
+    show: Callable[[Progress], None],
+) -> Done:
+    """Fuses uploaded images and shows every step; the result lies in ``folder``; UserError in the page's terms."""
     options = overrides(order, limits.prior)
     try:
         pair = admit(order, limits, folder)
@@ -102,24 +116,23 @@ def fuse_order(order: Order, denoiser: Denoiser, limits: AppConfig, folder: Path
     sample = read_pair(pair, reading(config))
     if isinstance(sample, Failure):
         raise UserError(in_page_terms(sample.reason.removeprefix(f"{pair.name}: "), folder, order.names))
-    steps: SimpleQueue[Snapshot | None] = SimpleQueue()
-    fuser = Fuser(denoiser, config, Tracing(side=SIDE, watch=steps.put))
-    with ThreadPoolExecutor(1) as thread:
-        fusing = thread.submit(fuser.fuse, [sample], next(denoiser.parameters()).device)
-        fusing.add_done_callback(lambda _: steps.put(None))
-        shown = [data_uri(source, SIDE, QUALITY) for source in sample.sources]
-        while (step := steps.get()) is not None:
-            yield describe(step, shown, captions(order.names))
-        (result,) = fusing.result()
-    yield finish(result, order.names, folder, command(order, options))
+    shown = [data_uri(source, SIDE, QUALITY) for source in sample.sources]
+
+    def watch(step: Snapshot) -> None:
+        show(describe(step, shown, captions(order.names)))
+
+    with AT_WORK:
+        check()
+        (result,) = Fuser(denoiser, config, Tracing(side=SIDE, watch=watch)).fuse([sample], device)
+    return finish(result, order.names, folder, command(order, options))
 
 
 def overrides(order: Order, prior: PriorConfig) -> list[str]:
-    """The options in which an order differs from its config; UserError for a number out of its range."""
-    if order.task not in TASKS.values():
-        raise UserError(f"no task '{order.task}': there are {', '.join(TASKS.values())}")
-    if order.tone not in TONES:
-        raise UserError(f"no tone '{order.tone}': there are {', '.join(TONES)}")
+    """The options in which an order differs from its config; UserError for a value that the page does not offer."""
+    choices = ("task", TASKS.values()), ("tone", TONES), ("align", ALIGNMENTS.values())
+    for name, among in choices:
+        if (found := getattr(order, name)) not in list(among):
+            raise UserError(f"no {name} '{found}': there are {', '.join(among)}")
     if not 0 < order.prefer < math.inf:
         raise UserError(f"the factor on the last image must be above 0, not {order.prefer:g}")
     usual = preset_config(order.task, {"a": "a", "b": "b"})  # whatever its sources
@@ -149,7 +162,10 @@ def admit(order: Order, limits: AppConfig, folder: Path) -> Pair:
             raise UserError(f"{name}: dropped twice")
         place = folder / str(k) / name
         place.parent.mkdir(parents=True)
-        place.symlink_to(upload)
+        try:
+            place.symlink_to(upload)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{name[:40]}: no name that a file can have here; give it another") from error
         placed[f"source_{k}"] = place
         height, width = image_size(place)
         if height * width > limits.megapixels * 1e6:
@@ -168,13 +184,19 @@ def in_page_terms(text: str, folder: Path, names: Sequence[str]) -> str:
     return text
 
 
-def guess_task(files: Sequence[str] | None, task: str) -> str:
+def guess_task(files: Sequence[str] | None, task: str, limits: AppConfig | None = None) -> str:
     """``mef`` for three or more colour pictures of one size, the usual bracket; else the task that is chosen."""
+    paths, most = [Path(file) for file in files or []], limits or AppConfig()
+    if not 2 < len(paths) <= most.images:
+        return task
     try:
-        shapes = [read_picture(Path(file)).pixels.shape for file in files or []]
+        sizes = {image_size(path) for path in paths}  # of their headers: nothing large is decoded
+        if len(sizes) > 1 or math.prod(sizes.pop()) > most.megapixels * 1e6:
+            return task
+        colour = all(len(read_picture(path).pixels.shape) == 3 for path in paths)
     except ImageError:
         return task
-    return "mef" if len(shapes) > 2 and len(set(shapes)) == 1 and len(shapes[0]) == 3 else task
+    return "mef" if colour else task
 
 
 def captions(names: Sequence[str]) -> list[str]:

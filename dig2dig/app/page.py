@@ -1,6 +1,7 @@
 """The page's layout, and what its buttons do."""
 
 import tempfile
+import traceback
 from collections.abc import Iterator, Sequence
 from functools import partial
 from html import escape
@@ -8,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import torch
 
-from datamodules.pairs import Align
 from datamodules.readers.pixels import IMAGE_SUFFIXES
 from dig2dig.app.config import AppConfig
-from dig2dig.app.job import TASKS, Order, Progress, fuse_order, guess_task
+from dig2dig.app.job import ALIGNMENTS, TASKS, Done, Order, Progress, fuse_order, guess_task
+from dig2dig.app.worker import check_in, followed
 from dig2dig.errors import UserError
 from dig2dig.fusion.guidance import TONES
 from dig2dig.priors.denoiser import Denoiser
@@ -20,36 +22,33 @@ from dig2dig.priors.denoiser import Denoiser
 INTRO = """# dig2dig
 Fuses images of one scene into one. Drop two or more that lie on each other; nothing leaves this machine."""
 
-ALIGNMENTS = [
-    ("take them as they are", "none"),
-    ("bring them to one size", "resize"),
-    ("find the shift", "phase"),
-    ("find the homography", "ecc"),
-]
 
-
-def build(config: AppConfig, denoiser: Denoiser, folder: Path) -> gr.Blocks:
+def build(config: AppConfig, denoiser: Denoiser, device: torch.device, folder: Path) -> gr.Blocks:
     """The page, within limits and with one prior; a fusion has its files in ``folder`` as long as it runs."""
+    check_in(denoiser)
     quiet: Any = {"queue": False, "show_progress": "hidden"}
-    with gr.Blocks(title="dig2dig", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+    with gr.Blocks(title="dig2dig", analytics_enabled=False, delete_cache=(60, 60 * config.minutes)) as page:
         gr.Markdown(INTRO)
         names = gr.State([])
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 files, task, tone, prefer, align, seed = controls(config)
-                button = gr.Button("Fuse", variant="primary", elem_id="fuse")
+                with gr.Row():
+                    button = gr.Button("Fuse", variant="primary", elem_id="fuse")
+                    stop = gr.Button("Stop", elem_id="stop")
             with gr.Column(scale=5, min_width=320):
                 results = empty_results()
         files.change(names_of, files, names, preprocess=False, **quiet)
-        files.change(guess_task, [files, task], task, **quiet)
-        button.click(
-            partial(fuse, config, denoiser, folder),
+        files.change(partial(guess_task, limits=config), [files, task], task, **quiet)
+        run = button.click(
+            partial(fuse, config, denoiser, device, folder),
             [files, names, task, tone, prefer, align, seed],
             results,
             concurrency_limit=1,
             show_progress="hidden",
             api_name="fuse",
         )
+        stop.click(lambda: "Stopped.", None, results[0], cancels=[run], **quiet)
     page.queue(max_size=config.waiting, default_concurrency_limit=1)
     return page
 
@@ -63,7 +62,7 @@ def controls(config: AppConfig) -> list[Any]:
         gr.Dropdown(list(TASKS.items()), value="ivf", label="What they are"),
         gr.Radio(list(TONES), value="balanced", label="Contrast"),
         gr.Slider(0.1, 10, 1, step=0.1, label=say),
-        gr.Dropdown(ALIGNMENTS, value="none", label="If they do not lie on each other"),
+        gr.Dropdown(list(ALIGNMENTS.items()), value="none", label="If they do not lie on each other"),
         gr.Number(0, label="Seed of the noise", precision=0),
     ]
 
@@ -100,25 +99,29 @@ def panels(pictures: Sequence[tuple[str, str]]) -> str:
 def fuse(
     config: AppConfig,
     denoiser: Denoiser,
+    device: torch.device,
     folder: Path,
     files: Sequence[str] | None,
     names: Sequence[str],
     task: str,
     tone: str,
     prefer: float,
-    align: Align,
+    align: str,
     seed: float | None,
 ) -> Iterator[tuple[Any, ...]]:
     """Fuses, and gives the page's results after each step; an error stands where the progress was."""
-    paths = [Path(file) for file in files or []]
-    named = names if len(names) == len(paths) else [path.name for path in paths]
-    order = Order(list(zip(paths, named, strict=True)), task, tone, float(prefer), int(seed or 0), align)
     hidden = (gr.Image(value=None, visible=False), gr.DownloadButton(visible=False), gr.Code(visible=False))
     yield "Reading …", *hidden, ""
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as place:
         try:
-            for one in fuse_order(order, denoiser, config, Path(place)):
-                if isinstance(one, Progress):
+            order = ordered(files, names, task, tone, prefer, align, seed)
+            steps: Iterator[Progress | Done | None] = followed(
+                lambda show: fuse_order(order, denoiser, device, config, Path(place), show)
+            )
+            for one in steps:
+                if one is None:
+                    yield (gr.skip(),) * 5  # here Gradio sees that nobody waits any more
+                elif isinstance(one, Progress):
                     yield plain(one.text), gr.skip(), gr.skip(), gr.skip(), panels(one.panels)
                 else:
                     picture = gr.Image(value=one.preview, visible=True)
@@ -126,6 +129,21 @@ def fuse(
                     yield f"**{plain(one.text)}**", picture, download, gr.Code(one.command, visible=True), gr.skip()
         except UserError as error:
             yield f"**Cannot be fused.** {plain(str(error))}", *hidden, ""
+        except (Exception, SystemExit):  # which would end the server's worker
+            traceback.print_exc()
+            yield "**Cannot be fused.** A fault of dig2dig, whose traceback the server has printed.", *hidden, ""
+
+
+def ordered(
+    files: Sequence[str] | None, names: Sequence[str], task: str, tone: str, prefer: float, align: str, seed: Any
+) -> Order:
+    """What is asked for; UserError for values of another type than the page's."""
+    try:
+        paths = [Path(file) for file in files or []]
+        named = [str(name) for name in names] if len(names) == len(paths) else [path.name for path in paths]
+        return Order(list(zip(paths, named, strict=True)), task, tone, float(prefer), int(seed or 0), align)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"the factor and the seed must be numbers, not {prefer} and {seed}") from error
 
 
 def plain(text: str) -> str:

@@ -3,7 +3,15 @@
 import sys
 from importlib import import_module
 
-from dig2dig.benchmark.config import DegradedConfig, FlickerConfig, QualityConfig, SpeedConfig, TheoryConfig
+from dig2dig.benchmark.config import (
+    AlignConfig,
+    DegradedConfig,
+    FlickerConfig,
+    GhostsConfig,
+    QualityConfig,
+    SpeedConfig,
+    TheoryConfig,
+)
 from dig2dig.cli import load
 from dig2dig.errors import told
 
@@ -13,12 +21,20 @@ USAGE = """python -m dig2dig.benchmark COMMAND [FILE.yaml …] [key=value …]
   theory    covariance of weights and contributions against the final error, where the ideal image is known
   degraded  noisy sources against clean ones
   flicker   change from frame to frame where nothing moves, with one noise for all frames and one for each
+  ghosts    a thing that moves within a stack, removed and kept; and what is wrongly found in static stacks
+  align     registration of pairs that were moved by a known amount, and of unrelated ones
   speed     cost of gains, steps, batches, sizes and windows, as ratios in one run
 
 COMMAND --help lists its options."""
 
 SCHEMAS = dict(
-    quality=QualityConfig, theory=TheoryConfig, degraded=DegradedConfig, flicker=FlickerConfig, speed=SpeedConfig
+    quality=QualityConfig,
+    theory=TheoryConfig,
+    degraded=DegradedConfig,
+    flicker=FlickerConfig,
+    ghosts=GhostsConfig,
+    align=AlignConfig,
+    speed=SpeedConfig,
 )
 
 

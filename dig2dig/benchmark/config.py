@@ -90,6 +90,17 @@ class FlickerConfig(BenchmarkConfig):
 
 
 @dataclass
+class GhostsConfig(CasesConfig):
+    """Fuses stacks in which a thing moves: python -m dig2dig.benchmark ghosts data=DIR out=DIR [key=value …]."""
+
+    datasets: str = option(
+        "MEFB, SICE_HoLoCo, Waterloo_stacks, IFCNN_stacks, Lytro, Lytro_triple, MFFW",
+        "stacks of exposures or focal planes, separated by commas",
+    )
+    out: str = option("out/ghosts", "folder of table.md and pictures")
+
+
+@dataclass
 class SpeedConfig(BenchmarkConfig):
     """Measures time and memory as ratios within one run: python -m dig2dig.benchmark speed out=DIR [key=value …]."""
 
@@ -104,3 +115,15 @@ class SpeedConfig(BenchmarkConfig):
     limit: int = option(1, "spread: largest number of pairs of each dataset", least=0)
     seeds: int = option(5, "spread: number of seeds", least=2)
     out: str = option("out/speed", "folder of speed.json, table.md and pictures")
+
+
+@dataclass
+class AlignConfig(Checked):
+    """Registers pairs whose source was moved: python -m dig2dig.benchmark align data=DIR out=DIR [key=value …]."""
+
+    data: str = option("../shared/data", "folder of the tasks")
+    datasets: str = option("MSRS, LLVIP, M3FD, VIFB, Harvard_CT-MRI", "datasets, separated by commas")
+    limit: int = option(0, "largest number of pairs of each dataset; 0 = all", least=0)
+    warps: int = option(3, "warps of each pair", least=1)
+    seed: int = option(0, "seed of the warps")
+    out: str = option("out/align", "folder of results.csv and table.md; a run resumes from it")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as one exception, so that a run ends in order: what is fused is written, then it stops."""
+"""Ctrl-C, SIGTERM and SIGHUP as one exception, so that a run ends in order: what is fused is written, then it stops."""
 
 import multiprocessing
 import signal
@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+HEEDED = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
 
 
 class Interrupted(BaseException):
@@ -19,18 +21,22 @@ class Interrupted(BaseException):
 def _raise(number: int, _: FrameType | None) -> None:
     if multiprocessing.parent_process():  # a worker of the data loader: torch ends it in order
         raise KeyboardInterrupt
-    for one in (signal.SIGINT, signal.SIGTERM):  # impatience must not break the orderly end
+    for one in HEEDED:  # impatience must not break the orderly end
         signal.signal(one, signal.SIG_IGN)
     raise Interrupted(number)
 
 
 @contextmanager
 def heed_signals() -> Iterator[None]:
-    """Raises :class:`Interrupted` on SIGINT and SIGTERM inside; only the main thread can."""
+    """Raises :class:`Interrupted` on those signals inside, unless they are ignored, as nohup ignores SIGHUP.
+
+    Only the main thread can.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _raise) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [number for number in HEEDED if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _raise) for number in heeded}
     try:
         yield
     finally:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,18 +11,19 @@ from lightning.pytorch.callbacks import LambdaCallback
 
 from datamodules.pair_data import FusionDataModule
 from datamodules.pairing import scenes
-from dig2dig.atomic import lock
+from dig2dig.atomic import is_file, lock
 from dig2dig.config import InferConfig
 from dig2dig.errors import note, one_line, told
 from dig2dig.inference.interrupts import Interrupted, heed_signals
 from dig2dig.inference.listing import list_pairs
+from dig2dig.inference.ownership import ALIGNED, registers, settle
 from dig2dig.inference.state import Run, find_run, reading
 from dig2dig.inference.table import Rows
 from dig2dig.inference.writer import FusionWriter, join_series
 from dig2dig.modules.fusion import FusionModule
 from dig2dig.modules.results import Result, Tracing
 from dig2dig.tracking.loggers import close, make_loggers
-from dig2dig.tracking.monitor import FusionMonitor
+from dig2dig.tracking.monitor import FusionMonitor, sort_log
 from dig2dig.tracking.progress import Progress
 from dig2dig.tracking.trainer import build_trainer, prepare
 
@@ -34,6 +35,8 @@ class Report(Protocol):
     names: Collection[str]  # pairs whose steps it shows
     estimates: Collection[str]  # of them, those whose estimates by the prior it shows
     side: int  # longest side of what it shows of a step, pixels
+
+    written: Collection[str]  # names of the files that it writes into the run's folder
 
     def start(self) -> None:
         """Removes what an earlier run showed of pairs that are fused anew."""
@@ -49,18 +52,19 @@ class Report(Protocol):
 def infer(config: InferConfig, command: Sequence[str], open_report: Callable[[Run], Report]) -> int:
     """Fuses every pair that the configuration names, and gives the exit code: 1 if any pair failed.
 
-    ``command`` is the command line, for the page that ``open_report`` makes.
+    ``command`` is the command line, for the page that ``open_report`` makes; files in it are inputs of the run.
     """
     prepare()
+    given = [Path(argument) for argument in command if "=" not in argument and is_file(Path(argument))]
     try:
         pairs = scenes(config, note)
         if config.validate:
             return validate(config, FusionDataModule(pairs, reading(config), config.batch_size, config.workers))
         if config.dry_run:
-            list_pairs(find_run(config, pairs))
+            list_pairs(find_run(config, pairs, given))
             return 0
         with heed_signals(), lock(Path(config.out)):
-            run = find_run(config, pairs)
+            run = find_run(config, pairs, given)
             return fuse_pairs(run, open_report(run), command)
     except Interrupted as signal:
         print(f"interrupted: what is fused is kept, the same command goes on ({signal})", file=sys.stderr)
@@ -72,13 +76,14 @@ def fuse_pairs(run: Run, report: Report, command: Sequence[str]) -> int:
     config = run.config
     writer = FusionWriter(run.out, run.done, config.save, report.write, run.key)
     trainer = make_trainer(run, report, writer)
-    logged = {pair.name for pair in run.todo[: config.logger.pairs]} if trainer.loggers else set()
-    large = config.save.weights or bool(trainer.loggers)
+    logged = set(run.shown)
+    large = config.save.weights or bool(logged)
     traced = None if config.save.weights else logged | set(report.names)
     tracing = Tracing(traced, logged | set(report.estimates), None if large else report.side)
     module = FusionModule(config, tracing=tracing)
+    how = replace(reading(config), memory=str(run.out / ALIGNED) if registers(config) else "")
     if run.todo:
-        data = FusionDataModule(run.todo, reading(config), config.batch_size, config.workers)
+        data = FusionDataModule(run.todo, how, config.batch_size, config.workers)
         trainer.predict(module, data, return_predictions=False)
     elif trainer.is_global_zero:
         run.start()
@@ -86,8 +91,10 @@ def fuse_pairs(run: Run, report: Report, command: Sequence[str]) -> int:
     close(trainer.loggers)
     if not trainer.is_global_zero:
         return 0
+    sort_log(run.out / "log" / "metrics.csv")
     join_series(run.out, run.pairs, writer.rows, config.reference)
     report.conclude(writer.rows, command)
+    settle(run.out)
     return conclude(run, writer.rows)
 
 
@@ -114,10 +121,13 @@ def make_trainer(run: Run, report: Report, writer: FusionWriter) -> Trainer:
 
     callbacks: list[Any] = [LambdaCallback(on_predict_start=start), Progress(len(run.todo), "picture"), writer]
     trainer = build_trainer(config.trainer, default_root_dir=run.out, callbacks=callbacks, logger=False)
+    if trainer.is_global_zero:
+        run.claim(report.written, trainer.world_size)
     if run.todo:
         trainer.loggers = make_loggers(config.logger, run.out, asdict(config), start=sys.maxsize)
-    if trainer.loggers:
-        monitor = FusionMonitor(run.out / "panels", config.logger.pairs, first=len(run.done))
+    if run.shown:
+        numbers = {pair.name: number for number, pair in enumerate(run.pairs) if pair.name in run.shown}
+        monitor = FusionMonitor(run.out / "panels", numbers)
         trainer.callbacks.insert(0, monitor)  # pyright: ignore[reportAttributeAccessIssue]
     return trainer
 

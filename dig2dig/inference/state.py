@@ -3,7 +3,7 @@
 import json
 import platform
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,13 +11,12 @@ from typing import Any
 
 from datamodules.pairing import Pair
 from datamodules.pairs import Reading, pair_digest
-from datamodules.readers.source import real
-from dig2dig.atomic import write_atomically
-from dig2dig.cli import from_yaml, read_record, to_yaml
+from datamodules.rig import is_rig, read_rig
+from dig2dig.atomic import is_file, sweep, write_atomically
+from dig2dig.cli import to_yaml
 from dig2dig.config import InferConfig
-from dig2dig.errors import PairingError
 from dig2dig.fusion.weight import weights_sha256
-from dig2dig.inference.encode import suffix_of
+from dig2dig.inference.ownership import PART_TABLE, claim, names_of, read_names, refuse_to_replace_inputs
 from dig2dig.inference.table import Rows, read_summary, write_summary
 from dig2dig.priors.files import file_sha256, prior_sha256
 from dig2dig.priors.lora import adapter_file
@@ -35,62 +34,81 @@ class Run:
     pairs: Sequence[Pair]  # all pairs
     todo: list[Pair]  # pairs that are to be fused
     done: Rows  # rows of ``summary.csv`` that stay valid, by name
+    owned: Collection[str] = ()  # what earlier runs wrote into the folder, as its record names it
+
+    def claim(self, report: Collection[str], processes: int = 1) -> None:
+        """Records what the run will write; RunError if that would replace something that no run wrote."""
+        tables = [f"summary.{number}.csv" for number in range(processes)] if processes > 1 else []
+        names = {*names_of(self.config, self.pairs, self.shown), *report, *tables}
+        claim(self.out, names, self.owned, self.config.overwrite)
 
     def start(self) -> None:
         """Writes ``OUT/run.yaml``, and ``OUT/summary.csv`` with the rows that stay valid, no other."""
         write_summary(self.out / "summary.csv", self.done)
-        ours = ("summary.*.csv", *(f"{folder}.*.part*" for folder in ("", "*_maps/", "report/", "panels/")))
-        for part in (part for pattern in ours for part in self.out.glob(pattern)):  # of runs that were killed
-            part.unlink(missing_ok=True)
-        write_atomically(self.out / "run.yaml", to_yaml(self.config, self.record).encode())
+        for name in filter(PART_TABLE.fullmatch, self.owned):  # of runs that were killed
+            (self.out / name).unlink(missing_ok=True)
+        for folder in ("", "report", "panels", "log", *(name for name in self.owned if name.endswith("_maps/"))):
+            sweep(self.out.resolve() / folder)
+        write_atomically(self.out / "run.yaml", self.yaml)
+
+    @property
+    def yaml(self) -> bytes:
+        """What ``OUT/run.yaml`` holds."""
+        return to_yaml(self.config, self.record).encode()
 
     @property
     def key(self) -> str:
         """Changes with whatever shapes a result."""
-        parts = [asdict(part) if is_dataclass(part) else part for part in shaping(self.config, self.record)]  # pyright: ignore
-        return f"{zlib.crc32(json.dumps(parts, sort_keys=True, default=str).encode()):08x}"
+        return key_of(self.config, self.record)
+
+    @property
+    def shown(self) -> list[str]:
+        """Pairs whose panels are drawn: with those of an earlier run as many as ``logger.pairs``."""
+        wanted = self.config.logger.pairs if self.config.logger.active else 0
+        drawn = [name for name in self.done if is_file(self.out / f"panels/{name}_panel.png")] if wanted else []
+        return [pair.name for pair in self.todo[: max(wanted - len(drawn), 0)]]
+
+
+def key_of(config: InferConfig, record: dict[str, Any]) -> str:
+    """Changes with whatever shapes a result."""
+    parts = [asdict(part) if is_dataclass(part) else part for part in shaping(config, record)]  # pyright: ignore
+    return f"{zlib.crc32(json.dumps(parts, sort_keys=True, default=str).encode()):08x}"
 
 
 def reading(config: InferConfig) -> Reading:
     """How the configuration wants files to be read."""
     return Reading(
-        config.task, config.allow_missing, config.range, config.reference, config.align, border=config.border
+        config.task,
+        config.allow_missing,
+        config.range,
+        config.reference,
+        config.align,
+        border=config.border,
+        ghosts=config.ghosts,
     )
 
 
-def find_run(config: InferConfig, pairs: Sequence[Pair]) -> Run:
-    """Finds what is left to do; nothing is written yet.
+def find_run(config: InferConfig, pairs: Sequence[Pair], given: Sequence[Path] = ()) -> Run:
+    """Finds what is left to do; nothing is written yet. RunError if an input, or a ``given`` file, would be replaced.
 
     Pairs that an earlier run into the same folder has done are skipped if their files hold the same bytes, and its
     configuration, as far as it shapes the result, its prior and its version of dig2dig are the same.
     """
     out = Path(config.out)
-    refuse_to_replace_sources(config, pairs)
     config, record = resolve(config), make_record(config)
-    earlier = None if config.overwrite else from_yaml(InferConfig, out / "run.yaml")
+    owned = read_names(out)
     rows: Rows = {}
-    if earlier and shaping(earlier, read_record(out / "run.yaml")) == shaping(config, record):
-        for table in (out / "summary.csv", *sorted(out.glob("summary.*.csv"))):  # parts of an interrupted run
-            rows |= read_summary(table)
+    for table in () if config.overwrite else ("summary.csv", *sorted(filter(PART_TABLE.fullmatch, owned))):
+        rows |= read_summary(out / table, key_of(config, record))  # parts are an interrupted run's
     how = reading(config)
-    done = {name: row for name, row in rows.items() if row["status"] == "done" and (out / row["file"]).is_file()}
+    done = {name: row for name, row in rows.items() if row["status"] == "done" and is_file(out / row["file"])}
     todo = [pair for pair in pairs if pair.name not in done or done[pair.name]["inputs"] != pair_digest(pair, how)]
     for pair in todo:
         done.pop(pair.name, None)
-    return Run(out, config, record, pairs, todo, done)
-
-
-def refuse_to_replace_sources(config: InferConfig, pairs: Sequence[Pair]) -> None:
-    """Raises PairingError if a result has the path of a source."""
-    out = Path(config.out)
-    sources = {real(file) for pair in pairs for file in pair.files.values()}
-    for pair in pairs:
-        suffixes = {suffix_of(config.save.format, file.suffix.lower()) for file in pair.files.values()}
-        written = {real(out / f"{pair.name}{suffix}") for suffix in suffixes}
-        written |= {real(out / f"{pair.series}.mp4")} if pair.series else set()
-        if hit := sources & written:
-            name = Path(hit.pop()).name
-            raise PairingError(f"out={out} holds sources: {name} would be replaced; give another folder")
+    run = Run(out, config, record, pairs, todo, done, owned)
+    changed = [file for file in given if file.read_bytes() != run.yaml]  # a run.yaml may repeat its own run
+    refuse_to_replace_inputs(config, pairs, changed)
+    return run
 
 
 def make_record(config: InferConfig) -> dict[str, Any]:
@@ -99,6 +117,9 @@ def make_record(config: InferConfig) -> dict[str, Any]:
     versions["python"] = platform.python_version()
     adapter = file_sha256(adapter_file(Path(prior.adapter))) if prior.adapter else ""
     hashes = {"prior_sha256": prior_sha256(prior.path), "adapter_sha256": adapter}
+    if is_rig(config.align):
+        read_rig(Path(config.align))  # refused before anything is written
+        hashes["rig_sha256"] = file_sha256(Path(config.align))
     return hashes | {"weights_sha256": weights_sha256(config.sampler.weights), "versions": versions}
 
 
@@ -112,7 +133,8 @@ def resolve(config: InferConfig) -> InferConfig:
     sampler, learned = config.sampler, config.sampler.weights
     if learned != "gain" and not learned.startswith("bundled/"):
         sampler = replace(sampler, weights=absolute(learned))
-    return replace(config, sources=sources, prior=prior, sampler=sampler, **paths)
+    align = absolute(config.align) if is_rig(config.align) else config.align
+    return replace(config, sources=sources, prior=prior, sampler=sampler, align=align, **paths)
 
 
 def absolute(path: str) -> str:
@@ -135,4 +157,5 @@ def shaping(config: InferConfig, record: dict[str, Any]) -> tuple[object, ...]:
         config.save,
         config.seed,
         record.get("versions", {}).get("dig2dig"),
+        *([record["rig_sha256"]] if record.get("rig_sha256") else []),
     )

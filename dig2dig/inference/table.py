@@ -5,23 +5,42 @@ The csv module suffices: names that are not UTF-8 pass through it, and pandas wo
 
 import csv
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dig2dig.atomic import write_atomically
 
-COLUMNS = ("name", "status", "file", "seconds", "size", "seed", "inputs", "note", "reason")
+COLUMNS = ("name", "status", "file", "seconds", "size", "seed", "inputs", "note", "reason", "run")
 Rows = dict[str, dict[str, str]]  # by the name of their pair
 
 
-def read_summary(path: Path) -> Rows:
-    """Rows of an earlier table; none if there is no such file or it has other columns."""
-    if not path.is_file():
+def read_summary(path: Path, run: str | None = None) -> Rows:
+    """Rows of an earlier table, of the ``run`` with this key if one is given.
+
+    None if there is no such file or it has other columns; rows that no run writes are left out.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader) if reader.fieldnames == list(COLUMNS) else []
+    except (OSError, csv.Error):
         return {}
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        reader = csv.DictReader(file)
-        return {row["name"]: row for row in reader} if reader.fieldnames == list(COLUMNS) else {}
+    return {row["name"]: row for row in rows if _is_sound(row) and run in (None, row["run"])}
+
+
+def _is_sound(row: Mapping[Any, Any]) -> bool:
+    """Whether a run may have written a row: a file name leads nowhere else, seconds are a number."""
+    if set(row) != set(COLUMNS) or not all(isinstance(value, str) for value in row.values()):
+        return False
+    if row["status"] != "done":
+        return row["status"] == "failed"
+    try:
+        seconds = float(row["seconds"])
+    except ValueError:
+        return False
+    return math.isfinite(seconds) and Path(row["file"]).name == row["file"] != "" and "\0" not in row["file"]
 
 
 def write_summary(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:

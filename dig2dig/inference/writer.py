@@ -1,6 +1,6 @@
 """Writes pictures, maps and the table of what was done, each whole or not at all."""
 
-import shutil
+import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
@@ -19,9 +19,12 @@ from dig2dig.atomic import write_atomically
 from dig2dig.config import SaveConfig
 from dig2dig.errors import first_line
 from dig2dig.inference.encode import encode, lost, suffix_of
+from dig2dig.inference.ownership import MAP
 from dig2dig.inference.table import Rows, read_summary, write_summary
 from dig2dig.modules.results import Result
 from dig2dig.tracking.panels import to_colours, to_png
+
+UNNAMEABLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ, errno.EINVAL)  # one name cannot be used, others can
 
 
 class FusionWriter(BasePredictionWriter):
@@ -67,7 +70,8 @@ class FusionWriter(BasePredictionWriter):
     def _write_result(self, result: Result) -> dict[str, Any]:
         """Writes a fused picture; the row says what became of it."""
         sample = result.sample
-        row: dict[str, Any] = {"name": result.name, "inputs": sample.digest if sample else "", "note": result.note}
+        row: dict[str, Any] = {"name": result.name, "note": result.note, "run": self.key}
+        row["inputs"] = sample.digest if sample else ""
         if result.image is None or sample is None:
             return row | {"status": "failed", "reason": result.reason}
         suffix = suffix_of(self.save.format, sample.suffix)
@@ -77,10 +81,15 @@ class FusionWriter(BasePredictionWriter):
             content = encode(result.image, suffix, sample.depth, metadata, result.valid, self.key)
         except ValueError as error:
             return row | {"status": "failed", "reason": f"{result.name}: {first_line(error)}; take save.format=png"}
-        if self.save.weights:
-            self._write_maps(result)
         file = f"{result.name}{suffix}"
-        write_atomically(self.out / file, content)
+        try:
+            if self.save.weights:
+                self._write_maps(result)
+            write_atomically(self.out / file, content)
+        except OSError as error:
+            if error.errno not in UNNAMEABLE:
+                raise
+            return row | {"status": "failed", "reason": f"{result.name}: {error.strerror}: {error.filename}"}
         height, width = result.image.shape[-2:]
         done = {"seconds": f"{result.seconds:.3f}", "size": f"{width}x{height}", "seed": result.seed}
         return row | {"status": "done", "file": file} | done
@@ -102,15 +111,19 @@ class FusionWriter(BasePredictionWriter):
             return
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            for part in sorted(self.out.glob("summary.*.csv")):
-                self.rows |= read_summary(part)
-                part.unlink()
+            for part in (self.out / f"summary.{number}.csv" for number in range(trainer.world_size)):
+                self.rows |= read_summary(part, self.key)
+                part.unlink(missing_ok=True)
             write_summary(self.out / "summary.csv", self.rows)
         trainer.strategy.barrier()
 
     def _write_maps(self, result: Result) -> None:
         folder = self.out / f"{result.name}_maps"
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.is_symlink():
+            raise OSError(errno.ELOOP, "is a link; remove it", str(folder))
+        for map in folder.glob("*_step*_t*.png"):
+            if MAP.fullmatch(map.name):
+                map.unlink()
         for snapshot in result.trace:
             for k, modality in enumerate(result.sample.modalities if result.sample else ()):
                 gain, weight = snapshot.gain[0, k, 0], snapshot.weight[0, k, 0]

@@ -96,5 +96,5 @@ def read_fragment(folder: Path, name: str, key: str, inputs: str) -> PairView | 
         content = json.loads(fragment_file(folder, name).read_bytes())
         card = PairView.from_json(content["card"])
         return card if (content["key"], content["inputs"], card.name) == (key, inputs, name) else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None

@@ -1,6 +1,7 @@
 """Keeps what the report of a run shows, pair by pair as they are fused, and writes the page."""
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from dig2dig.report.page import render
 from dig2dig.report.pictures import pair_view
 from dig2dig.report.runs import run_page
 from dig2dig.report.views import FOLDER, fragment_file, read_fragment
+
+FRAGMENT = re.compile(rf"{FOLDER}/[0-9a-f]{{20}}\.json")
 
 
 class ReportWriter:
@@ -33,15 +36,17 @@ class ReportWriter:
         self.files = {pair.name: pair.files for pair in todo[: max(self.config.pairs - len(views), 0)]}
         made = sum(any(step.estimate for step in view.views) for view in views)
         self.names = set(self.files)
+        fragments = [fragment_file(run.out, name) for name in (*self.files, *run.done)]
+        page = ["report.html"] * bool(self.config.pairs)
+        self.written = [*page, *(f"{FOLDER}/{file.name}" for file in fragments)]
         self.estimates = set(list(self.files)[: max(self.config.estimates - made, 0)])
 
     def start(self) -> None:
         """Removes the fragments of pairs that are fused anew, and the page that showed them."""
-        kept = {fragment_file(self.run.out, name) for name in self.run.done}
-        fragments = set((self.run.out / FOLDER).glob(f"{'[0-9a-f]' * 20}.json"))
-        for file in fragments - kept:
-            file.unlink(missing_ok=True)
-            (self.run.out / "report.html").unlink(missing_ok=True)
+        kept = {fragment_file(self.run.out, name).name for name in self.run.done}
+        names = [name for name in self.run.owned if FRAGMENT.fullmatch(name) and name.partition("/")[2] not in kept]
+        for name in [*names, *["report.html"] * ("report.html" in self.run.owned and bool(names))]:
+            (self.run.out / name).unlink(missing_ok=True)
 
     def write(self, result: Result, file: str) -> None:
         """Writes the fragment of a fused pair, whose picture is in ``file``, before the table says that it is done."""

@@ -1,26 +1,32 @@
 """Loggers by configuration, and one way to send numbers, pictures and histograms to all of them."""
 
 import csv
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from secrets import token_hex
+from textwrap import shorten
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import numpy as np
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from dig2dig.atomic import is_first_process, write_atomically
 from dig2dig.config import LoggerConfig, WandbConfig
-from dig2dig.errors import RunError
+from dig2dig.errors import RunError, first_line, note
 
 Arrays = Mapping[str, np.ndarray]
+PATIENCE = 5.0, 20.0  # seconds for W&B's server to answer at all, and for it to take the run
 
 
 def make_loggers(config: LoggerConfig, out: Path, record: dict[str, Any], start: int = 0) -> list[Logger]:
     """The loggers that a configuration names; RunError if one is not installed.
 
     They go on at the step ``start`` and replace what was logged from there on. W&B shows ``record`` beside the run.
+    If W&B cannot be had online, a line says so and the others go on.
     """
     loggers: list[Logger] = [_csv_logger(out, start)] if config.csv else []
     if config.tensorboard:
@@ -29,7 +35,7 @@ def make_loggers(config: LoggerConfig, out: Path, record: dict[str, Any], start:
         except ModuleNotFoundError as error:
             raise RunError("logger.tensorboard needs TensorBoard: pip install 'dig2dig[finetune]'") from error
     if config.wandb.mode != "disabled":
-        loggers.append(_wandb_logger(config.wandb, out, record))
+        loggers += _wandb_logger(config.wandb, out, record)
     return loggers
 
 
@@ -48,9 +54,13 @@ def _csv_logger(out: Path, start: int) -> CSVLogger:
     return logger
 
 
-def _wandb_logger(config: WandbConfig, out: Path, record: dict[str, Any]) -> WandbLogger:
+def _wandb_logger(config: WandbConfig, out: Path, record: dict[str, Any]) -> list[WandbLogger]:
+    """W&B's logger, or none where it cannot be reached."""
     from wandb import Settings
+    from wandb.errors import Error
 
+    if config.mode == "online" and (reason := _refusal()):
+        return _without(reason)
     mark = out / "wandb_id"
     if is_first_process() and not mark.is_file():
         write_atomically(mark, token_hex(4).encode())
@@ -64,10 +74,39 @@ def _wandb_logger(config: WandbConfig, out: Path, record: dict[str, Any]) -> Wan
         offline=not online,
         resume="allow" if online else None,
         config=record,
-        settings=Settings(silent=True, console="off"),
+        settings=Settings(silent=True, console="off", init_timeout=PATIENCE[1]),
     )
     logger._wandb_init.pop("anonymous", None)  # Lightning passes it always, and W&B warns that it has no effect
-    return logger
+    try:
+        if online and is_first_process():
+            _ = logger.experiment
+    except (Error, OSError) as error:
+        return _without(first_line(error))
+    return [logger]
+
+
+def _refusal() -> str:
+    """Why W&B cannot be had online; empty if it can, as far as that is seen at once."""
+    from requests.utils import get_netrc_auth
+    from wandb import setup
+
+    settings = setup().settings
+    named = settings.api_key or any(name in os.environ for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))
+    if not named and not get_netrc_auth(settings.base_url):
+        return "no key is known"
+    try:
+        with urlopen(settings.base_url, timeout=PATIENCE[0]):
+            return ""
+    except HTTPError:  # an answer
+        return ""
+    except (OSError, ValueError) as error:
+        return f"{settings.base_url} does not answer ({getattr(error, 'reason', error)})"
+
+
+def _without(reason: str) -> list[WandbLogger]:
+    reason = shorten(reason, 200)
+    note(f"warning: nothing is logged to W&B: {reason}; give logger.wandb.mode=offline, or log in with wandb login")
+    return []
 
 
 def log_scalars(loggers: Iterable[Logger], values: dict[str, float], step: int) -> None:

@@ -1,6 +1,9 @@
 """Fusions to look at while a run goes on: panels, metrics and gain statistics, for every logger and as files."""
 
-from collections.abc import Sequence
+import csv
+import errno
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from dig2dig.atomic import write_atomically
 from dig2dig.modules.results import Result
-from dig2dig.modules.scores import means, pair_scores, pair_statistics
+from dig2dig.modules.scores import pair_scores, pair_statistics
 from dig2dig.tracking.loggers import log_maps, log_scalars
 from dig2dig.tracking.panels import curves, fusion_panel, histogram_values, maps_panel, to_png
 
@@ -32,11 +35,11 @@ def show(trainer: Trainer, result: Result, folder: Path, step: int) -> None:
 class FusionMonitor(Callback):
     """Shows fused pairs, with panels in ``folder``: in training at each validation, in inference as they are made.
 
-    In inference it shows at most ``limit`` pairs, and counts on from the ``first`` pairs of an earlier run.
+    In inference it shows the pairs that ``numbers`` names, each at its number, whatever else a run fuses.
     """
 
-    def __init__(self, folder: Path, limit: int = 0, first: int = 0) -> None:
-        self.folder, self.left, self.first = folder, limit, first
+    def __init__(self, folder: Path, numbers: Mapping[str, int] | None = None) -> None:
+        self.folder, self.numbers = folder, numbers or {}
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:
         """Shows the pairs as the prior of this step fuses them."""
@@ -46,16 +49,32 @@ class FusionMonitor(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any, **__: Any
     ) -> None:
-        """Shows the next pairs that were fused, with their scores."""
-        made = shown(outputs)[: self.left]
-        self.left -= len(made)
-        if made:
-            log_scalars(trainer.loggers, means([pair_scores(result) for result in made]), self.first + batch_idx)
-        for result in made:
-            show(trainer, result, self.folder, self.first + batch_idx)
+        """Shows pairs that were fused, with their scores."""
+        for result in (result for result in shown(outputs) if result.name in self.numbers):
+            number = self.numbers[result.name]
+            log_scalars(trainer.loggers, pair_scores(result), number)
+            try:
+                show(trainer, result, self.folder, number)
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:  # the picture itself may have a name that fits
+                    raise
 
 
 def shown(outputs: Any) -> list[Result]:
     """The fused pairs of a batch whose steps were kept with the prior's estimates."""
     results: Sequence[Result] = outputs.get("results", []) if isinstance(outputs, dict) else outputs or []
     return [result for result in results if result.trace and result.trace[0].x0_hat is not None]
+
+
+def sort_log(path: Path) -> None:
+    """Puts the rows of ``metrics.csv`` into the order of their steps; of repeated ones, as after a kill, the last."""
+    if not path.is_file():
+        return
+    with path.open(newline="") as file:
+        table = csv.DictReader(file)
+        rows = {int(row["step"]): row for row in table}
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, table.fieldnames or [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows[step] for step in sorted(rows))
+    write_atomically(path, text.getvalue().encode())

@@ -1,37 +1,121 @@
-"""What survives of a training: averaged weights, and checkpoints that are whole or not there."""
+"""What survives of a training: averaged weights, and the last two checkpoints, each whole or not there."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
+from shutil import rmtree
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
-from torch import nn
+from safetensors import SafetensorError
+from torch import Tensor, nn
 from torch.nn import ParameterList
 from torch.optim.swa_utils import AveragedModel
 
-from dig2dig.atomic import replacing
-from dig2dig.errors import RunError, first_line
+from dig2dig.atomic import replacing, sweep
+from dig2dig.errors import RunError, UserError, first_line, note
+from dig2dig.priors.files import CHECKSUMS
+
+HEX = "[0-9a-f]" * 16  # in names of folders that are being written
+
+
+class Diverged(UserError):
+    """A training that has lost its way: a loss or weights that are not finite."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints beside their place and renames them: a run that is killed leaves the one before."""
+    """Writes checkpoints beside their place and renames them: a run that is killed leaves the ones before.
+
+    The checkpoint before is kept as :func:`previous`, if ``whole`` says that it can be read.
+    """
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__()
+        self.whole = whole
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Temporary name, fsync, rename; what a killed run left goes."""
-        for part in Path(path).parent.glob(".*.part*"):
-            part.unlink(missing_ok=True)
-        with replacing(Path(path)) as part:
-            torch.save(checkpoint, part)
+        path = Path(path)
+        try:
+            sweep(path.parent)
+            with replacing(path) as part:
+                with part.open("wb") as file:
+                    torch.save(checkpoint, file)
+                if self.whole and path.is_file():
+                    path.replace(previous(path))
+        except (OSError, RuntimeError) as error:
+            reason = first_line(error.__context__ or error)  # torch covers a full disk with its own complaint
+            raise RunError(f"{path}: cannot be written ({reason}); the checkpoint before is kept") from error
+        self.whole = True
+
+
+def previous(path: Path) -> Path:
+    """The checkpoint before the last one."""
+    return path.with_name(f"previous{path.suffix}")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of an earlier run; a damaged one is a RunError."""
+    """A checkpoint of an earlier run whose checksums are right; a damaged one is a RunError."""
     try:
+        with ZipFile(path) as archive:  # torch reads by mmap, which skips the archive's checksums
+            if damaged := archive.testzip():
+                raise ValueError(f"wrong checksum of {damaged}")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a damaged pickle or archive raises
         raise RunError(f"{path}: damaged checkpoint ({first_line(error)}); delete it to start anew") from error
+
+
+def newest_checkpoint(path: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The last checkpoint, or where it is damaged the one before, with a note; None if there is none."""
+    damage: RunError | None = None
+    for file in (path, previous(path)):
+        try:
+            if file.is_file():
+                found = read_checkpoint(file)
+                if damage:
+                    note(f"{path}: damaged checkpoint; goes on from the one before, step {found['global_step']}")
+                return file, found
+        except RunError as error:
+            damage = damage or error
+    if damage:
+        raise damage
+    return None
+
+
+def finite(value: Any) -> bool:
+    """Whether all numbers of all tensors in nested lists and mappings are finite."""
+    if isinstance(value, Tensor):
+        return not value.is_floating_point() or bool(value.isfinite().all())
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return all(map(finite, inner))
+
+
+@contextmanager
+def export_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder to write an export to. Its files take their places at the end, all of them or none.
+
+    So a full disk leaves an earlier export as it is. Files of other names stay where they are.
+    """
+    for part in folder.parent.glob(f".{folder.name}.{HEX}.part"):  # of runs that were killed
+        rmtree(part)
+    new = folder.with_name(f".{folder.name}.{token_hex(8)}.part")
+    try:
+        yield new
+        (folder / CHECKSUMS).unlink(missing_ok=True)  # a kill amid the renames must not look like a whole export
+        files = (file for file in new.rglob("*") if file.is_file())
+        for file in sorted(files, key=lambda file: file.name == CHECKSUMS):
+            place = folder / file.relative_to(new)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(place)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{folder}: cannot be written ({first_line(error)}); what was there is kept") from error
+    finally:
+        rmtree(new, ignore_errors=True)
 
 
 class WeightAverage(Callback):
@@ -111,6 +195,8 @@ def finish(module: nn.Module, checkpoint: dict[str, Any]) -> None:
     average = checkpoint["callbacks"].get(WeightAverage.__qualname__, {})
     if not wanted.keys() <= found.keys() or any(found[name].shape != wanted[name].shape for name in wanted):
         raise RunError("the checkpoint in out= belongs to another network or mode: give another folder")
+    if not finite([*found.values(), average]):
+        raise Diverged("the weights of the last checkpoint are not finite")
     with torch.no_grad():
         for i, (name, weight) in enumerate(wanted.items()):
             weight.copy_(average.get(f"module.{i}", found[name]))

@@ -23,7 +23,7 @@ from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.lora import save_adapter
 from dig2dig.priors.loss import validation_psnr
 from dig2dig.training.card import Facts, model_card
-from dig2dig.training.checkpoints import finish
+from dig2dig.training.checkpoints import export_folder, finish
 
 
 class Learning(ABC):
@@ -64,12 +64,13 @@ def write_prior(denoiser: Denoiser, config: TrainConfig) -> Path:
     """Writes a prior, or its adapter, into ``OUT``, says how to use it, and gives the folder."""
     out, lora = Path(config.out), config.adapt.mode.startswith("lora")
     folder = out / ("adapter" if lora else "prior")
-    if lora:
-        save_adapter(denoiser, folder, config.prior, config.adapt.rank, config.adapt.alpha)
-        print(f"adapter written: dig2dig infer … prior.path={config.prior} prior.adapter={folder}")
-    else:
-        save_prior(denoiser, folder)
-        print(f"prior written: dig2dig infer … prior.path={folder}")
+    with export_folder(folder) as place:
+        if lora:
+            save_adapter(denoiser, place, config.prior, config.adapt.rank, config.adapt.alpha)
+        else:
+            save_prior(denoiser, place)
+    use = f"prior.path={config.prior} prior.adapter={folder}" if lora else f"prior.path={folder}"
+    print(f"{folder.name} written: dig2dig infer … {use}")
     return folder
 
 

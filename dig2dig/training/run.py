@@ -6,32 +6,50 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ThroughputMonitor
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ThroughputMonitor
 
 from dig2dig.atomic import lock, write_atomically
 from dig2dig.cli import from_yaml, to_yaml
 from dig2dig.config_train import TrainConfig
-from dig2dig.errors import RunError, told
+from dig2dig.errors import RunError, note, told
+from dig2dig.inference.interrupts import Interrupted, heed_signals
 from dig2dig.priors.files import prior_sha256
 from dig2dig.tracking.loggers import close, log_scalars, make_loggers
 from dig2dig.tracking.monitor import FusionMonitor
 from dig2dig.tracking.progress import Progress
 from dig2dig.tracking.trainer import build_trainer, prepare
-from dig2dig.training.checkpoints import AtomicCheckpointIO, WeightAverage, read_checkpoint
+from dig2dig.training.checkpoints import (
+    AtomicCheckpointIO,
+    Diverged,
+    WeightAverage,
+    newest_checkpoint,
+    read_checkpoint,
+)
+from dig2dig.training.guard import Guard
 from dig2dig.training.prior import Learning, PriorLearning
 from dig2dig.training.weights import WeightLearning
 
 
 @told
 def train(config: TrainConfig) -> int:
-    """Trains, or resumes where ``OUT/checkpoints`` stands, and writes the finished prior or adapter into ``OUT``."""
+    """Trains, or resumes where ``OUT/checkpoints`` stands, and writes the finished prior or adapter into ``OUT``.
+
+    The exit code is 1 if the training lost its way, and that of a shell's if a signal ended it.
+    """
     prepare()
     seed_everything(config.seed, verbose=False)
     if config.validate:
         validate(config)
         return 0
-    with nullcontext() if config.fast_dev_run else lock(Path(config.out)):
-        fit(config)
+    try:
+        with heed_signals(), nullcontext() if config.fast_dev_run else lock(Path(config.out)):
+            fit(config)
+    except Interrupted as signal:
+        note(f"interrupted: the same command goes on ({signal})")
+        return signal.exit_code
+    except Diverged as error:
+        note(f"stopped: {error}; the last good checkpoint and export are kept: try a smaller optim.lr, another out=")
+        return 1
     return 0
 
 
@@ -40,20 +58,23 @@ def checkpoint_path(config: TrainConfig) -> Path:
     return Path(config.out) / "checkpoints" / "last.ckpt"
 
 
-def find_start(config: TrainConfig) -> tuple[TrainConfig, int]:
-    """The configuration with the prior's hash, and the run's step, 0 if new; RunError for other options or damage."""
+def find_start(config: TrainConfig) -> tuple[TrainConfig, int, Path | None]:
+    """The configuration with the prior's hash, the run's step and its checkpoint, 0 and None if new.
+
+    RunError for other options, or if no checkpoint can be read.
+    """
     if config.prior:
         config = replace(config, prior_sha256=config.prior_sha256 or prior_sha256(config.prior))
-    path = checkpoint_path(config)
-    if config.fast_dev_run or not path.is_file():
-        return config, 0
-    steps = int(read_checkpoint(path)["global_step"])
+    found = None if config.fast_dev_run else newest_checkpoint(checkpoint_path(config))
+    if found is None:
+        return config, 0, None
+    steps = int(found[1]["global_step"])
     earlier = from_yaml(TrainConfig, Path(config.out) / "config.yaml")
     now, before = _shaping(config), _shaping(earlier) if earlier else {}
     changed = [f"{name} was {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]]
     if steps and changed:
         raise RunError(f"{config.out}: holds a run with other options ({changed[0]}); give another out=")
-    return config, steps
+    return config, steps, found[0] if steps else None
 
 
 def _shaping(config: TrainConfig) -> dict[str, Any]:
@@ -85,27 +106,15 @@ def size_of_batch(batch: Any) -> int:
     return len(batch) if isinstance(batch, list) else len(batch["image"])
 
 
-def make_callbacks(config: TrainConfig, start: int) -> list[Callback]:
-    """Averaged weights, a progress bar, checkpoints, what is logged, and fusions to look at."""
+def make_callbacks(config: TrainConfig, guard: Guard, start: int) -> list[Callback]:
+    """Averaged weights, a progress bar, fusions to look at, and checkpoints of all that."""
     callbacks: list[Callback] = [WeightAverage(config.optim.ema)] if config.optim.ema else []
     if config.fast_dev_run:
-        return callbacks
-    saving = ModelCheckpoint(
-        checkpoint_path(config).parent,
-        save_last=True,
-        save_top_k=0,
-        every_n_train_steps=config.save_every,
-        enable_version_counter=False,
-    )
-    saving._last_global_step_saved = start  # or a resumed run would save once amid an accumulation
-    callbacks += [Progress(config.optim.steps, "step", start), saving]
-    log = config.logger
-    if log.csv or log.tensorboard or log.wandb.mode != "disabled":
-        callbacks += [LearningRateMonitor(), Throughput(size_of_batch, window_size=20)]
-    return [*callbacks, FusionMonitor(Path(config.out) / "fusion")]
+        return [*callbacks, guard]
+    return [*callbacks, Progress(config.optim.steps, "step", start), FusionMonitor(Path(config.out) / "fusion"), guard]
 
 
-def make_trainer(config: TrainConfig, start: int) -> Trainer:
+def make_trainer(config: TrainConfig, guard: Guard, start: int, whole: bool) -> Trainer:
     """Lightning's trainer with :func:`make_callbacks` and the loggers that the configuration names."""
     out, optim = Path(config.out), config.optim
     trainer = build_trainer(
@@ -121,12 +130,15 @@ def make_trainer(config: TrainConfig, start: int) -> Trainer:
         log_every_n_steps=min(config.logger.every, optim.steps),
         fast_dev_run=config.fast_dev_run,
         logger=False,
-        enable_checkpointing=not config.fast_dev_run,
-        callbacks=make_callbacks(config, start),
-        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=False,
+        callbacks=make_callbacks(config, guard, start),
+        plugins=[AtomicCheckpointIO(whole)],
     )
     if not config.fast_dev_run:  # now each process knows its rank
         trainer.loggers = make_loggers(config.logger, out, asdict(config), start)
+        if trainer.loggers:
+            watching = [LearningRateMonitor(), Throughput(size_of_batch, window_size=20)]
+            trainer.callbacks[-1:-1] = watching  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
         if trainer.is_global_zero:
             write_atomically(out / "config.yaml", to_yaml(config).encode())
     return trainer
@@ -134,24 +146,26 @@ def make_trainer(config: TrainConfig, start: int) -> Trainer:
 
 def fit(config: TrainConfig) -> None:
     """Trains from where the run stands to its last step, and exports."""
-    config, start = find_start(config)
+    config, start, stands = find_start(config)
     learning: Learning = WeightLearning(config) if config.learns_weights else PriorLearning(config)
     module, data, steps = learning.module, learning.data, config.optim.steps
-    trainer = make_trainer(config, start)
     path = checkpoint_path(config)
+    guard = Guard(None if config.fast_dev_run else path, (config.save_every, config.val_every), start)
+    trainer = make_trainer(config, guard, start, whole=stands == path)
     watched = bool(data.samples) and not config.fast_dev_run and start < steps
     if watched and not start:
         trainer.validate(module, data, verbose=False)  # before anything is learned
     if start < steps:
-        trainer.fit(module, data, ckpt_path=path if start else None)
+        with guard.heeding():
+            trainer.fit(module, data, ckpt_path=stands)
     if config.fast_dev_run:
         return
-    if start < steps:
+    if guard.saved < steps:
         trainer.save_checkpoint(path)
     if watched and steps % config.val_every:
         trainer.validate(module, data, verbose=False)
     if trainer.is_global_zero:
-        scores = learning.export(read_checkpoint(path), trainer.world_size)
+        scores = learning.export(read_checkpoint(path if start < steps else stands or path), trainer.world_size)
         log_scalars(trainer.loggers, {f"final/{name}": value for name, value in scores.items()}, steps)
     close(trainer.loggers)
 

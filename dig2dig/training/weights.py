@@ -23,7 +23,7 @@ from dig2dig.modules.scores import means
 from dig2dig.modules.weights import WeightModule
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.training.card import WeightFacts, weight_card
-from dig2dig.training.checkpoints import finish
+from dig2dig.training.checkpoints import export_folder, finish
 from dig2dig.training.prior import Learning, device_of, fusion_samples, write_prior
 from dig2dig.training.scenes import cached, training_scenes, without_mask
 
@@ -65,7 +65,8 @@ class WeightLearning(Learning):
         finish(torch.nn.ModuleDict({"network": network, "denoiser": denoiser}), checkpoint)
         network, denoiser = network.eval(), denoiser.eval()
         folder = out / "weights"
-        save_weights(network, folder)
+        with export_folder(folder) as place:
+            save_weights(network, place)
         print(f"weights written: dig2dig infer … sampler.weights={folder}")
         if config.learns_prior:
             write_prior(denoiser, config)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import infer
@@ -31,7 +32,9 @@ STACK = [EXAMPLES / "multi_exposure_stack" / kind / "Tower.png" for kind in ("da
 def fused(order: Order, prior: Path, folder: Path, **limits: Any) -> list[Progress | Done]:
     config = AppConfig(prior=PriorConfig(path=str(prior)), **limits)
     folder.mkdir()
-    return list(fuse_order(order, open_prior(config.prior), config, folder))
+    steps: list[Progress | Done] = []
+    done = fuse_order(order, open_prior(config.prior), torch.device("cpu"), config, folder, steps.append)
+    return [*steps, done]
 
 
 def crops(folder: Path, files: list[Path], names: list[str]) -> list[tuple[Path, str]]:
@@ -122,7 +125,7 @@ def test_notes_have_the_names_of_files_and_controls(tmp_path: Path, tiny: Path) 
     assert isinstance(done, Done) and done.text.startswith("Fused: 256×256 pixels in ")
     _, span, shift, control = done.text.split("; ")
     assert span.startswith("source_1 (1).png: values 7") and span.endswith(" are black to white")
-    assert shift == "source_1 (1).png: seems shifted by 9, 0 px" and control == "'find the homography' registers them"
+    assert shift == "source_1 (1).png: seems shifted by 9, 0 px" and control == "'find scale and place' registers them"
     with pytest.raises(
         UserError, match=r"^sources differ in size: source_2\.png 256x256, source_1 \(1\)\.png 64x48; choose"
     ):

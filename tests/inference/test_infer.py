@@ -63,7 +63,7 @@ def test_pairs_become_pictures_a_summary_and_a_record(pairs: list[str], tmp_path
     assert record is not None and facts["prior_sha256"] == prior_sha256(tiny)
     assert facts["versions"]["torch"] == torch.__version__.split("+")[0] and record.sampler.steps == 3
     assert {path.name for path in out.iterdir()} == {
-        "a.png", "b.png", "c.png", "report", "report.html", "run.yaml", "summary.csv",
+        "a.png", "b.png", "c.png", "dig2dig.json", "report", "report.html", "run.yaml", "summary.csv",
     }  # fmt: skip
 
 

@@ -58,9 +58,10 @@ def test_maps_hold_the_weights_and_the_gains_of_their_source_and_step(tmp_path: 
     """Weights from 0 to 1; gains between the least and the largest of both sources in the step."""
     made = result()
     (tmp_path / "night_maps").mkdir()
-    (tmp_path / "night_maps" / "left.png").write_bytes(b"of an earlier run")
+    (tmp_path / "night_maps" / "gain_visible_step009_t001.png").write_bytes(b"of an earlier run")
+    (tmp_path / "night_maps" / "gain.png").write_bytes(b"somebody's own")
     written(tmp_path, made, weights=True)
-    names = {path.name for path in (tmp_path / "night_maps").iterdir()}
+    names = {path.name for path in (tmp_path / "night_maps").iterdir()} - {"gain.png"}
     ends = ("step000_t805", "step001_t007")
     expected = product(("gain", "weight"), ("visible", "infrared"), ends)
     assert names == {f"{kind}_{modality}_{end}.png" for kind, modality, end in expected}
@@ -88,7 +89,7 @@ def test_a_picture_has_its_values_rounded_and_its_row_what_became_of_it(tmp_path
     assert list(rows) == ["day", "night", "old"] and set(rows["day"]) == set(COLUMNS)
     assert rows["night"] == {
         "name": "night", "status": "done", "file": "night.png", "seconds": "1.235", "size": "3x2", "seed": "77",
-        "inputs": "d", "note": "seen", "reason": "",
+        "inputs": "d", "note": "seen", "reason": "", "run": "",
     }  # fmt: skip
     assert rows["day"]["status"] == "failed" and rows["day"]["reason"] == "day: no file" and not rows["day"]["file"]
     writer.report = lambda result, file: seen.append(f"{result.name} {file}")
@@ -130,7 +131,8 @@ def test_stored_values_become_intensities() -> None:
 
 
 def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
-    rows = {"b": dict.fromkeys(COLUMNS, "x") | {"name": "b"}, "a": {"name": "a", "status": "done"}}
+    done = {"status": "done", "file": "a.png", "seconds": "1.5"}
+    rows = {"b": dict.fromkeys(COLUMNS, "x") | {"name": "b", "status": "failed"}, "a": {"name": "a", **done}}
     write_summary(tmp_path / "t.csv", rows)
     assert read_summary(tmp_path / "t.csv") == {
         "a": dict.fromkeys(COLUMNS, "") | rows["a"], "b": rows["b"],

@@ -19,7 +19,7 @@ from dig2dig.modules.results import Result
 from dig2dig.modules.scores import pair_scores
 from dig2dig.tracking import monitor
 from dig2dig.tracking.loggers import log_scalars
-from dig2dig.tracking.monitor import FusionMonitor, shown
+from dig2dig.tracking.monitor import FusionMonitor, shown, sort_log
 from dig2dig.tracking.panels import fusion_panel, histogram_values, maps_panel, to_colours, to_png
 from dig2dig.tracking.progress import Progress
 from tests.pictures import random_sources
@@ -130,29 +130,31 @@ def steps_shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
     return kept
 
 
-def test_inference_shows_the_first_pairs_and_logs_the_mean_of_their_scores(steps_shown, tmp_path: Path) -> None:
-    """Three at most, from the place where an earlier run stood; pairs without a trace or that failed do not count."""
+def test_inference_shows_chosen_pairs_with_their_scores(steps_shown, tmp_path: Path) -> None:
+    """Each at its number, in whatever order they come; pairs without a trace or that failed do not count."""
     log = Log()
     trainer = Still(loggers=[log])
-    shows = FusionMonitor(tmp_path / "panels", 3, first=10)
-    other = replace(result("b"), fused=torch.zeros(1, 44, 44))
+    shows = FusionMonitor(tmp_path / "panels", {"a": 10, "c": 12, "d": 13, "e": 3})
     batches = [
-        [result("a"), other, Result("c", reason="c: gone"), replace(result("d"), trace=[])],
+        [result("a"), result("b"), Result("c", reason="c: gone"), replace(result("d"), trace=[])],
         [result("e"), result("f")],
-        [result("g")],
     ]
     for i, batch in enumerate(batches):
         shows.on_predict_batch_end(trainer, MODULE, batch, None, i)
-    assert steps_shown == [("a", "panels", 10), ("b", "panels", 10), ("e", "panels", 11)]
-    assert [step for _, step in log.kept] == [10, 11]
-    first, second = pair_scores(batches[0][0]), pair_scores(other)
-    for name, value in log.kept[0][0].items():
-        assert value == pytest.approx((first[name] + second[name]) / 2), name
-    assert log.kept[1][0] == pytest.approx(first)
+    assert steps_shown == [("a", "panels", 10), ("e", "panels", 3)]
+    assert [step for _, step in log.kept] == [10, 3]
+    assert log.kept[0][0] == pytest.approx(pair_scores(batches[0][0]))
     assert log.kept[1][0]["dig/weight_mean/visible"] == pytest.approx(0.5)  # 0.25 in one step, 0.75 in the next
     assert log.kept[1][0]["dig/gain_mean/infrared"] == pytest.approx(-4)
     entropy = -(0.25 * np.log2(0.25) + 0.75 * np.log2(0.75))
     assert log.kept[1][0]["dig/entropy"] == pytest.approx(entropy, rel=1e-5)
+
+
+def test_a_log_is_in_order_and_of_repeated_steps_the_last_counts(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("a,step\n1,5\n2,0\n3,5\n")
+    sort_log(tmp_path / "metrics.csv")
+    sort_log(tmp_path / "none.csv")
+    assert (tmp_path / "metrics.csv").read_text() == "a,step\n2,0\n3,5\n"
 
 
 def test_training_shows_pairs_at_its_step(steps_shown, tmp_path: Path) -> None:

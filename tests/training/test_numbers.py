@@ -170,8 +170,8 @@ def norms(seen: tuple[list[float], list[int]]) -> list[float]:
     return seen[0]
 
 
-def test_checkpoints_are_written_every_so_many_steps_and_in_the_end(config: TrainConfig, seen) -> None:
-    assert seen[1] == [0, 0, 0, 3]
+def test_checkpoints_are_written_every_so_many_steps_before_validations_and_in_the_end(config, seen) -> None:
+    assert seen[1] == [0, 0, 2, 3]
     assert torch.load(Path(config.out) / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
 
 

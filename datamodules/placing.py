@@ -1,0 +1,84 @@
+"""How each source of a scene comes into the reference's frame: resized, by a rig, registered, or along a stack."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from datamodules.align import Registration, drawn, misregistration, rescale
+from datamodules.ranges import Valid
+from datamodules.register import LEAST_GAIN, register
+from datamodules.rig import is_rig, keep, kept, read_rig
+
+
+@dataclass(frozen=True)
+class Placing:
+    """The sources of a scene, and how they come into the frame of one of them."""
+
+    images: Mapping[str, np.ndarray]  # by modality, in [0, 1]
+    valids: Mapping[str, Valid]
+    reference: str
+    align: str  # none, resize, auto, ecc, phase, or the path of a rig
+    chained: bool = False  # each registers to its neighbour in the order of the sources: focal planes, exposures
+    digests: Mapping[str, str] | None = None  # of the files
+    memory: str = ""  # file that keeps registrations from run to run
+    links: dict[tuple[str, str], Registration] = field(default_factory=dict)  # found so far
+
+    def place(self, modality: str) -> tuple[np.ndarray, Valid, list[str]]:
+        """An image in the reference's frame, its valid pixels there, and what was done or seems to be needed."""
+        fixed, image, valid = self.images[self.reference], self.images[modality], self.valids[modality]
+        if self.align not in ("none", "resize"):
+            found = self.registration(modality)
+            return found.image, found.cover(valid), [str(found)]
+        notes = []
+        if image.shape[:2] != fixed.shape[:2]:
+            notes = [f"resized from {image.shape[1]}x{image.shape[0]}"]
+            image = rescale(image, fixed.shape[:2])
+            valid = None if valid is None else rescale(valid.astype(np.float32), fixed.shape[:2]) > 0.99
+        if shift := misregistration(fixed, image):
+            notes.append(f"seems shifted by {round(shift[0])}, {round(shift[1])} px; align=auto registers")
+        return image, valid, notes
+
+    def registration(self, modality: str) -> Registration:
+        """How a source lies on the reference; an AlignmentError if that cannot be found."""
+        fixed, moving = self.images[self.reference], self.images[modality]
+        if is_rig(self.align):
+            return read_rig(Path(self.align)).place(fixed, moving, modality)
+        names = list(self.images)
+        start, end = names.index(self.reference), names.index(modality)
+        if not self.chained or abs(start - end) == 1:
+            return self._between(self.reference, modality)
+        step = 1 if end > start else -1
+        links = [self._between(names[i], names[i + step]) for i in range(start, end, step)]
+        matrix = np.eye(3)
+        for link in links:
+            matrix = link.matrix @ matrix
+        matrix /= matrix[2, 2]
+        last = links[-1]
+        if all(link.motion == "nothing" for link in links) and moving.shape[:2] == fixed.shape[:2]:
+            return replace(last, image=moving, matrix=matrix, score=min(link.score for link in links))
+        motion = max((link.motion for link in links), key=("nothing", "shift", "similarity", "homography").index)
+        chain = replace(last, image=drawn(moving, matrix, fixed.shape), matrix=matrix, motion=motion)
+        return replace(chain, score=min(link.score for link in links))
+
+    def _between(self, onto: str, modality: str) -> Registration:
+        """One source on another, found once."""
+        if (onto, modality) not in self.links:
+            self.links[onto, modality] = self._recalled(onto, modality)
+        return self.links[onto, modality]
+
+    def _recalled(self, onto: str, modality: str) -> Registration:
+        """One source on another, from memory if an earlier run has found it."""
+        fixed, moving = self.images[onto], self.images[modality]
+        key = " ".join(("1", self.align, *(self.digests[m] for m in (onto, modality)))) if self.digests else ""
+        if key and (row := kept(self.memory, key)):
+            matrix, motion = np.array(row["matrix"], float), str(row["motion"])
+            same = motion == "nothing" and fixed.shape[:2] == moving.shape[:2]
+            image = moving if same else drawn(moving, matrix, fixed.shape)
+            return Registration(image, matrix, float(row["score"]), moving.shape[:2], motion, str(row["parallax"]))
+        gain = 0.1 * LEAST_GAIN if self.chained else LEAST_GAIN
+        found = register(fixed, moving, self.align, valid=self.valids[modality], gain=gain)
+        if key:
+            keep(self.memory, key, found)
+        return found

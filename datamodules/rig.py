@@ -1,0 +1,142 @@
+"""Two cameras on one mount: one calibration for all their pictures, and registrations that are kept."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import yaml
+
+from datamodules.align import Registration, drawn, resizing
+from dig2dig.atomic import write_atomically
+from dig2dig.errors import AlignmentError
+
+LARGEST_SCATTER = 0.02  # of the reference's longer side
+
+
+@dataclass(frozen=True)
+class Mount:
+    """How one camera looks beside the reference."""
+
+    matrix: np.ndarray  # the reference's pixels to the source's, (3, 3)
+    size: tuple[int, int]  # height and width of the source
+    scatter: float = 0.0  # pixels of the reference that nine in ten frames differ by, at the corners
+
+
+@dataclass(frozen=True)
+class Rig:
+    """How the cameras of a mount look beside the reference."""
+
+    size: tuple[int, int]  # height and width of the reference
+    mounts: Mapping[str, Mount]  # by modality
+
+    def place(self, fixed: np.ndarray, moving: np.ndarray, modality: str) -> Registration:
+        """A source in the frame of the reference; both may have other sizes than the rig states."""
+        if modality not in self.mounts:
+            raise AlignmentError(f"the rig has no {modality}, only {', '.join(self.mounts)}")
+        mount = self.mounts[modality]
+        matrix = resizing(mount.size, moving.shape) @ mount.matrix @ resizing(fixed.shape, self.size)
+        matrix /= matrix[2, 2]
+        return Registration(drawn(moving, matrix, fixed.shape), matrix, 0.0, moving.shape[:2], "rig")
+
+
+def calibrate(frames: Sequence[Registration], size: tuple[int, int]) -> Mount:
+    """One homography from the registrations of several frames: the median of where the source's corners lie.
+
+    ``size`` is the reference's. Frames that scatter by more than 2 % of its longer side are an AlignmentError.
+    """
+    if not frames:
+        raise AlignmentError("no frame registers: give frames with more to see, or write a box by hand")
+    height, width = frames[0].size
+    corners = np.array([[[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]]], np.float32)
+    placed = np.stack([cv2.perspectiveTransform(corners, np.linalg.inv(one.matrix))[0] for one in frames])
+    middle = np.median(placed, 0)
+    away = np.linalg.norm(placed - middle, axis=-1).max(1)
+    scatter = float(np.percentile(away, 90 if len(away) > 4 else 100))
+    if np.median(away) > LARGEST_SCATTER * max(size):
+        raise AlignmentError(
+            f"frames differ by {np.median(away):.0f} px at the corners: the cameras moved, or see parallax"
+        )
+    return Mount(cv2.getPerspectiveTransform(middle.astype(np.float32), corners[0]), (height, width), scatter)
+
+
+def write_rig(rig: Rig, path: Path) -> None:
+    """Writes a rig as YAML, whole or not at all."""
+    sources = {
+        modality: {
+            "size": [mount.size[1], mount.size[0]],
+            "homography": [[float(f"{number:.10g}") for number in row] for row in mount.matrix],
+            "scatter": round(mount.scatter, 2),
+        }
+        for modality, mount in rig.mounts.items()
+    }
+    content = {"size": [rig.size[1], rig.size[0]], "sources": sources}
+    text = "# Sizes are width, height. A homography leads from pixels of the reference to pixels of the source.\n"
+    write_atomically(path, (text + yaml.safe_dump(content, sort_keys=False, default_flow_style=None)).encode())
+
+
+def is_rig(align: str) -> bool:
+    """Whether an option ``align`` is the path of a rig."""
+    return align.endswith((".yaml", ".yml"))
+
+
+def read_rig(path: Path) -> Rig:
+    """Reads a rig; an AlignmentError says in one line what is wrong with the file."""
+    try:
+        content = yaml.safe_load(path.read_text())
+        size = _size(content["size"])
+        return Rig(size, {str(name): _mount(one) for name, one in content["sources"].items()})
+    except OSError as error:
+        raise AlignmentError(f"{path}: cannot be read ({error.strerror})") from error
+    except KeyError as error:
+        raise AlignmentError(f"{path}: no {error.args[0]} in the rig; see docs/inputs.md") from error
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, AttributeError) as error:
+        line = str(error).splitlines()[0]
+        raise AlignmentError(f"{path}: not a rig ({line}); see docs/inputs.md") from error
+
+
+def _mount(given: Mapping[str, Any]) -> Mount:
+    """A source of a rig: its size, and a homography or the box of the reference that it covers."""
+    height, width = _size(given["size"])
+    if "box" in given:
+        x, y, w, h = (float(number) for number in given["box"])
+        if not (w > 0 and h > 0):
+            raise ValueError("box must be x, y, width, height")
+        slope = np.array([[width / w, 0, -x * width / w], [0, height / h, -y * height / h], [0, 0, 1]])
+        middle = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # a box counts from corners, a matrix from middles
+        return Mount(np.linalg.inv(middle) @ slope @ middle, (height, width))
+    matrix = np.array(given["homography"], float)
+    if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
+        raise ValueError("homography must be three rows of three numbers that can be inverted")
+    return Mount(matrix, (height, width), float(given.get("scatter", 0)))
+
+
+def _size(given: Sequence[Any]) -> tuple[int, int]:
+    """Height and width of what a rig writes as width, height."""
+    width, height = (int(number) for number in given)
+    if min(width, height) < 4:
+        raise ValueError("size must be width, height")
+    return height, width
+
+
+def kept(path: str, key: str) -> Mapping[str, Any] | None:
+    """A registration that an earlier run has found, or None."""
+    try:
+        return json.loads(Path(path).read_text()).get(key) if path else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def keep(path: str, key: str, found: Registration) -> None:
+    """Keeps a registration: its homography and what was said of it. A file that cannot be written is no error."""
+    if not path:
+        return
+    try:
+        known = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        known = {}
+    row = {"matrix": found.matrix.tolist(), "score": found.score, "motion": found.motion, "parallax": found.parallax}
+    write_atomically(Path(path), json.dumps(known | {key: row}, indent=0).encode())

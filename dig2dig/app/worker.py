@@ -1,0 +1,69 @@
+"""Work in a thread of its own, which is given up when nobody waits for it any more."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from typing import Any, TypeVar
+
+from torch import nn
+
+T = TypeVar("T")
+BEAT = 0.5  # seconds in which a page that left is noticed
+
+
+class Stopped(Exception):
+    """Nobody waits for the result."""
+
+
+class _Current(threading.local):
+    left: Event | None = None  # set when nobody waits for the work of this thread
+
+
+_current = _Current()
+
+
+def check(*_: Any) -> None:
+    """Ends the work of this thread if nobody waits for it."""
+    if _current.left and _current.left.is_set():
+        raise Stopped
+
+
+def check_in(network: nn.Module) -> None:
+    """Makes each layer of a network :func:`check` before it is computed."""
+    for module in network.modules():
+        module.register_forward_pre_hook(check)
+
+
+def followed(work: Callable[[Callable[[T], None]], T]) -> Iterator[T | None]:
+    """What ``work`` shows with the function that it gets, then what it returns; None each half second beside.
+
+    An iterator that is closed early returns at once. The work ends at its next :func:`check`.
+    """
+    shown: SimpleQueue[T | None] = SimpleQueue()
+    future: Future[T] = Future()
+    left = Event()
+
+    def show(item: T) -> None:
+        check()
+        shown.put(item)
+
+    def run() -> None:
+        _current.left = left
+        try:
+            future.set_result(work(show))
+        except BaseException as error:  # raised where the result is awaited
+            future.set_exception(error)
+        shown.put(None)
+
+    Thread(target=run, daemon=True).start()
+    try:
+        while not future.done() or not shown.empty():
+            try:
+                yield shown.get(timeout=BEAT)
+            except Empty:
+                yield None
+        yield future.result()
+    finally:
+        left.set()

@@ -1,0 +1,94 @@
+"""What writes checkpoints, and ends a training in order: a signal, or a loss that is not finite."""
+
+import multiprocessing
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from dig2dig.errors import UserError
+from dig2dig.inference.interrupts import HEEDED, Interrupted
+from dig2dig.training.checkpoints import Diverged, finite, learning
+
+
+class Guard(Callback):
+    """Writes a checkpoint to ``path`` after each of ``every`` steps, and ends a training in order.
+
+    A loss, weight or state of the optimiser that is not finite ends it before anything is written. A signal ends it
+    after the step at work, with a checkpoint. All processes of a run end at the same step.
+    """
+
+    def __init__(self, path: Path | None, every: Sequence[int] = (), start: int = 0) -> None:
+        self.path, self.every, self.saved, self.seen = path, every, start, start
+        self.number = 0  # of the signal that came
+
+    @contextmanager
+    def heeding(self) -> Iterator[None]:
+        """Notes signals inside, of which the first one counts; one that is ignored, as under nohup, stays so."""
+        before = {number: signal.getsignal(number) for number in HEEDED}
+        self._install()
+        try:
+            yield
+        except Exception as error:
+            if self.number and not isinstance(error, UserError):  # the signal also ended a process that reads images
+                raise Interrupted(self.number) from error
+            raise
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    def _install(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in HEEDED:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, self._note)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if not multiprocessing.parent_process():  # processes that read images go on until this one ends them
+            self.number = self.number or number
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the signals back from Lightning, which would end the training amid an accumulation."""
+        self._install()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ends a training whose loss is not finite, writes what is due, and ends it after a signal."""
+        step, loss = trainer.global_step, outputs["loss"].detach()
+        lost, number = self._agreed(trainer, not loss.isfinite().all())
+        if lost:
+            raise Diverged(f"the loss of step {step} is not finite")
+        stepped, self.seen = step > self.seen, step
+        if self.path and stepped and (number or any(step % count == 0 for count in self.every)):
+            trainer.save_checkpoint(self.path)
+            self.saved = step
+        if number and (self.saved == step or not self.path):
+            raise Interrupted(number)
+
+    def _agreed(self, trainer: Trainer, lost: bool | torch.Tensor) -> tuple[bool, int]:
+        """Whether any process has lost its way, and the signal that any of them was given."""
+        found = torch.tensor([float(lost), float(self.number)], device=trainer.strategy.root_device)
+        if trainer.world_size > 1:
+            found = trainer.strategy.reduce(found, reduce_op="max")
+        assert isinstance(found, torch.Tensor)
+        return bool(found[0]), int(found[1])
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Ends one process alone at once: the checkpoint of this step is there. Several end after the next step."""
+        if self.number and trainer.world_size == 1 and self.saved == trainer.global_step:
+            raise Interrupted(self.number)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuses to replace a good checkpoint by one that is lost, though its loss may have been finite."""
+        learned = [checkpoint["state_dict"].get(name) for name in learning(pl_module)]
+        if not finite([learned, checkpoint.get("callbacks"), checkpoint.get("optimizer_states")]):
+            raise Diverged(f"weights or the optimiser's state are not finite after step {trainer.global_step}")

@@ -1,0 +1,1 @@
+"""What a foreign file, folder, config or a kill must not do."""

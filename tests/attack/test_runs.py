@@ -1,0 +1,169 @@
+"""A run goes on: kills, orphans, full disks, pipes and odd names cost a pair at most."""
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import infer
+from dig2dig.atomic import LOCK, replacing, write_atomically
+from dig2dig.inference.interrupts import Interrupted, heed_signals
+from tests.conftest import ROOT
+from tests.corpus import picture
+from tests.runs import FAST, rows, run, save
+from tests.survive import command, contents, make_pairs
+
+IVF = str(ROOT / "configs" / "ivf.yaml")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    for seed, side in enumerate(("visible", "infrared")):
+        for i in range(2):
+            save(tmp_path / side / f"{i}.png", picture(10 * seed + i, height=24))
+    return tmp_path
+
+
+def holding(folder: Path) -> list[int]:
+    """Processes whose command line names a folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and str(folder).encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+@linux
+@pytest.mark.slow
+def test_orphans_end_with_their_parent_and_leave_the_folder_to_the_next_run(tmp_path: Path) -> None:
+    make_pairs(tmp_path, 24)
+    slow = ["sampler.weights=gain", "sampler.guidance.sigma_n=0.01", "sampler.steps=60", "batch_size=1"]
+    two = [*command(tmp_path, tmp_path / "out"), *slow, "trainer.devices=2", "trainer.strategy=ddp"]
+    first = subprocess.Popen(two, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 180
+    while len(list((tmp_path / "out").glob("*.png"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    first.kill()
+    first.wait()
+    killed = time.monotonic()
+    again = [*command(tmp_path, tmp_path / "out"), "save.weights=false"]  # other options take the folder at once
+    assert subprocess.run(again, cwd=ROOT, capture_output=True).returncode == 0
+    time.sleep(max(0.0, 10 - (time.monotonic() - killed)))
+    assert not holding(tmp_path / "out")
+    assert subprocess.run([*again, f"out={tmp_path / 'whole'}"], cwd=ROOT, capture_output=True).returncode == 0
+    found, whole = contents(tmp_path / "out"), contents(tmp_path / "whole")
+    assert {name: found[name] for name in whole if name != "dig2dig.json"} == {
+        name: content for name, content in whole.items() if name != "dig2dig.json"
+    }
+    assert not list((tmp_path / "out").glob("summary.*.csv")) and not list((tmp_path / "out").glob(f"{LOCK}*"))
+
+
+@pytest.mark.slow
+def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
+    make_pairs(tmp_path, 5)
+    one = [*command(tmp_path, tmp_path / "one"), "logger.csv=true"]
+    two = [*command(tmp_path, tmp_path / "two"), "trainer.devices=2", "trainer.strategy=ddp"]
+    for arguments in (one, two):
+        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    names = [f"{i:02d}.png" for i in range(5)]
+    assert all((tmp_path / "one" / n).read_bytes() == (tmp_path / "two" / n).read_bytes() for n in names)
+    assert rows(tmp_path / "one").keys() == rows(tmp_path / "two").keys()
+
+
+def test_sighup_ends_as_sigterm_does_unless_it_is_ignored() -> None:
+    with pytest.raises(Interrupted, match="SIGHUP") as caught, heed_signals():
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(5)
+    assert caught.value.exit_code == 129
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with heed_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_full_disk_names_the_path(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no full device")
+    with pytest.raises(OSError, match=r"No space left on device: .*x\.png") as caught, replacing(tmp_path / "x.png"):
+        with Path("/dev/full").open("wb", buffering=0) as file:
+            file.write(b"x")
+    assert caught.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
+    with pytest.raises(OSError, match="longer"):
+        write_atomically(tmp_path / ("longer" * 99), b"")
+
+
+def test_a_name_too_long_fails_its_pair_alone(tmp_path: Path) -> None:
+    long, fits = "x" * 252, "y" * 246
+    for seed, side in enumerate(("visible", "infrared")):
+        save(tmp_path / side / "a.bmp", picture(seed, height=24))
+        (tmp_path / side / f"{long[:251]}.bmp").write_bytes((tmp_path / side / "a.bmp").read_bytes())
+        (tmp_path / side / f"{fits}.bmp").write_bytes((tmp_path / side / "a.bmp").read_bytes())
+    assert run(tmp_path, "save.format=webp", "save.weights=true", "logger.csv=true") == 1
+    table = rows(tmp_path / "out")
+    assert [table[name]["status"] for name in ("a", fits, long[:251])] == ["done", "done", "failed"]
+    assert "too long" in table[long[:251]]["reason"]
+
+
+def test_a_link_in_the_place_of_maps_is_not_followed(pairs: Path) -> None:
+    assert run(pairs, "save.weights=true") == 0
+    aside = pairs / "aside"
+    (pairs / "out" / "0_maps").rename(aside)
+    (pairs / "out" / "0_maps").symlink_to(aside)
+    before = sorted(aside.iterdir())
+    assert run(pairs, "save.weights=true", "sampler.steps=3") == 2
+    assert sorted(aside.iterdir()) == before
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_what_is_no_file_is_refused_unopened(kind: str, pairs: Path, capsys) -> None:
+    odd, short = pairs / "visible" / "0.png", Path("/tmp") / f"dig2dig-{os.getpid()}.png"
+    odd.unlink()
+    if kind == "pipe":
+        os.mkfifo(odd)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(short))
+        short.rename(odd)
+    else:
+        odd.symlink_to("/dev/zero")
+    for suffix in (".png", ".tif", ".jpg", ".nii", ".mp4", ".cr2", ".exr"):
+        odd = odd.rename(odd.with_suffix(suffix))
+        other = pairs / "infrared" / "0.png"
+        arguments = [f"sources.visible={odd}", f"sources.infrared={other}", f"out={pairs / suffix[1:]}"]
+        assert infer.main([IVF, *arguments, *FAST]) in (1, 2)
+        assert "Traceback" not in capsys.readouterr().err
+    manifest = pairs / "m.csv"
+    os.mkfifo(manifest)
+    assert infer.main([IVF, f"manifest={manifest}", f"out={pairs / 'x'}", *FAST]) == 2
+
+
+def test_folders_that_are_not_utf8_resume(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff\xfe")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("the file system takes UTF-8 alone")
+    for seed, side in enumerate(("visible", "infrared")):
+        for name in ("0", os.fsdecode(b"n\xe9")):
+            save(tmp_path / side / "0.png", picture(seed, height=24))
+            (folder / side).mkdir(exist_ok=True)
+            (folder / side / f"{name}.png").write_bytes((tmp_path / side / "0.png").read_bytes())
+    options = ["save.weights=true", "logger.csv=true"]
+    assert run(folder, *options) == 0
+    times = {path.name: path.stat().st_mtime_ns for path in (folder / "out").glob("*.png")}
+    assert run(folder, *options) == 0 and len(times) == 2
+    assert {path.name: path.stat().st_mtime_ns for path in (folder / "out").glob("*.png")} == times
+    assert infer.main([str(folder / "out" / "run.yaml"), f"out={folder / 'again'}", "save.weights=false"]) == 0

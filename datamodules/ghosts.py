@@ -179,11 +179,11 @@ def excess(fixed: np.ndarray, other: np.ndarray, how: Mapping1D, slack: int) -> 
 def things(channels: Sequence[np.ndarray]) -> Mask:
     """Whole things: regions where a channel leaves its tolerance, closed, without holes and specks.
 
-    On a tenth of them two channels must leave twice their tolerance, or one four times: the channels of strong colours
+    On a tenth of them two channels must leave 1.5 of their tolerances, or one four: the channels of strong colours
     depend on each other, so that one is not quite predicted by itself alone.
     """
     far = np.sort(channels, 0)
-    sure = far[0] > 1 if len(far) == 1 else (far[-2] > 1) | (far[-1] > 3)
+    sure = far[0] > 1 if len(far) == 1 else (far[-2] > 0.5) | (far[-1] > 3)
     weak = cv2.morphologyEx((far[-1] > 0).astype(np.uint8), cv2.MORPH_OPEN, _disc(1))
     weak = cv2.morphologyEx(weak, cv2.MORPH_CLOSE, _disc(4))
     count, labels, stats, _ = cv2.connectedComponentsWithStats(weak)

@@ -52,9 +52,10 @@ def infer(argv: list[str], command: Sequence[str] = ("python", "infer.py")) -> i
 def train(argv: list[str]) -> int:
     """Trains, or resumes where ``OUT/checkpoints`` stands, and gives the exit code."""
     config = load(TrainConfig, argv)
+    from dig2dig.atomic import is_file
     from dig2dig.training.run import train as run
 
-    return run(config)
+    return run(config, [file for file in map(Path, argv) if "=" not in str(file) and is_file(file)])
 
 
 @told

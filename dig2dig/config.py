@@ -47,7 +47,10 @@ class GuidanceConfig(Checked, heading="sampler.guidance."):
         "DDFM's EM; the posterior's gradient",
     )
     sigma_n: float = common(
-        0.0, "noise assumed in the sources, for [-1, 1]: a larger value favours the prior; 0 = sources alone", least=0, most=100
+        0.0,
+        "noise assumed in the sources, for [-1, 1]: a larger value favours the prior; 0 = sources alone",
+        least=0,
+        most=100,
     )
     scale: float = option(32.0, "bands: pixels of blur per unit of noise level", above=0)
     energy: float = option(1.0, "bands: share of the energy lost by averaging that is restored", least=0, most=1)

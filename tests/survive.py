@@ -22,7 +22,7 @@ PAIRS = 30
 def command(folder: Path, out: Path) -> list[str]:
     sources = [f"sources.{side}={folder / side}" for side in ("visible", "infrared")]
     return [sys.executable, "infer.py", "configs/ivf.yaml", *sources, f"out={out}", "batch_size=2",
-            "trainer.accelerator=cpu", "save.weights=true"]  # fmt: skip
+            "trainer.accelerator=cpu", "save.weights=true", "logger.csv=true"]  # fmt: skip
 
 
 def make_pairs(folder: Path, pairs: int = PAIRS) -> None:

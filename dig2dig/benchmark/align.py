@@ -115,9 +115,9 @@ def _own(rows: Rows, case: Case, fixed: np.ndarray, moving: np.ndarray) -> Row:
 
 
 def _others(case: Case, cases: list[Case]) -> list[Case]:
-    """Cases of other scenes; slices of heads look alike, so that they are compared with other datasets alone."""
-    apart = [one for one in cases if one.dataset != case.dataset or case.task != "mif"]
-    return [one for one in apart if one.pair.name != case.pair.name]
+    """Cases of other scenes: of other datasets where there are any, since cameras that stand still see one scene."""
+    apart = [one for one in cases if one.dataset != case.dataset]
+    return apart or [one for one in cases if one.pair.name != case.pair.name]
 
 
 def _unrelated(rows: Rows, case: Case, others: list[Case]) -> Row:

@@ -19,7 +19,7 @@ from datamodules.ghosts import SLACK, best_exposed, shown_once
 from dig2dig.api import preset
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import GhostsConfig
-from dig2dig.benchmark.datasets import Case, find_cases, noted, read_case
+from dig2dig.benchmark.datasets import Case, centre, find_cases, noted, read_case
 from dig2dig.benchmark.methods import Fuser, open_fuser
 from dig2dig.benchmark.tables import markdown
 from dig2dig.color import merge, split, to_pixels
@@ -39,6 +39,7 @@ class Moved:
     """A stack in which a thing moves."""
 
     sources: list[np.ndarray]
+    reference: int
     truth: list[np.ndarray]  # the same with the thing at the reference's place in all sources
     discs: list[NDArray[np.bool_]]  # where each source shows another thing than the reference
 
@@ -49,14 +50,15 @@ def run(config: GhostsConfig) -> int:
     rows: dict[str, list[list[float]]] = {}
     for case in tqdm(find_cases(config.data, config.datasets, config.half, config.limit), desc="stacks"):
         with noted(failed):
-            rows.setdefault(f"{case.dataset} ({case.task})", []).append(measured(case, fuser, config))
+            found = measured(case, fuser, config)
+            rows.setdefault(f"{case.dataset} ({case.task})", []).append(found)
     lines = [[name, str(len(values)), *summary(np.array(values))] for name, values in rows.items()]
     text = (
         "A disc of each stack, at another place in each source; PSNR to the fusion with the disc at the reference's "
         f"place, with ghosts kept and removed. *Found*: share of what differs by more than {255 * SEEN:.0f} of 255 "
-        "that is marked; *right*: share of what is marked that lies on the disc. Static stacks: *share* of a source "
-        "that is wrongly marked, mean *change* of the sources and of the *fused* picture, of 255. Means over stacks; "
-        "*least* and *most* over stacks, of a stack's worst source.\n\n"
+        "that is marked; *right*: share of what is marked that lies on the disc. Static stacks, whole: *share* of a "
+        "source that is wrongly marked, mean *change* of the sources and of the *fused* picture, of 255. Means over "
+        "stacks; *least* and *most* over stacks, of a stack's worst source.\n\n"
     )
     write_atomically(out / "table.md", (text + markdown(["dataset", "stacks", *COLUMNS], lines)).encode())
     print(f"{out / 'table.md'}, and the made stacks, kept and removed, in pictures beside it")
@@ -65,22 +67,24 @@ def run(config: GhostsConfig) -> int:
 
 def measured(case: Case, fuser: Fuser, config: GhostsConfig) -> list[float]:
     """PSNR kept and removed, found, right, and of the static stack: share, change of sources and of the result."""
-    sample = read_case(case, config.crop, colour=True)
-    static = [image.permute(1, 2, 0).squeeze(-1).numpy() for image in sample.sources]
-    reference, slack = best_exposed(static), SLACK[case.task]
-    made = move(static, reference, config.seed)
-    removed, masks = shown_once(made.sources, reference, slack=slack)
-    still, wrong = shown_once(static, reference, slack=slack)
+    sample, slack = read_case(case, colour=True), SLACK[case.task]
+    static, cropped = (arrays(images) for images in (sample.sources, centre(sample.sources, config.crop)))
+    made = move(cropped, best_exposed(cropped), config.seed)
+    removed, masks = shown_once(made.sources, made.reference, slack=slack)
     truth, *tried = (fused(images, case.task, fuser) for images in (made.truth, made.sources, removed))
     shown = torch.cat([truth, *tried], -1)
     write_atomically(Path(config.out) / "pictures" / f"{case.dataset}_{case.pair.name}.png", to_png(to_pixels(shown)))
-    share, change = (
-        max(mask.mean() for mask in wrong),
-        max(np.abs(a - b).mean() for a, b in zip(still, static, strict=True)),
-    )
-    before, after = (fused(images, case.task, fuser) for images in (static, still)) if change else (truth, truth)
-    scores = [float(-10 * (image - truth).square().mean().log10()) for image in tried]
-    return [*scores, *agreement(made, masks), 100 * share, 255 * change, 255 * float((after - before).abs().mean())]
+    scores = [float(-10 * (image - truth).square().mean().clamp(min=1e-10).log10()) for image in tried]
+    still, wrong = shown_once(static, best_exposed(static), slack=slack)
+    change = max(float(np.abs(a - b).mean()) for a, b in zip(still, static, strict=True))
+    after, before = (fused(images, case.task, fuser) for images in (still, static)) if change else (truth, truth)
+    gap = float((after - before).abs().mean())
+    return [*scores, *agreement(made, masks), 100 * max(mask.mean() for mask in wrong), 255 * change, 255 * gap]
+
+
+def arrays(images: Tensor) -> list[np.ndarray]:
+    """Sources (k, c, h, w) as pictures (h, w) or (h, w, 3)."""
+    return [np.ascontiguousarray(image.permute(1, 2, 0).squeeze(-1).numpy()) for image in images]
 
 
 def summary(values: np.ndarray) -> list[str]:
@@ -127,7 +131,7 @@ def move(static: Images, reference: int, seed: int) -> Moved:
     sources = [pasted(image, *place) for image, place in zip(static, places, strict=True)]
     truth = [pasted(image, *places[reference]) for image in static]
     gaps = [np.abs(a - b) for a, b in zip(sources, truth, strict=True)]
-    return Moved(sources, truth, [(gap if gap.ndim == 2 else gap.max(-1)) > SEEN for gap in gaps])
+    return Moved(sources, reference, truth, [(gap if gap.ndim == 2 else gap.max(-1)) > SEEN for gap in gaps])
 
 
 def patch_of(image: np.ndarray, radius: int) -> tuple[int, int]:

@@ -36,15 +36,18 @@ def _stays_inside(name: object) -> bool:
     return 1 <= len(parts) <= 2 and parts[0] not in ("", ".", "..") and parts[-1] not in (".", "..")
 
 
-def claim(out: Path, names: Collection[str], owned: Collection[str], overwrite: bool) -> None:
-    """Records the names as this run's; RunError if one is there that no run made, or if a folder of ours is a link."""
+def claim(out: Path, names: Collection[str], owned: Collection[str], overwrite: bool | None = None) -> None:
+    """Records the names as this run's; RunError if one is there that no run made, or if a folder of ours is a link.
+
+    ``overwrite`` takes what is there; None where there is no such option.
+    """
     folders = {out / name.split("/")[0] for name in names if "/" in name}
     if link := next((folder for folder in sorted(folders) if stat.S_ISLNK(mode_of(folder))), None):
         raise RunError(f"{link} is a link; remove it, or give another folder")
     foreign = sorted(name for name in {RECORD, *names} - set(owned) if _is_there(out / name))
     if foreign and not overwrite:
         told = f"out={out} holds {foreign[0]}, which no run of dig2dig wrote"
-        raise RunError(f"{told}; give another folder, or overwrite=true")
+        raise RunError(f"{told}; give another folder{'' if overwrite is None else ', or overwrite=true'}")
     record(out, {*names, *(name for name in owned if _is_there(out / name))})
 
 

@@ -1,5 +1,6 @@
 """One run of ``train.py``: where it stands, how Lightning runs it, and what it leaves."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Any
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ThroughputMonitor
 
-from dig2dig.atomic import lock, write_atomically
+from dig2dig.atomic import is_first_process, lock, refuse_inputs, write_atomically
 from dig2dig.cli import from_yaml, to_yaml
 from dig2dig.config_train import TrainConfig
 from dig2dig.errors import RunError, note, told
 from dig2dig.inference.interrupts import Interrupted, heed_signals
+from dig2dig.inference.ownership import claim, read_names
 from dig2dig.priors.files import prior_sha256
 from dig2dig.tracking.loggers import close, log_scalars, make_loggers
 from dig2dig.tracking.monitor import FusionMonitor
@@ -29,20 +31,27 @@ from dig2dig.training.guard import Guard
 from dig2dig.training.prior import Learning, PriorLearning
 from dig2dig.training.weights import WeightLearning
 
+WRITTEN = ("config.yaml", "checkpoints/", "prior/", "adapter/", "weights/", "scenes/", "fusion/", "log/")  # in OUT
+
 
 @told
-def train(config: TrainConfig) -> int:
+def train(config: TrainConfig, given: Sequence[Path] = ()) -> int:
     """Trains, or resumes where ``OUT/checkpoints`` stands, and writes the finished prior or adapter into ``OUT``.
 
-    The exit code is 1 if the training lost its way, and that of a shell's if a signal ended it.
+    ``given`` are the configuration's files. The exit code is 1 if the training lost its way, and that of a shell's if a
+    signal ended it.
     """
     prepare()
     seed_everything(config.seed, verbose=False)
     if config.validate:
         validate(config)
         return 0
+    if not config.fast_dev_run:
+        refuse_to_replace_inputs(config, given)
     try:
         with heed_signals(), nullcontext() if config.fast_dev_run else lock(Path(config.out)):
+            if is_first_process() and not config.fast_dev_run:
+                claim(Path(config.out), WRITTEN, read_names(Path(config.out)))
             fit(config)
     except Interrupted as signal:
         note(f"interrupted: the same command goes on ({signal})")
@@ -51,6 +60,16 @@ def train(config: TrainConfig) -> int:
         note(f"stopped: {error}; the last good checkpoint and export are kept: try a smaller optim.lr, another out=")
         return 1
     return 0
+
+
+def refuse_to_replace_inputs(config: TrainConfig, given: Sequence[Path]) -> None:
+    """RunError if what a training writes is what it starts from, learns from, or is configured by."""
+    out, data = Path(config.out), config.data
+    folders = [config.prior, config.adapter, config.weights, data.root, data.val, data.mask, data.stacks, data.manifest]
+    read = [Path(text) for text in (*folders, *data.sources.values(), *config.fusion.sources.values()) if text]
+    read = [folder / part for folder in read for part in ("", "unet", "scheduler") if (folder / part).exists()]
+    changed = [file for file in given if file.read_bytes() != to_yaml(config).encode()]  # config.yaml goes on
+    refuse_inputs(config.out, [out, *(out / name for name in WRITTEN)], [*read, *changed])
 
 
 def checkpoint_path(config: TrainConfig) -> Path:

@@ -38,7 +38,8 @@ def test_nothing_is_interpolated_and_a_literal_stays(text: str, tmp_path: Path) 
      'sources: {a: "x\\0"}', 'sources: {"a\\0": x}', "workers: -3", "workers: 999999", "trainer: {devices: abc}",
      "trainer: {strategy: ddp_spawn}", "trainer: {strategy: ddp_fork}", "trainer: {num_nodes: 0}", "trainer: [cpu]",
      "sampler: {guidance: {sigma_n: 1e300}}", "sampler: {guidance: {sigma_n: .nan}}", "prefer: {a: .inf}",
-     f"seed: {10**30}", "sampler: {steps: .inf}", "sampler: {sigma_start: .inf}", "x: &a [1]\nseed: *a", "a: &a {b: *a}",
+     f"seed: {10**30}", "sampler: {steps: .inf}", "sampler: {sigma_start: .inf}", "x: &a [1]\nseed: *a",
+     "a: &a {b: *a}",
      "seed: 1\nseed: 2", "- a", "3", "", "\t", "seed: [" * 5000, "{" * 20000, "? [a]\n: b", "seed: 2024-01-01",
      "seed: !!python/name:os.system", "? !!binary aGk=\n: 1", "out: ''", "sampler: {tone: {a: b}}", "null: 3", "1: 2",
      "\ud800"],
@@ -116,7 +117,13 @@ def test_a_damaged_folder_is_told_in_a_line_or_fused_anew(tmp_path: Path, capsys
 def test_a_wrong_list_of_checksums_is_one_line(tmp_path: Path, tiny: Path, capsys) -> None:
     for side in ("visible", "infrared"):
         save(tmp_path / side / "p.png", picture(1, height=24))
-    for text in ("0" * 64 + "  unet/config.json", "x", "\0", f"{'0' * 64}  {'x' * 5000}", f"{'0' * 64}  ../../../etc/passwd"):
+    for text in (
+        "0" * 64 + "  unet/config.json",
+        "x",
+        "\0",
+        f"{'0' * 64}  {'x' * 5000}",
+        f"{'0' * 64}  ../../../etc/passwd",
+    ):
         (tiny / "SHA256SUMS").write_text(text)
         assert run(tmp_path, f"prior.path={tiny}") == 2
         error = capsys.readouterr().err

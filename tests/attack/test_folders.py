@@ -48,7 +48,8 @@ def test_what_a_person_put_beside_results_stays(tmp_path: Path) -> None:
     assert run(tmp_path, "save.weights=true", "logger.csv=true") == 0
     foreign = (
         "summary.final.csv", "summary.1.csv", ".movie.mp4.part", ".holiday.particular.txt", "p_maps/notes.txt",
-        "p_maps/gain_of_us.png", "report/abc.json", f"report/{'0' * 20}.json", "panels/mine.png", "log/mine.csv", ".lock",
+        "p_maps/gain_of_us.png", "report/abc.json", f"report/{'0' * 20}.json", "panels/mine.png", "log/mine.csv",
+        ".lock",
     )  # fmt: skip
     for name in foreign:
         (out / name).write_text("mine")

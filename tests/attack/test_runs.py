@@ -97,9 +97,9 @@ def test_sighup_ends_as_sigterm_does_unless_it_is_ignored() -> None:
 def test_a_full_disk_names_the_path(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no full device")
-    with pytest.raises(OSError, match=r"No space left on device: .*x\.png") as caught, replacing(tmp_path / "x.png"):
-        with Path("/dev/full").open("wb", buffering=0) as file:
-            file.write(b"x")
+    full = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115
+    with full, pytest.raises(OSError, match=r"No space .*x\.png") as caught, replacing(tmp_path / "x.png"):
+        full.write(b"x")
     assert caught.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
     with pytest.raises(OSError, match="longer"):
         write_atomically(tmp_path / ("longer" * 99), b"")

@@ -261,14 +261,14 @@ def test_a_dry_step_writes_nothing(tmp_path: Path) -> None:
 
 def test_training_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     fit(tmp_path / "run", "optim.steps=1")
-    (tmp_path / "bad" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "bad" / "checkpoints" / "last.ckpt").write_bytes(b"PK cut")
+    (tmp_path / "foreign" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "foreign" / "checkpoints" / "last.ckpt").write_bytes(b"PK cut")
     capsys.readouterr()
     base = [f"data.root={EXAMPLES}", *SMALL]
     for more, line in (
         ([f"data.root={tmp_path / 'none'}"], "none: no such folder"),
         ([f"prior={tmp_path}"], "no such file; a prior is"),
-        ([f"out={tmp_path / 'bad'}"], "damaged checkpoint"),
+        ([f"out={tmp_path / 'foreign'}"], "holds checkpoints/, which no run of dig2dig wrote"),
         (["data.val_share=0.999"], "all are held out"),
         (["trainer.strategy=nonsense"], "nonsense"),
         (["data.crop=15"], "data.crop=15: this network takes multiples of 2"),

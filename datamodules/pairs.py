@@ -38,6 +38,7 @@ class Reading:
     align: str = "none"  # what to do with sources of another size or place than the reference
     border: Literal["auto", "keep"] = "auto"  # uniform borders of a registration are no data, or are kept
     ghosts: Literal["remove", "keep"] = "keep"  # what moves within a stack is shown once, or as it is
+    metadata: bool = True  # whether the result keeps what the reference's file says beside its pixels
     memory: str = ""  # file that keeps registrations from run to run
     transform: Transform | None = None  # applied to the sources and their masks of valid pixels together
 
@@ -92,7 +93,7 @@ def read_pair(pair: Pair, reading: Reading) -> Sample | Failure:
     tensors = [torch.from_numpy(np.atleast_3d(array).transpose(2, 0, 1).copy()) for array in arrays]
     valid = stacked(masks, tensors[0].shape[-2:])
     sources, chroma = split(tensors, reading.task, valid)
-    picture, digests = pictures[reference], {modality: picture.digest for modality, picture in pictures.items()}
+    picture = pictures[reference]
     return Sample(
         name=pair.name,
         modalities=tuple(pair.files),
@@ -104,7 +105,7 @@ def read_pair(pair: Pair, reading: Reading) -> Sample | Failure:
         series=pair.series,
         digest=pair_digest(pair, reading, digests),
         note="; ".join(notes + found + moved),
-        metadata=picture.metadata,
+        metadata=picture.metadata if reading.metadata else Metadata(),
     )
 
 
@@ -193,18 +194,17 @@ def wanted_ranges(pair: Pair, pictures: Mapping[str, Picture], reading: Reading)
     """Which stored values are black and white in each source.
 
     Frames of a series share theirs, so that the result does not flicker. Sources of a stack share one where none is
-    asked for.
+    asked for, if their types and their values of no data are the same.
     """
     ranges = {modality: wanted_range(pair, modality, reading) for modality in pictures}
-    shared = [modality for modality in pictures if reading.range.get(modality, "auto").startswith(("auto", "nodata"))]
-    if reading.task not in STACKS or len(shared) < 2:
-        return ranges
-    kinds = {pictures[modality].pixels.dtype for modality in shared}
-    if len(kinds) > 1:  # no range of values is common to them
+    asked = {modality: reading.range.get(modality, "auto") for modality in pictures}
+    shared = [modality for modality, text in asked.items() if parse_range(text)[0] == "auto"]
+    kinds = {(asked[modality], pictures[modality].pixels.dtype) for modality in shared}
+    if reading.task not in STACKS or len(shared) < 2 or len(kinds) > 1:  # no range of values is common to them
         return ranges
     if pair.series:
         probes = tuple(probe for modality in shared for probe in pair.probes[modality])
-        return ranges | dict.fromkeys(shared, series_range(probes, "auto"))
+        return ranges | dict.fromkeys(shared, series_range(probes, asked[shared[0]]))
     stack = [pictures[modality] for modality in shared]
     one = one_range([picture.pixels for picture in stack], [picture.valid for picture in stack], "auto")
     return ranges | dict.fromkeys(shared, one)

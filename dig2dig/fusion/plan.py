@@ -96,13 +96,13 @@ def gains(
     widest = float(noise_level(denoiser.alpha_bar)[asked[skipped]])
     found = measure(sources, noises, asked, denoiser, dig, reconstructions, config.grid == "gain", widest)
     if network is None:
-        return planned(found, skipped, denoiser.alpha_bar, config, sources, sources.shape[1], valid)
+        return planned(found, skipped, denoiser.alpha_bar, config, valid)
     sigmas = noise_level(denoiser.alpha_bar)[asked[skipped:]].tolist()
     space = scale_space(sources, sigmas, config.guidance.scale)
     with denoiser.autocast(sources.device):
         base, *levels = network(space, found.gains, sigmas)
     return replace(
-        planned(found, skipped, denoiser.alpha_bar, config, sources, sources.shape[1], None),
+        planned(found, skipped, denoiser.alpha_bar, config),
         weights=said([level.weight for level in levels], config, valid),
         base=masked(preferred(base.weight, config.prefer), valid),
         factors=[level.factor[:, None] for level in levels],
@@ -116,26 +116,17 @@ def said(weights: list[Maps], config: SamplerConfig, valid: Tensor | None) -> li
 
 
 def planned(
-    found: Measured,
-    skipped: int,
-    schedule: AlphaBar,
-    config: SamplerConfig,
-    like: Maps,
-    k: int,
-    valid: Tensor | None,
+    found: Measured, skipped: int, schedule: AlphaBar, config: SamplerConfig, valid: Tensor | None = None
 ) -> Plan:
-    """The plan of weights from a softmax of the gains; the first ``skipped`` times are for the base alone.
-
-    ``like`` has the batch, the type and the device of the ``k`` sources.
-    """
-    dig, measured = config.dig, found.after(skipped)
+    """The plan of weights from a softmax of the gains; the first ``skipped`` times are for the base alone."""
+    dig, measured, like = config.dig, found.after(skipped), found.gains[0]
     weights = said([fusion_weight(gain, dig.temperature) for gain in measured.gains], config, valid)
     base = None
     if skipped:
         base = fusion_weight(found.gains[0], dig.base)
     elif config.prefer or dig.share > 0 or valid is not None:
         size = weights[0].shape[-2:] if valid is not None else (1, 1)
-        base = like.new_full((len(like), k, 1, *size), 1 / k)
+        base = like.new_full((*like.shape[:3], *size), 1 / like.shape[1])
     if base is not None:
         base = masked(preferred(scaled(base, shares(measured.gains, dig.share)), config.prefer), valid)
     times = step_times(schedule, config)[:, None].expand(-1, len(like))

@@ -46,7 +46,7 @@ def stream(
         gains.append(normalise(torch.cat([part.gains[i] for part in parts], 1), config.dig.normalise))
     found = Measured(parts[0].times, gains)
     del parts
-    return composed(load, count, planned(found, skipped, denoiser.alpha_bar, config, load(0), count, valid))
+    return composed(load, count, planned(found, skipped, denoiser.alpha_bar, config, valid))
 
 
 def composed(load: Load, count: int, plan: Plan) -> Image:

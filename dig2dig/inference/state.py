@@ -85,6 +85,7 @@ def reading(config: InferConfig) -> Reading:
         config.align,
         border=config.border,
         ghosts=config.ghosts,
+        metadata=config.save.metadata,
     )
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from datamodules.metadata import Metadata
 from datamodules.pairing import Pair
 from datamodules.pairs import reference_of
 from datamodules.readers.pixels import read_image
@@ -75,10 +74,9 @@ class FusionWriter(BasePredictionWriter):
         if result.image is None or sample is None:
             return row | {"status": "failed", "reason": result.reason}
         suffix = suffix_of(self.save.format, sample.suffix)
-        metadata = sample.metadata if self.save.metadata else Metadata()
-        row["note"] = "; ".join(filter(None, [result.note, *lost(suffix, metadata, result.valid)]))
+        row["note"] = "; ".join(filter(None, [result.note, *lost(suffix, sample.metadata, result.valid)]))
         try:
-            content = encode(result.image, suffix, sample.depth, metadata, result.valid, self.key)
+            content = encode(result.image, suffix, sample.depth, sample.metadata, result.valid, self.key)
         except ValueError as error:
             return row | {"status": "failed", "reason": f"{result.name}: {first_line(error)}; take save.format=png"}
         file = f"{result.name}{suffix}"

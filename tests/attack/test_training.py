@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import train
 from dig2dig.errors import RunError
+from dig2dig.inference.ownership import record
 from dig2dig.modules.prior import PriorModule
 from dig2dig.priors.files import weights_files
 from dig2dig.training.checkpoints import read_checkpoint
@@ -77,12 +78,15 @@ def steps_of(out: Path) -> list[int]:
 def test_a_training_that_is_lost_stops_and_keeps_what_is_good(
     what: Callable, last: int, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
+    (tmp_path / "prior").mkdir()
+    (tmp_path / "prior" / "model_index.json").write_text("the last good export")
+    record(tmp_path, ["prior/"])  # made by a run
     with at_step(last, what):
         assert train.main(arguments(tmp_path, *MORE)) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if "finite" in line]
     assert len(lines) == 1 and lines[0].startswith("stopped: ") and "last good checkpoint" in lines[0]
     assert steps_of(tmp_path) == [3, 2]
-    assert not (tmp_path / "prior").exists()
+    assert bytes_of(tmp_path / "prior") == {"model_index.json": b"the last good export"}
     assert not list(tmp_path.rglob("*.part*"))
 
 

@@ -17,9 +17,10 @@ from PIL import Image
 from datamodules.readers.pixels import IMAGE_SUFFIXES, image_size, read_picture
 from datamodules.readers.raw import RAW_SUFFIXES, SUFFIXES, jxl_size
 from dig2dig.errors import ImageError
+from tests.conftest import SHARED
 from tests.corpus import picture
 
-CASES = Path("/work/shared/cases")
+CASES = SHARED.parent / "cases"
 COLOUR = picture(0, 3, 40, 56)
 
 

@@ -19,11 +19,11 @@ from datamodules.readers.palettes import palettes, without_palette
 from datamodules.readers.source import read_source, source_digest, source_size
 from datamodules.readers.thermal import FIELDS, is_infrared, is_radiometric, temperatures
 from dig2dig.errors import ImageError, PairingError
+from tests.conftest import SHARED
 from tests.corpus import picture
 from tests.runs import rows, run
 
-REAL = Path("/work/shared/data/radiometric")
-CASES = Path("/work/shared/cases")
+REAL, CASES = SHARED / "radiometric", SHARED.parent / "cases"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the shared thermal files are not here")
 CAMERA = {  # a camera that sees its object without air, window or reflection
     "emissivity": 1.0, "distance": 0.0, "reflected": 293.15, "atmosphere": 293.15, "window_kelvin": 293.15,

@@ -117,6 +117,19 @@ def test_exposures_of_twelve_bits_share_one_range(tmp_path: Path) -> None:
     assert alone.sources[0].max() == 1  # other tasks stretch each source
 
 
+def test_no_data_does_not_decide_the_range_of_a_stack_of_series(tmp_path: Path) -> None:
+    files, values = {}, picture(1, height=32, width=32).astype(np.float32) + 300
+    for seed, name in enumerate(("a", "b")):
+        holed = values + seed
+        holed[:3] = -99
+        files[name] = save(tmp_path / f"{name}.tif", holed)
+    probes = {name: ((file, None),) for name, file in files.items()}
+    pair = Pair("x", files, series="s", probes=probes)
+    sample = read_pair(pair, Reading("mff", range={name: "nodata=-99" for name in files}))
+    assert isinstance(sample, Sample), sample.reason
+    assert "all: values 30" in sample.note and sample.sources[:, :, 3:].min() < 0.1
+
+
 def test_mixed_ranges_of_a_stack_are_told(tmp_path: Path) -> None:
     files = {"a": save(tmp_path / "a.png", picture(1)), "b": save(tmp_path / "b.tif", picture(2).astype(np.uint16) * 8)}
     note = read(files, task="mef").note

@@ -14,6 +14,7 @@ from datamodules.metadata import Metadata
 from datamodules.pairing import Pair
 from datamodules.pairs import Failure, Reading, read_pair
 from datamodules.readers.pixels import read_picture
+from dig2dig.api import fuse_files
 from dig2dig.inference.encode import encode, lost
 from tests.conftest import ROOT, SHARED
 from tests.corpus import picture
@@ -99,6 +100,14 @@ def test_a_run_keeps_or_drops_it(tmp_path: Path) -> None:
             assert bool(image.getexif()) == kept and ("icc_profile" in image.info) == kept
             assert (image.info.get("dpi") == (300, 300)) == kept
             assert image.getexif().get(274, 1) == 1
+
+
+def test_from_python_it_is_kept_or_dropped_too(tmp_path: Path) -> None:
+    files = [photograph(tmp_path / f"{side}.jpg", picture(seed, 3, 32, 48)) for seed, side in enumerate("ab")]
+    for kept in (True, False):
+        fuse_files(files, "mff", tmp_path / "out.jpg", overrides=[f"save.metadata={str(kept).lower()}"])
+        with Image.open(tmp_path / "out.jpg") as image:
+            assert bool(image.getexif()) == kept
 
 
 def test_sources_come_into_the_profile_of_the_reference(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def source_panels(sample: Sample, files: Mapping[str, Path], folder: Path) -> li
             picture = channels  # registered, resized, or of another range
         valid, note = None if sample.valid is None else sample.valid[k], ""
         if valid is not None and not valid.all():
-            picture, note = hatched(picture, valid), f"{100 * float((~valid).float().mean()):.1f} % hold no data"
+            picture, note = hatched(picture, valid), f"{100 * float((~valid).float().mean()):.1f} % no data"
         link = relative(file, folder) if file else ""
         found.append((Panel(modality, "source", file=link, note=note), small(picture)))
     return found

@@ -1,5 +1,6 @@
 """Frames of video files, read and written."""
 
+import os
 import threading
 from collections.abc import Iterable
 from functools import lru_cache
@@ -63,6 +64,10 @@ class Video:
 @lru_cache(maxsize=8)  # each frame asks again
 def _video(path: Path, version: tuple[int, int, int]) -> Video:
     return Video(path)
+
+
+if hasattr(os, "register_at_fork"):  # a process that reads ahead could never close one: its decoder's threads are gone
+    os.register_at_fork(before=_video.cache_clear)
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], rate: float) -> None:

@@ -1,5 +1,6 @@
 """Configs and records of somebody else: one line each, and nothing read or sent that nobody asked for."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,7 @@ def test_a_damaged_folder_is_told_in_a_line_or_fused_anew(tmp_path: Path, capsys
 def test_a_wrong_list_of_checksums_is_one_line(tmp_path: Path, tiny: Path, capsys) -> None:
     for side in ("visible", "infrared"):
         save(tmp_path / side / "p.png", picture(1, height=24))
+    prior = Path(shutil.copytree(tiny, tmp_path / "prior"))
     for text in (
         "0" * 64 + "  unet/config.json",
         "x",
@@ -124,8 +126,8 @@ def test_a_wrong_list_of_checksums_is_one_line(tmp_path: Path, tiny: Path, capsy
         f"{'0' * 64}  {'x' * 5000}",
         f"{'0' * 64}  ../../../etc/passwd",
     ):
-        (tiny / "SHA256SUMS").write_text(text)
-        assert run(tmp_path, f"prior.path={tiny}") == 2
+        (prior / "SHA256SUMS").write_text(text)
+        assert run(tmp_path, f"prior.path={prior}") == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1
 

@@ -1,5 +1,7 @@
 """Videos, volumes and folders of frames: read in order, one range, one noise, and a video again."""
 
+import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
@@ -187,3 +189,18 @@ def test_flicker_is_measured(tmp_path: Path) -> None:
     assert sources == 0 and one < each  # what is left comes from the square, by the width of the smoothing
     assert (out / "one_0_0.png").is_file()
     shutil.rmtree(out)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes that are copies")
+def test_open_videos_do_not_block_a_process_that_reads_ahead(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.mp4" for i in range(10)]  # more than are kept open
+    for seed, path in enumerate(paths):
+        film(path, seed)
+        frames.read_frame(path, 0)
+    reader = multiprocessing.get_context("fork").Process(target=lambda: [frames.read_frame(path, 1) for path in paths])
+    reader.start()
+    reader.join(20)
+    try:
+        assert reader.exitcode == 0
+    finally:
+        reader.kill()

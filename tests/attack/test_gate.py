@@ -34,7 +34,7 @@ def test_work_that_nobody_waits_for_is_given_up() -> None:
     assert next(followed_work) == 1 and next(followed_work) is None  # half a second later
     started = time.monotonic()
     followed_work.close()
-    assert time.monotonic() - started < 0.1
+    assert time.monotonic() - started < 0.4  # the work ends after it
     time.sleep(0.5)
     assert ended == ["stopped"]
     assert [one for one in followed(lambda show: show(1) or 2) if one] == [1, 2]

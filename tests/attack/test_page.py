@@ -222,7 +222,7 @@ def test_who_cancels_or_leaves_frees_the_worker(page: str, how: str, align: str)
     with follow(page, f"next-{session}") as after:
         while b"process_generating" not in (line := after.readline()):
             assert line
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 6  # two seconds, on a machine that does nothing else
         assert b"Fused:" in after.read()
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dig2dig.config import SamplerConfig
-from dig2dig.fusion.bands import BandSum, blurred
+from dig2dig.fusion.bands import BandSum, blurred, surroundings, within
 from dig2dig.fusion.resample import resample, upsample
 from dig2dig.shapes import Image, Maps, Sources, State, Timestep, Weights
 
@@ -138,7 +138,7 @@ def bands(
     .. math:: a^2 = \frac{G \sum_k w_k |\Delta_k|^2}{G |\sum_k w_k \Delta_k|^2} \in [1, K]
 
     so that equal sources stay as they are. Learned weights come with their own factor. Our own form. The target stays
-    in the range that the sources span.
+    in the range that the sources span, and at last in their range around each pixel, see ``bands.within``.
 
     ``scale`` is r, pixels of blur per unit of noise level for images in [-1, 1]; ``energy`` the exponent of a: 0 leaves
     the plain weighted sum, 1 restores all energy; ``tone`` a factor on every band. The state is used up.
@@ -156,8 +156,12 @@ def bands(
     if step.factor is not None:
         fused = fused * resample(step.factor[:, None], *fused.shape[-2:])[:, 0]
     target = tone * fused + upsample(target[:, None], *fused.shape[-2:])[:, 0]
-    low, high = (bound.view(-1, 1, 1, 1) for bound in step.sources.flatten(1).aminmax(dim=1))
-    whole = upsample(target[:, None], *step.sources.shape[-2:])[:, 0].clamp(low, high)
+    whole = upsample(target[:, None], *step.sources.shape[-2:])[:, 0]
+    if any(step.sigma_next):
+        low, high = (bound.view(-1, 1, 1, 1) for bound in step.sources.flatten(1).aminmax(dim=1))
+        whole = whole.clamp(low, high)
+    else:  # nothing sharper follows
+        whole = within(whole, *surroundings(step.sources))
     return proximal(x0_hat, whole, step.alpha_bar, sigma_n), BandState(target, seen)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dig2dig.config import SamplerConfig
-from dig2dig.fusion.bands import BandSum, blurred
+from dig2dig.fusion.bands import BandSum, blurred, surroundings, within
 from dig2dig.fusion.gain import Lookup, Measured, measure, normalise
 from dig2dig.fusion.guidance import TONES
 from dig2dig.fusion.plan import Plan, gain_times, planned
@@ -57,11 +57,11 @@ def composed(load: Load, count: int, plan: Plan) -> Image:
     now = [Lookup(plan.measured, t, plan.schedule) for t in plan.times]
     sums = [BandSum(config.guidance.energy) for _ in now]
     target: Tensor | float = 0.0
-    low, high = torch.inf, -torch.inf
+    ends: tuple[Image, Image] | None = None
     for k in range(count):
         source = load(k)
-        ends = source.flatten(1).aminmax(dim=1)
-        low, high = torch.minimum(ends[0], torch.as_tensor(low)), torch.maximum(ends[1], torch.as_tensor(high))
+        low, high = surroundings(source)
+        ends = (low, high) if ends is None else (ends[0].minimum(low), ends[1].maximum(high))
         seen = blurred(source, sigmas[0], scale)
         share = 1 / count if plan.base is None else resample(plan.base[:, k : k + 1], *seen.shape[-2:])
         target = target + (share * seen)[:, 0]
@@ -69,10 +69,9 @@ def composed(load: Load, count: int, plan: Plan) -> Image:
             sharper = blurred(source, sigmas[i + 1], scale)
             total.add(sharper, seen, now[i]([maps[:, k : k + 1] for maps in plan.weights]))
             seen = sharper
-    assert isinstance(target, Tensor)
+    assert isinstance(target, Tensor) and ends
     for i, total in enumerate(sums):
         fused = total.restored(sigmas[i + 1], scale)
         target = TONES[config.tone] * fused + upsample(target[:, None], *fused.shape[-2:])[:, 0]
         sums[i] = BandSum(0.0)  # its memory is free
-    lowest, highest = (torch.as_tensor(bound).view(-1, 1, 1, 1) for bound in (low, high))
-    return target.clamp_(lowest, highest)
+    return within(target, *ends)

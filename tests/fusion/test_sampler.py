@@ -1,10 +1,12 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import pad
 
 from dig2dig.api import preset
 from dig2dig.config import DigConfig, GuidanceConfig, ResearchConfig, SamplerConfig
@@ -98,6 +100,19 @@ def test_order_of_sources_does_not_matter(kind, seed: int, k: int) -> None:
     permuted = sources[:, torch.randperm(k, generator=torch.Generator().manual_seed(seed))]
     a, b = fuse(sources, denoiser, config(kind), seed), fuse(permuted, denoiser, config(kind), seed)
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10**6), k=st.integers(2, 5), tone=st.sampled_from(["natural", "vivid"]))
+@pytest.mark.parametrize("task", ["ivf", "mef"])
+def test_no_pixel_leaves_its_surroundings_by_more_than_a_twentieth(task: str, seed: int, k: int, tone: str) -> None:
+    sources = random_sources(seed, 1, k, 1, 24, 17).pow(1 + 3 * (seed % 2))
+    chosen = replace(preset(task, "sampler.weights=gain"), tone=tone)
+    fused = fuse(sources, GaussianDenoiser(0.0, 0.3, alpha_bar()), chosen, seed)
+    around = pad(sources[0], (1, 1, 1, 1), mode="replicate").unfold(2, 3, 1).unfold(3, 3, 1)
+    low, high = around.amin((0, 4, 5)), around.amax((0, 4, 5))
+    assert bool(((fused[0] >= low - 0.05001) & (fused[0] <= high + 0.05001)).all())
+    assert sources.min() - 1e-5 <= fused.min() and fused.max() <= sources.max() + 1e-5
 
 
 @pytest.mark.parametrize("grid", ["uniform", "logsnr", "gain"])

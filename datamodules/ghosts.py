@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import median_filter
 
+from datamodules.aside import aside
 from datamodules.ranges import Valid
 from datamodules.readers.pixels import convert
 
@@ -97,7 +98,7 @@ def shown_once(
             valid = np.logical_and.reduce(both) if both else None
             masks[k], curves = contradiction(images[near], images[k], valid, slack)
             if masks[k].mean() <= MOST:
-                images[k] = replaced(images[near], images[k], masks[k], curves, valid)
+                images[k] = aside(replaced(images[near], images[k], masks[k], curves, valid), len(images))
                 near = k
     return images, masks
 

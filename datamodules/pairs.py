@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from datamodules.aside import aside, room
 from datamodules.ghosts import SLACK, without_ghosts
 from datamodules.metadata import Metadata
 from datamodules.pairing import Pair
@@ -77,7 +78,7 @@ def read_pair(pair: Pair, reading: Reading) -> Sample | Failure:
     try:
         reference = reference_of(pair, reading.reference)
         onto = medical_grid(pair.files, reference)
-        pictures = {m: read_source(file, pair.frame, onto, m) for m, file in pair.files.items()}
+        pictures = {m: kept(read_source(file, pair.frame, onto, m), len(pair.files)) for m, file in pair.files.items()}
         pictures, notes = prepared(pair, pictures, reference, reading)
         images, valids, found = scaled(pair, pictures, reading)
         digests = {modality: picture.digest for modality, picture in pictures.items()}
@@ -90,9 +91,9 @@ def read_pair(pair: Pair, reading: Reading) -> Sample | Failure:
     except MemoryError:
         return Failure(pair.name, f"{pair.name}: not enough memory to read its sources")
     arrays, masks = transformed(list(images.values()), list(valids.values()), reading.transform)
-    tensors = [torch.from_numpy(np.atleast_3d(array).transpose(2, 0, 1).copy()) for array in arrays]
+    tensors = [torch.from_numpy(np.atleast_3d(array).transpose(2, 0, 1)) for array in arrays]
     valid = stacked(masks, tensors[0].shape[-2:])
-    sources, chroma = split(tensors, reading.task, valid)
+    sources, chroma = split(tensors, reading.task, valid, room)
     picture = pictures[reference]
     return Sample(
         name=pair.name,
@@ -109,6 +110,11 @@ def read_pair(pair: Pair, reading: Reading) -> Sample | Failure:
     )
 
 
+def kept(picture: Picture, count: int) -> Picture:
+    """One of ``count`` pictures, its pixels on disk if that are too many."""
+    return replace(picture, pixels=aside(picture.pixels, count))
+
+
 def transformed(images: list[np.ndarray], valids: list[Valid], transform: Transform | None) -> tuple[list, list[Valid]]:
     """Images and their valid pixels after a transform, which moves them together."""
     if transform is None:
@@ -123,8 +129,10 @@ def stacked(valids: Sequence[Valid], size: Sequence[int]) -> torch.Tensor | None
     """Valid pixels of all sources, (k, 1, h, w); None if all pixels are."""
     if all(valid is None for valid in valids):
         return None
-    every = np.ones(tuple(size), bool)
-    return torch.from_numpy(np.stack([every if valid is None else valid for valid in valids]))[:, None]
+    every = room((len(valids), 1, *size), bool)
+    for k, valid in enumerate(valids):
+        every[k] = True if valid is None else torch.from_numpy(valid)
+    return every
 
 
 def pair_digest(pair: Pair, reading: Reading, digests: Mapping[str, str] | None = None) -> str:
@@ -181,7 +189,8 @@ def scaled(pair: Pair, pictures: Mapping[str, Picture], reading: Reading) -> tup
     notes: dict[str, str] = {}
     ranges = wanted_ranges(pair, pictures, reading)
     for modality, picture in pictures.items():
-        images[modality], notes[modality] = to_unit(picture.pixels, ranges[modality], picture.valid)
+        image, notes[modality] = to_unit(picture.pixels, ranges[modality], picture.valid)
+        images[modality] = aside(image, len(pictures))
     if reading.task in STACKS and len({*notes.values()}) > 1:  # mixed rules are never silent
         notes = {modality: note or "its whole range is black to white" for modality, note in notes.items()}
     valids = {modality: picture.valid for modality, picture in pictures.items()}
@@ -235,9 +244,11 @@ def aligned(
     placing = Placing(images, valids, reference, reading.align, chained, digests, reading.memory)
     for modality in (modality for modality in images if modality != reference):
         try:
-            moved[modality], valid[modality], found = placing.place(modality)
+            image, covered, found = placing.place(modality)
         except AlignmentError as error:
             raise AlignmentError(f"{pair.files[modality]}: {error}") from error
+        moved[modality] = aside(image, len(images))
+        valid[modality] = None if covered is None else aside(covered, len(images))
         notes += [f"{modality}: {note}" for note in found]
     return moved, valid, notes + (cut_borders(moved, valid) if reading.border == "auto" else [])
 

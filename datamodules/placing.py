@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.align import Registration, drawn, misregistration, rescale
+from datamodules.aside import aside
 from datamodules.ranges import Valid
 from datamodules.register import LEAST_GAIN, register
 from datamodules.rig import is_rig, keep, kept, read_rig
@@ -65,7 +66,8 @@ class Placing:
     def _between(self, onto: str, modality: str) -> Registration:
         """One source on another, found once."""
         if (onto, modality) not in self.links:
-            self.links[onto, modality] = self._recalled(onto, modality)
+            found = self._recalled(onto, modality)
+            self.links[onto, modality] = replace(found, image=aside(found.image, len(self.images)))
         return self.links[onto, modality]
 
     def _recalled(self, onto: str, modality: str) -> Registration:

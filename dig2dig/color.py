@@ -9,7 +9,7 @@ where it is strong and well exposed. Weights made for luminance would make it pa
 Multi-focus fusion works on all three channels, since a defocused source has blurred its chroma as well.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -40,30 +40,37 @@ def ycbcr_to_rgb(ycbcr: Tensor) -> Tensor:
     return torch.einsum("ij,...jhw->...ihw", torch.linalg.inv(_RGB_TO_YCBCR.double()).to(ycbcr), ycbcr)
 
 
-def split(images: Sequence[Tensor], task: str, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def split(
+    images: Sequence[Tensor], task: str, valid: Tensor | None = None, into: Callable[..., Tensor] = torch.empty
+) -> tuple[Tensor, Tensor | None]:
     """The channels that are fused, and the chroma that waits beside them.
 
     Args:
         images: K images of one size, each (1, h, w) grey or (3, h, w) RGB, in [0, 1].
         task: ``ivf``, ``mif``, ``mef`` or ``mff``.
         valid: Pixels that show the scene, (k, 1, h, w); the chroma of others does not count. None = all.
+        into: Gives room for sources of a shape.
 
     Returns:
         Sources (k, c, h, w), and chroma (2, h, w) or None. Chroma is the mean over the sources with their saturation
         times their well-exposedness, exp(-(Y - 0.5)² / 2 · 0.2²), as the weight: neither a grey source nor a
         clipped one washes out a coloured one.
     """
-    if all(len(image) == 1 for image in images):
-        return torch.stack(list(images)), None
-    colour = torch.stack([image.expand(3, -1, -1) for image in images])
-    if task not in LUMINANCE_TASKS:
-        return colour, None
-    ycbcr = rgb_to_ycbcr(colour)
-    chroma = ycbcr[:, 1:]
-    exposed = (-(ycbcr[:, :1] - 0.5).square() / (2 * EXPOSED**2)).exp()
-    weight = exposed * chroma.norm(dim=1, keepdim=True) + 1e-12
-    weight = weight if valid is None else weight * valid + 1e-12
-    return ycbcr[:, :1], (chroma * weight).sum(0) / weight.sum(0)
+    channels, size = max(len(image) for image in images), images[0].shape[1:]
+    coloured = channels == 3 and task in LUMINANCE_TASKS
+    sources = into((len(images), 1 if coloured else channels, *size))
+    tint = total = torch.zeros(())
+    for k, image in enumerate(images):  # one at a time: a tall stack has no room for all
+        if not coloured:
+            sources[k] = image
+            continue
+        ycbcr = rgb_to_ycbcr(image.expand(3, -1, -1))
+        sources[k], chroma = ycbcr[:1], ycbcr[1:]
+        exposed = (-(ycbcr[:1] - 0.5).square() / (2 * EXPOSED**2)).exp()
+        weight = exposed * chroma.norm(dim=0, keepdim=True) + 1e-12
+        weight = weight if valid is None else weight * valid[k] + 1e-12
+        tint, total = tint + weight * chroma, total + weight
+    return sources, tint / total if coloured else None
 
 
 def merge(fused: Tensor, chroma: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ from dig2dig.benchmark.config import (
     GhostsConfig,
     QualityConfig,
     SpeedConfig,
+    StackConfig,
     TheoryConfig,
 )
 from dig2dig.cli import load
@@ -23,6 +24,7 @@ USAGE = """python -m dig2dig.benchmark COMMAND [FILE.yaml …] [key=value …]
   flicker   change from frame to frame where nothing moves, with one noise for all frames and one for each
   ghosts    a thing that moves within a stack, removed and kept; and what is wrongly found in static stacks
   align     registration of pairs that were moved by a known amount, and of unrelated ones
+  stack     focal planes of many depths: error, seconds and memory as their number grows
   speed     cost of gains, steps, batches, sizes and windows, as ratios in one run
 
 COMMAND --help lists its options."""
@@ -34,6 +36,7 @@ SCHEMAS = dict(
     flicker=FlickerConfig,
     ghosts=GhostsConfig,
     align=AlignConfig,
+    stack=StackConfig,
     speed=SpeedConfig,
 )
 

@@ -101,6 +101,16 @@ class GhostsConfig(CasesConfig):
 
 
 @dataclass
+class StackConfig(BenchmarkConfig):
+    """Fuses focal planes of many depths: python -m dig2dig.benchmark stack out=DIR [key=value …]."""
+
+    counts: str = option("2, 5, 10, 30", "numbers of planes, separated by commas")
+    megapixels: str = option("1", "areas of a plane, separated by commas")
+    task: Literal["mff", "universal"] = option("mff", "preset")
+    out: str = option("out/stack", "folder of table.md and pictures")
+
+
+@dataclass
 class SpeedConfig(BenchmarkConfig):
     """Measures time and memory as ratios within one run: python -m dig2dig.benchmark speed out=DIR [key=value …]."""
 

@@ -98,7 +98,7 @@ def fuse(
     config = config if weights is None else adopted(config, weights.settings)
     check_sources(sources, denoiser.channels, noisy=noise is not None)
     h, w = sources.shape[-2:]
-    masks = None if valid is None else pad(valid.float(), denoiser.multiple)
+    masks = None if valid is None else pad(valid, denoiser.multiple)
 
     def load(which: slice) -> Sources:
         some = sources[:, which].float()

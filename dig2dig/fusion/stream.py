@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from datamodules.aside import is_tall
 from dig2dig.config import SamplerConfig
 from dig2dig.fusion.bands import BandSum, blurred, surroundings, within
 from dig2dig.fusion.gain import Lookup, Measured, measure, normalise
@@ -16,9 +17,6 @@ from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import noise_level
 from dig2dig.shapes import Image, Maps, State
 
-TALL = 2**26
-"""Values of all sources together from which they are streamed; fewer are fused at once."""
-
 Load = Callable[[int], Maps]
 """Gives source k, (b, 1, c, h, w) in [-1, 1] and padded."""
 
@@ -26,7 +24,7 @@ Load = Callable[[int], Maps]
 def streams(config: SamplerConfig, shape: torch.Size, learned: bool) -> bool:
     """Whether sources of a shape (b, k, c, h, w) are streamed: three or more large ones, weighted by their gains."""
     plain = config.guidance.kind == "bands" and config.guidance.sigma_n == 0 and config.grid != "gain"
-    return plain and not learned and shape[1] > 2 and shape.numel() >= TALL
+    return plain and not learned and is_tall(shape[1], shape.numel() // shape[1])
 
 
 def stream(

@@ -73,7 +73,8 @@ def masked(weights: Weights, valid: Tensor | None) -> Weights:
     """Weights without say where a source is not valid, (b, k, 1, h, w) of any grid; as they are where none is."""
     if valid is None:
         return weights
-    return scaled(weights, resample(valid.to(weights), *weights.shape[-2:]) + 1e-6)
+    size = weights.shape[-2:]
+    return scaled(weights, torch.cat([resample(one.to(weights), *size) for one in valid.split(1, 1)], 1) + 1e-6)
 
 
 def shares(gains: Sequence[Maps], exponent: float) -> Maps:

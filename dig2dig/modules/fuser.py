@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from datamodules.pairs import Failure, Sample
 from dig2dig.color import merge
@@ -75,12 +76,11 @@ class Fuser:
     def _fuse(self, samples: Sequence[Sample], device: torch.device, denoiser: Denoiser) -> list[Result]:
         started, config, tracing, trace = time.perf_counter(), self.config, self.tracing, list[Snapshot]()
         seeds = [pair_seed(config.seed, sample.series or sample.name) for sample in samples]
-        images = [sample.sources[None] for sample in samples]
-        sources = (torch.cat(images) if len(images) > 1 else images[0]).to(device)  # large ones without a copy
+        sources = together([sample.sources for sample in samples]).to(device)
         valid = None
         if any(sample.valid is not None for sample in samples):
-            whole = torch.ones_like(sources[0, :, :1], dtype=torch.bool)
-            valid = torch.stack([whole if one.valid is None else one.valid.to(device) for one in samples])
+            every = [torch.ones_like(one.sources[:, :1], dtype=torch.bool) for one in samples if one.valid is None]
+            valid = together([every.pop() if one.valid is None else one.valid for one in samples]).to(device)
         traced = [among(sample.name, tracing.names) for sample in samples]
 
         def keep(step: Snapshot) -> None:
@@ -117,6 +117,11 @@ class Fuser:
         auto = [k for k, name in enumerate(sample.modalities) if self.config.noise.get(name) == "auto"]
         found = [] if noise is None else [(sample.modalities[k], 255 * float(noise[i, k])) for k in auto]
         return [f"{name}: noise of {sigma:.1f} of 255 found" for name, sigma in found]
+
+
+def together(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors of one shape along a new first axis; one alone without a copy."""
+    return torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0][None]
 
 
 def joined(*notes: str) -> str:

@@ -1,6 +1,7 @@
 import functools
 import operator
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules.aside import aside
 from datamodules.image_data import ImageCrops, ImageDataModule, StepSampler, hold_out, read_deep
 from datamodules.pair_data import FusionDataModule, PairDataset, SizeBatches
 from datamodules.pairing import Pair, find_pairs
@@ -296,3 +298,29 @@ def test_validation_pairs_are_cropped_together() -> None:
     middle = whole.sources[..., (h - 64) // 2 : (h + 64) // 2, (w - 64) // 2 : (w + 64) // 2]
     torch.testing.assert_close(sample.sources, middle)
     assert sample.chroma is not None and sample.chroma.shape == (2, 64, 64)
+
+
+@pytest.mark.parametrize(("task", "align"), [("mef", "ecc"), ("mff", "none")])
+def test_tall_stacks_are_read_as_others_are(task: str, align: str, tmp_path: Path, monkeypatch) -> None:
+    """Their arrays are in files that have no name: nothing is left of them."""
+    folder = EXAMPLES / "multi_exposure_stack"
+    (pair,) = find_pairs({one.name: str(one) for one in sorted(folder.iterdir()) if one.is_dir()})[:1]
+    reading = Reading(task, align=align, ghosts="remove")
+    whole = read_pair(pair, reading)
+    monkeypatch.setattr("datamodules.aside.TALL", 1)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    tall = read_pair(pair, reading)
+    assert isinstance(whole, Sample) and isinstance(tall, Sample)
+    assert torch.equal(whole.sources, tall.sources) and whole.note == tall.note
+    for a, b in ((whole.valid, tall.valid), (whole.chroma, tall.chroma)):
+        assert torch.equal(a, b) if a is not None and b is not None else a is b
+    assert (whole.chroma is None) == (task == "mff")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_arrays_in_memory(monkeypatch) -> None:
+    monkeypatch.setattr("datamodules.aside.TALL", 1)
+    array = np.ones((4, 5), np.float32)
+    assert isinstance(aside(array, 3), np.memmap) and aside(array, 2) is array
+    monkeypatch.setattr("datamodules.aside.disk_usage", lambda _: SimpleNamespace(free=100))
+    assert not isinstance(aside(array, 3), np.memmap)

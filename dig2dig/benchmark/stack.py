@@ -1,0 +1,108 @@
+"""``benchmark stack``: focal planes of K depths, from files to the picture: its error, seconds and memory as K grows.
+
+The sharp photograph is the bundled one. Depth falls into K layers, and plane k shows layer k sharp and every other one
+blurred by its distance: the ideal is known for each K.
+"""
+
+import multiprocessing
+import threading
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from datamodules.readers.pixels import read_image
+from dig2dig.api import fuse_files
+from dig2dig.atomic import write_atomically
+from dig2dig.benchmark.config import StackConfig
+from dig2dig.benchmark.datasets import example_pair, names
+from dig2dig.benchmark.sections import peak_memory
+from dig2dig.benchmark.tables import markdown
+from dig2dig.priors.load import open_prior
+
+BLUR = 6.0  # standard deviation between the first and the last layer, pixels
+HEADER = ["megapixels", "K", "PSNR, dB", "mean's", "seconds", "s / source / MP", "own GiB", "with files, GiB"]
+    "megapixels",
+    "K",
+    "PSNR, dB",
+    "of the mean",
+    "seconds",
+    "seconds / source / MP",
+    "own GiB",
+    "with files, GiB",
+]
+
+
+def run(config: StackConfig) -> int:
+    """Makes, fuses and measures each stack in a process of its own, and writes table.md and the pictures."""
+    out, lines = Path(config.out), []
+    each = [(float(area), int(count)) for area in names(config.megapixels) for count in names(config.counts)]
+    for area, count in tqdm(each, desc="stacks"):
+        with TemporaryDirectory(prefix="dig2dig_") as folder, multiprocessing.get_context("spawn").Pool(1) as pool:
+            ideal, mean = pool.apply(make_stack, (Path(folder), area, count))
+            file = out / f"{area:g}MP_{count}.png"
+            seconds, own, peak = pool.apply(measure, (Path(folder), file, config))
+            found = (psnr(read_image(file, "L") / 255, ideal), psnr(mean, ideal), seconds, seconds / area / count)
+            lines.append([f"{area:g}", str(count), *(f"{value:.3g}" for value in (*found, own, peak))])
+    text = (
+        "Focal planes in colour as PNG files, fused by `dig2dig.fuse_files` with the preset. *Own*: the peak of memory "
+        "that the process has for itself alone; *with files*: its peak with the pages of files, which the system takes "
+        "back when memory is short. Both hold torch and the prior.\n\n"
+    )
+    write_atomically(out / "table.md", (text + markdown(HEADER, lines)).encode())
+    print(f"{out / 'table.md'}, and the fused pictures beside it")
+    return 0
+
+
+def make_stack(folder: Path, megapixels: float, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Writes the planes of a 4:3 scene; gives the sharp photograph and the mean of the planes, (h, w) in [0, 1]."""
+    height = 8 * round((megapixels * 1e6 * 3 / 4) ** 0.5 / 8)
+    photo = example_pair(height, height * 4 // 3)[0, 0, 0].numpy()
+    ramp = np.linspace(0, 1, photo.shape[1], dtype=np.float32) + 0.3 * np.sin(np.arange(height)[:, None] / height * 9)
+    layer = np.rint((ramp - ramp.min()) / np.ptp(ramp) * (count - 1))
+    mean = np.zeros_like(photo)
+    for k in range(count):
+        plane = np.zeros_like(photo)
+        for other in range(count):
+            inside = layer == other
+            sigma = BLUR * abs(other - k) / (count - 1)
+            plane[inside] = (cv2.GaussianBlur(photo, (0, 0), sigma) if sigma else photo)[inside]
+        stored = np.rint(255 * plane).astype(np.uint8)
+        mean += stored / np.float32(255 * count)
+        cv2.imwrite(str(folder / f"{k:03}.png"), np.dstack([stored, stored, np.minimum(stored, 254)]))
+    return photo, mean
+
+
+def measure(folder: Path, file: Path, config: StackConfig) -> tuple[float, float, float]:
+    """Seconds from files to file, and GiB at the peak: of the process's own memory, and with pages of files."""
+    prior, ended, own = open_prior(config.prior), threading.Event(), [0.0]
+
+    def watch() -> None:
+        while not ended.wait(0.05):
+            own[0] = max(own[0], own_memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started = time.perf_counter()
+    try:
+        fuse_files(sorted(folder.glob("*.png")), config.task, file, prior)
+    finally:
+        seconds = time.perf_counter() - started
+        ended.set()
+        watcher.join()
+    return seconds, own[0], peak_memory(next(iter(prior.parameters())).device)
+
+
+def own_memory() -> float:
+    """GiB that this process has for itself alone, without pages of files; NaN where the system does not tell."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("RssAnon")), float("nan"))
+
+
+def psnr(image: np.ndarray, ideal: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of an image in [0, 1], dB."""
+    return float(-10 * np.log10(np.square(image - ideal).mean()))

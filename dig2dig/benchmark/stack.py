@@ -25,15 +25,6 @@ from dig2dig.priors.load import open_prior
 
 BLUR = 6.0  # standard deviation between the first and the last layer, pixels
 HEADER = ["megapixels", "K", "PSNR, dB", "mean's", "seconds", "s / source / MP", "own GiB", "with files, GiB"]
-    "megapixels",
-    "K",
-    "PSNR, dB",
-    "of the mean",
-    "seconds",
-    "seconds / source / MP",
-    "own GiB",
-    "with files, GiB",
-]
 
 
 def run(config: StackConfig) -> int:

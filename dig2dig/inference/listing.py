@@ -1,32 +1,53 @@
 """What a run would do, before it does it: pairs with their sizes, and memory."""
 
+from collections.abc import Sequence
+
+from torch import Size
+
 from datamodules.folders import extra_files
 from datamodules.pairing import Pair
 from datamodules.pairs import reference_of
 from datamodules.readers.source import source_size
+from datamodules.readers.volume import memory
 from dig2dig.color import LUMINANCE_TASKS
+from dig2dig.config import InferConfig
 from dig2dig.errors import ImageError, one_line
+from dig2dig.fusion.stream import streams
 from dig2dig.inference.state import Run
 
-MOST = 20  # names of extra files that are printed
+MOST = 20  # names that are printed
 BASE = 2.0  # GiB of Python, torch and one call of the bundled prior
-BYTES = 64  # for each value of the sources at the peak, as python -m dig2dig.benchmark speed measured it
+BYTES = 64  # for each value of the sources at the peak, as python -m dig2dig.benchmark speed and stack measured it
+GIB = 2**30
 
 
 def list_pairs(run: Run) -> None:
     """Prints what would be fused, what is wrong with the rest, and how much memory it would take."""
-    values = 0
+    needs: dict[str, float] = {}
     for pair in run.todo:
         told, pixels = describe(pair, run.config.reference, run.config.allow_missing)
-        values = max(values, pixels * len(pair.files))
+        needs |= {pair.name: needed(run.config, len(pair.files), pixels)} if pixels else {}
         print(one_line(told))
     if extra := extra_files(run.config.sources):
-        names = ", ".join(str(path) for path in extra[:MOST])
-        print(f"ignored, not images: {names}{' …' if len(extra) > MOST else ''} ({len(extra)})")
+        print(f"ignored, not images: {some([str(path) for path in extra])} ({len(extra)})")
     print(f"{len(run.todo)} to fuse, {len(run.done)} done before, into {run.out}")
-    if values:
-        channels = 1 if run.config.task in LUMINANCE_TASKS else 3
-        print(f"at most about {BASE + BYTES * values * channels / 2**30:.1f} GiB of memory with the bundled prior")
+    if needs:
+        print(f"at most about {max(needs.values()):.1f} GiB of memory with the bundled prior")
+    if large := [name for name, need in needs.items() if need * GIB > memory()]:
+        print(f"larger than this machine's {memory() / GIB:.1f} GiB, make them smaller: {some(large)} ({len(large)})")
+
+
+def needed(config: InferConfig, count: int, pixels: int) -> float:
+    """GiB that the fusion of so many sources takes at most; of a tall stack, one source is in memory at a time."""
+    channels = 1 if config.task in LUMINANCE_TASKS else 3
+    shape = Size((1, count, channels, 1, pixels))
+    together = 1.5 if streams(config.sampler, shape, config.sampler.weights != "gain") else count
+    return BASE + BYTES * together * channels * pixels / GIB
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of a list."""
+    return ", ".join(names[:MOST]) + (" …" if len(names) > MOST else "")
 
 
 def describe(pair: Pair, reference: str, allow_missing: bool) -> tuple[str, int]:

@@ -61,12 +61,14 @@ def test_duplicates_and_missing_partners_are_listed(fused) -> None:
     assert len(table) == len(BAD) + len(ODD) + 2
 
 
-def test_dry_run_tells_all_of_it_beforehand(fused, capsys: pytest.CaptureFixture) -> None:
+def test_dry_run_tells_all_of_it_beforehand(fused, monkeypatch, capsys: pytest.CaptureFixture) -> None:
     _, folder, _ = fused
+    monkeypatch.setattr("dig2dig.inference.listing.memory", lambda: 2**31)
     assert run(folder, "dry_run=true", "overwrite=true") == 0
     printed = capsys.readouterr().out
     assert f"ignored, not images: {folder / 'visible' / 'notes.txt'} (1)" in printed
     assert "missing: infrared" in printed and "which of" in printed and "claims 3600 megapixels" in printed
+    assert "larger than this machine's 2.0 GiB, make them smaller: " in printed
     assert "GiB of memory" in printed and f"{len(BAD) + len(ODD) + 2} to fuse" in printed
 
 

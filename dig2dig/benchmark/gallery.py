@@ -6,17 +6,19 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+from scipy.stats import rankdata
+
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import QualityConfig
 from dig2dig.benchmark.datasets import Case, centre, names
 from dig2dig.benchmark.rows import Row as Scored
 from dig2dig.cli import to_yaml
-from dig2dig.metrics import MAIN
+from dig2dig.metrics import MAIN, METRICS
 from dig2dig.priors.files import prior_sha256
 from dig2dig.report.page import Page, Row, render
 from dig2dig.report.pictures import view_of_files
 from dig2dig.report.runs import flat
-from dig2dig.report.thumbs import evenly
 from dig2dig.report.views import PairView, finite
 
 Pictures = Mapping[tuple[str, str], Mapping[str, Path]]  # file of each method, by dataset and name
@@ -25,10 +27,10 @@ Pictures = Mapping[tuple[str, str], Mapping[str, Path]]  # file of each method, 
 def write_gallery(
     config: QualityConfig, cases: Sequence[Case], pictures: Pictures, rows: Sequence[Scored], failed: Sequence[str]
 ) -> Path:
-    """Writes ``report.html`` with pairs spread evenly over all datasets, and gives its path."""
+    """Writes ``report.html`` with the pairs of each task on which the reference is worst, and gives its path."""
     path = Path(config.out) / "report.html"
     made = [case for case in cases if pictures.get((case.dataset, case.pair.name))]
-    cards = [_card(made[i], pictures, rows, config) for i in evenly(len(made), config.report)]
+    cards = [_card(case, pictures, rows, config) for case in worst(made, rows, config)]
     options, usual = flat(asdict(config)), flat(asdict(QualityConfig()))
     changed = [f"{name}={value}" for name, value in options.items() if value != usual.get(name)]
     facts = {
@@ -42,7 +44,8 @@ def write_gallery(
     }
     page = Page(
         title=f"Quality of {', '.join(dict.fromkeys(case.dataset for case in cases))}",
-        lead=f"Every method on the same pairs: {len(cards)} of {len(made)}, spread evenly. Metrics are those of the "
+        lead=f"Every method on the same pairs: {len(cards)} of {len(made)}, those of each task on which "
+        f"{config.reference} ranks worst, the worst first. Metrics are those of the "
         f"pictures shown{', stretched' if config.stretch == 'minmax' else ''}; ranks are among the methods of a pair.",
         facts=[(name, fact) for name, fact in facts.items() if fact],
         command=shlex.join(["python", "-m", "dig2dig.benchmark", "quality", *changed]),
@@ -52,6 +55,22 @@ def write_gallery(
     )
     write_atomically(path, render(page))
     return path
+
+
+def worst(cases: Sequence[Case], rows: Sequence[Scored], config: QualityConfig) -> list[Case]:
+    """The pairs of each task on which the reference has the worst mean rank, as a share of the methods there."""
+    signs = {name: 1 if METRICS[name].higher_is_better else -1 for name in MAIN}
+
+    def standing(case: Case) -> float:
+        own = [row for row in rows if (row["dataset"], row["name"]) == (case.dataset, case.pair.name)]
+        values = np.array([[sign * float(row.get(name) or "nan") for name, sign in signs.items()] for row in own])
+        ranks = rankdata(-values, axis=0).mean(1) / len(own)
+        own_ranks = [float(rank) for rank, row in zip(ranks, own, strict=True) if row["method"] == config.reference]
+        return max(own_ranks, default=0.0)
+
+    tasks = {case.task: [one for one in cases if one.task == case.task] for case in cases}
+    each = max(1, config.report // max(1, len(tasks)))
+    return [case for some in tasks.values() for case in sorted(some, key=standing, reverse=True)[:each]]
 
 
 def _card(case: Case, pictures: Pictures, rows: Sequence[Scored], config: QualityConfig) -> PairView:

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
+from datamodules.pairing import Pair
 from dig2dig.benchmark.__main__ import main
-from dig2dig.benchmark.datasets import find_cases, read_case
+from dig2dig.benchmark.config import QualityConfig
+from dig2dig.benchmark.datasets import Case, find_cases, read_case
+from dig2dig.benchmark.gallery import worst
 from dig2dig.benchmark.rows import Rows
 from dig2dig.benchmark.tables import collect, holm, paired
 from dig2dig.errors import PairingError
@@ -230,3 +233,14 @@ def test_steps_are_drawn_as_curves(data: Path, tmp_path: Path) -> None:
     variants = [f"variants.logsnr-{n}=sampler.weights=gain sampler.steps={n}" for n in (1, 2, 3)]
     assert main(["quality", f"data={data}", f"out={tmp_path}", "methods=dig2dig, mean", "crop=48", *variants]) == 0
     assert (tmp_path / "none_ivf_steps.png").is_file()
+
+
+def test_the_page_shows_the_worst_pairs_of_each_task() -> None:
+    cases = [Case(task, "Any", Pair(name, {}), Path()) for task, name in (("ivf", "a"), ("ivf", "b"), ("mff", "c"))]
+    rows = []
+    for case, ours in zip(cases, (0.5, 0.1, 0.9), strict=True):
+        for method, value in (("dig2dig", ours), ("mean", 0.2), ("guided", 0.3)):
+            identity = {"dataset": "Any", "name": case.pair.name, "method": method, "stretch": "none"}
+            rows.append(identity | dict.fromkeys(MAIN, str(value)))
+    assert [case.pair.name for case in worst(cases, rows, QualityConfig(report=2))] == ["b", "c"]
+    assert [case.pair.name for case in worst(cases, rows, QualityConfig(report=4))] == ["b", "a", "c"]

@@ -132,9 +132,8 @@ def make_record(config: InferConfig) -> dict[str, Any]:
 
 def refuse_other_bytes(config: InferConfig, record: dict[str, Any], files: Iterable[Path]) -> None:
     """RunError if a record in one of the files names a network of this run with another SHA-256."""
-    for file in files:
-        facts = read_record(file)
-        earlier = from_yaml(InferConfig, file) if facts else None
+    for file in filter(read_record, files):
+        earlier, facts = from_yaml(InferConfig, file), read_record(file)
         for name, option in OPTIONS.items() if earlier else ():
             path, before, now = attrgetter(option), facts.get(name), record[name]
             if before not in (None, now) and path(earlier) == path(config):

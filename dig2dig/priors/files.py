@@ -42,10 +42,7 @@ class PriorFiles(NamedTuple):
 
 
 def file_sha256(*paths: Path) -> str:
-    """SHA-256 of a file, or of several one after the other, in hexadecimal.
-
-    A process reads a file once for it, and again only if path, inode, size or times are others.
-    """
+    """SHA-256 of a file, or of several in a row; a process reads a file once, if inode, size and times stay."""
     known, whole = tuple(map(_identity, paths)), hashlib.sha256()
     if known in _hashes:
         return _hashes[known]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import train
+from dig2dig.inference.ownership import read_names
 from dig2dig.priors.files import CHECKSUMS, weights_files
 from tests.training.test_train import STEPS, arguments, fit
 
@@ -37,6 +38,23 @@ def test_a_training_refuses_a_folder_with_files_of_others_and_goes_on_in_its_own
     again = str(tmp_path / "new" / "config.yaml")
     assert train.main([again, f"out={tmp_path / 'new'}", "trainer.accelerator=cpu"]) == 0
     assert train.main([again, f"out={tmp_path / 'new'}", "seed=9"]) == 2
+
+
+@pytest.mark.parametrize("name", ["wandb/mine", "tensorboard/mine", "log/mine", "wandb_id"])
+def test_a_training_refuses_logs_of_others_and_records_its_own(name: str, tmp_path: Path, capsys) -> None:
+    folder, out = name.partition("/")[0], tmp_path / "run"
+    loggers = ["optim.steps=1", "logger.wandb.mode=offline", "logger.tensorboard=true", "logger.every=1"]
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("mine")
+    assert train.main(arguments(out, *STEPS, *loggers)) == 2
+    assert f"holds {folder}" in capsys.readouterr().err
+    assert everything(out) == {str(out / name): b"mine"}
+    if folder == "wandb":
+        fit(tmp_path / "new", *STEPS, *loggers)
+        fit(tmp_path / "new", *STEPS, *loggers)
+        made = {path.relative_to(tmp_path / "new").parts[0] for path in (tmp_path / "new").rglob("*")}
+        assert {"wandb", "wandb_id", "tensorboard", "log"} <= made
+        assert made <= {owned.split("/")[0] for owned in read_names(tmp_path / "new")}
 
 
 def test_a_training_with_other_bytes_of_its_prior_ends_in_one_line(tmp_path: Path, tiny: Path, capsys) -> None:

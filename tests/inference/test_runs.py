@@ -29,7 +29,7 @@ from dig2dig.priors.lora import adapter_file, add_adapter, save_adapter
 from tests.conftest import EXAMPLES, ROOT
 from tests.corpus import picture, png
 from tests.runs import rows, run, save
-from tests.survive import contents, make_pairs, survive
+from tests.survive import command, contents, kills, make_pairs, survive
 
 
 @pytest.fixture
@@ -42,7 +42,9 @@ def pairs(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_killed_run_is_completed_by_the_next(tmp_path: Path) -> None:
-    assert survive(tmp_path, kills=1, seed=1, pairs=6) >= 1
+    make_pairs(tmp_path, 6)
+    loggers = ["logger.tensorboard=true", "logger.wandb.mode=offline"]
+    assert survive(lambda out: [*command(tmp_path, out), *loggers], contents, tmp_path, kills(1))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

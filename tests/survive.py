@@ -14,10 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from shutil import rmtree
 
+import pytest
+
 from tests.conftest import ROOT
 from tests.corpus import picture, png
 
 PAIRS = 30
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 def command(folder: Path, out: Path) -> list[str]:
@@ -61,6 +64,20 @@ def start(command: list[str], **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command, cwd=ROOT, env=alone | environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
     )
+
+
+def left_of(run: subprocess.Popen[str]) -> dict[int, str]:
+    """Processes of a run and their command lines: its session, with those that read images, and W&B's own."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+            command = (entry / "cmdline").read_text().replace("\0", " ")
+        except OSError:  # it has just ended
+            continue
+        if state != "Z" and (int(session) == run.pid or f"--pid {run.pid} " in command):
+            found[int(entry.name)] = command
+    return found
 
 
 def survive(command: Callable[[Path], list[str]], found: Callable[[Path], object], folder: Path, wanted: int) -> int:

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import train
+from dig2dig.atomic import lock
 from dig2dig.errors import RunError
 from dig2dig.inference.ownership import record
 from dig2dig.modules.prior import PriorModule
@@ -210,6 +211,24 @@ def test_a_signal_to_all_processes_ends_them_all(more: list[str], tmp_path: Path
     assert run.returncode == 143 and "Traceback" not in printed
     assert printed.count("the same command goes on (SIGTERM)") == 1
     assert steps_of(tmp_path)[0] >= 5
+
+
+@survive.linux
+def test_orphans_of_a_killed_training_end_and_leave_the_folder_to_the_next_run(tmp_path: Path) -> None:
+    """Two processes with one that reads images each, and W&B's; the first one is killed."""
+    two = ["trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=1", "data.workers=1"]
+    more = [*STEPS, "optim.steps=2000", "save_every=5", "logger.wandb.mode=offline", *two]
+    run = start(tmp_path, *more)
+    wait_for(tmp_path / "checkpoints" / "last.ckpt", run)
+    assert len(survive.left_of(run)) > 3
+    os.kill(run.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    while survive.left_of(run) and time.monotonic() < killed + 10:
+        time.sleep(0.1)
+    assert not survive.left_of(run)
+    run.communicate()
+    with lock(tmp_path):
+        assert steps_of(tmp_path)[0] >= 5
 
 
 def test_a_full_disk_is_one_line_and_keeps_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -84,6 +84,7 @@ def survive(command: Callable[[Path], list[str]], found: Callable[[Path], object
     """Kills runs by SIGKILL at random moments until so many died; gives how often a run got through on the way.
 
     ``command`` runs into a folder, and ``found`` is what must be the same there as after an uninterrupted run.
+    Prints x for each death and + for each run that got through.
     """
     began = time.monotonic()
     whole = start(command(folder / "whole"))
@@ -99,11 +100,13 @@ def survive(command: Callable[[Path], list[str]], found: Callable[[Path], object
             os.killpg(run.pid, signal.SIGKILL)
             run.communicate()
             killed += 1
+            print("x", end="", flush=True)
             continue
         assert run.returncode == 0, printed
         assert found(folder / "out") == expected
         rmtree(folder / "out")
         through += 1
+        print("+", end="", flush=True)
     seconds = time.monotonic() - began
-    print(f"{killed} runs killed, {through} got through with every byte in place, {seconds:.0f} s")
+    print(f"\n{killed} runs killed, {through} got through with every byte in place, {seconds:.0f} s")
     return through

@@ -85,7 +85,8 @@ def names_of(config: InferConfig, pairs: Sequence[Pair], shown: Collection[str] 
             yield f"{pair.series}{suffix if suffix == '.nii.gz' else '.mp4'}"
     yield from (f"panels/{name}_{kind}.png" for name in shown for kind in PANELS)
     yield from ["log/metrics.csv", "log/hparams.yaml"] * config.logger.csv
-    yield from ["wandb_id"] * (config.logger.wandb.mode != "disabled")
+    yield from ["tensorboard/"] * config.logger.tensorboard
+    yield from ["wandb_id", "wandb/"] * (config.logger.wandb.mode != "disabled")
 
 
 def refuse_to_replace_inputs(config: InferConfig, pairs: Sequence[Pair], given: Iterable[Path]) -> None:

@@ -13,11 +13,11 @@ from datamodules.pair_data import FusionDataModule
 from datamodules.pairing import scenes
 from dig2dig.atomic import is_file, lock
 from dig2dig.config import InferConfig
-from dig2dig.errors import note, one_line, told
+from dig2dig.errors import RunError, note, one_line, told
 from dig2dig.inference.interrupts import Interrupted, heed_signals
 from dig2dig.inference.listing import list_pairs
 from dig2dig.inference.ownership import ALIGNED, registers, settle
-from dig2dig.inference.state import Run, find_run, reading
+from dig2dig.inference.state import Run, find_run, make_record, reading
 from dig2dig.inference.table import Rows
 from dig2dig.inference.writer import FusionWriter, join_series
 from dig2dig.modules.fusion import FusionModule
@@ -81,6 +81,8 @@ def fuse_pairs(run: Run, report: Report, command: Sequence[str]) -> int:
     traced = None if config.save.weights else logged | set(report.names)
     tracing = Tracing(traced, logged | set(report.estimates), None if large else report.side)
     module = FusionModule(config, tracing=tracing)
+    if make_record(config) != run.record:  # its hashes are those of what was opened
+        raise RunError("prior, adapter, weights or rig were written while they were read: type the command again")
     how = replace(reading(config), memory=str(run.out / ALIGNED) if registers(config) else "")
     if run.todo:
         data = FusionDataModule(run.todo, how, config.batch_size, config.workers)

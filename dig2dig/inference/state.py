@@ -3,9 +3,10 @@
 import json
 import platform
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from importlib.metadata import version
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from datamodules.pairing import Pair
 from datamodules.pairs import Reading, pair_digest
 from datamodules.rig import is_rig, read_rig
 from dig2dig.atomic import is_file, sweep, write_atomically
-from dig2dig.cli import to_yaml
+from dig2dig.cli import from_yaml, read_record, to_yaml
 from dig2dig.config import InferConfig
+from dig2dig.errors import RunError
 from dig2dig.fusion.weight import weights_sha256
 from dig2dig.inference.ownership import PART_TABLE, claim, names_of, read_names, refuse_to_replace_inputs
 from dig2dig.inference.table import Rows, read_summary, write_summary
@@ -22,6 +24,7 @@ from dig2dig.priors.files import file_sha256, prior_sha256
 from dig2dig.priors.lora import adapter_file
 
 RECORDED = ("dig2dig", "torch", "lightning", "diffusers", "numpy")  # packages whose versions are recorded
+OPTIONS = {"prior_sha256": "prior.path", "adapter_sha256": "prior.adapter", "weights_sha256": "sampler.weights"}
 
 
 @dataclass(frozen=True)
@@ -90,14 +93,17 @@ def reading(config: InferConfig) -> Reading:
 
 
 def find_run(config: InferConfig, pairs: Sequence[Pair], given: Sequence[Path] = ()) -> Run:
-    """Finds what is left to do; nothing is written yet. RunError if an input, or a ``given`` file, would be replaced.
+    """Finds what is left to do; nothing is written yet.
 
+    RunError if an input, or a ``given`` file, would be replaced, or if a network's bytes are not those of a record.
     Pairs that an earlier run into the same folder has done are skipped if their files hold the same bytes, and its
     configuration, as far as it shapes the result, its prior and its version of dig2dig are the same.
     """
     out = Path(config.out)
     config, record = resolve(config), make_record(config)
     owned = read_names(out)
+    ours = [out / "run.yaml"] * ("run.yaml" in owned and not config.overwrite)
+    refuse_other_bytes(config, record, [*given, *ours])
     rows: Rows = {}
     for table in () if config.overwrite else ("summary.csv", *sorted(filter(PART_TABLE.fullmatch, owned))):
         rows |= read_summary(out / table, key_of(config, record))  # parts are an interrupted run's
@@ -122,6 +128,17 @@ def make_record(config: InferConfig) -> dict[str, Any]:
         read_rig(Path(config.align))  # refused before anything is written
         hashes["rig_sha256"] = file_sha256(Path(config.align))
     return hashes | {"weights_sha256": weights_sha256(config.sampler.weights), "versions": versions}
+
+
+def refuse_other_bytes(config: InferConfig, record: dict[str, Any], files: Iterable[Path]) -> None:
+    """RunError if a record in one of the files names a network of this run with another SHA-256."""
+    for file in filter(read_record, files):
+        earlier, facts = from_yaml(InferConfig, file), read_record(file)
+        for name, option in OPTIONS.items() if earlier else ():
+            path, before, now = attrgetter(option), facts.get(name), record[name]
+            if before not in (None, now) and path(earlier) == path(config):
+                told = f"{path(config)}: its SHA-256 is {now[:12]}…, that in the record {file} is {str(before)[:12]}…"
+                raise RunError(f"{told}: get it again, or fuse anew without the record, with overwrite=true")
 
 
 def resolve(config: InferConfig) -> InferConfig:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import cache
@@ -25,6 +26,8 @@ LAYOUT = "unet/config.json, unet/diffusion_pytorch_model.safetensors and schedul
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 Answer = tuple[str | None, list[str]]  # the revision, and the names of its files
 LIMIT = 20.0  # seconds for a hub's answers about a prior, before its weights are fetched
+FRESH = 2e9  # nanoseconds in which a file may be written again without another time: what coarse file systems tell
+_hashes: dict[tuple[tuple[object, ...], ...], str] = {}  # by what identifies the files
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names of early diffusers releases, and those of today."""
 
@@ -39,12 +42,24 @@ class PriorFiles(NamedTuple):
 
 
 def file_sha256(*paths: Path) -> str:
-    """SHA-256 of a file, or of several one after the other, in hexadecimal."""
-    digest = hashlib.sha256()
-    for path in paths:
+    """SHA-256 of a file, or of several in a row; a process reads a file once, if inode, size and times stay."""
+    known, whole = tuple(map(_identity, paths)), hashlib.sha256()
+    if known in _hashes:
+        return _hashes[known]
+    for path, one in zip(paths, known, strict=True):
+        part = hashlib.sha256() if len(paths) > 1 else whole
         with path.open("rb") as file:
-            hashlib.file_digest(file, lambda: digest)
-    return digest.hexdigest()
+            while block := file.read(2**20):
+                for digest in {part, whole}:
+                    digest.update(block)
+        _hashes[(one,)] = part.hexdigest()
+    return _hashes.setdefault(known, whole.hexdigest())
+
+
+def _identity(path: Path) -> tuple[object, ...]:
+    at, now = path.stat(), time.time_ns()
+    fresh = now - max(at.st_mtime_ns, at.st_ctime_ns) < FRESH and now  # equal to no other
+    return path.absolute(), at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns, fresh
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -56,15 +56,17 @@ def open_prior(config: PriorConfig) -> Denoiser:
 
 def _read_folder(path: str, sha256: str | None) -> tuple[AnyUNet, Mapping[str, Any]]:
     files = prior_files(path)
+    check_sha256(files.weights, sha256)  # first: shards are read once for both
     check_sums(files.folder)
-    check_sha256(files.weights, sha256)
     state = {name: tensor for file in files.weights for name, tensor in read_weights(file).items()}
+    check_sha256(files.weights, sha256)  # again: what was read is what was hashed
     return _build(read_json(files.config), state, files.weights[0]), read_json(files.scheduler)
 
 
 def _read_adm(path: Path, sha256: str | None) -> tuple[AnyUNet, Mapping[str, Any]]:
     check_sha256(weights_files(path), sha256)
     state = read_weights(path)
+    check_sha256([path], sha256)
     if not adm.is_adm(state):
         raise PriorError(
             f"{path}: not an ADM checkpoint: expected keys like input_blocks.0.0.weight, "

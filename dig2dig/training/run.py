@@ -31,7 +31,8 @@ from dig2dig.training.guard import Guard
 from dig2dig.training.prior import Learning, PriorLearning
 from dig2dig.training.weights import WeightLearning
 
-WRITTEN = ("config.yaml", "checkpoints/", "prior/", "adapter/", "weights/", "scenes/", "fusion/", "log/")  # in OUT
+FOLDERS = ("checkpoints/", "prior/", "adapter/", "weights/", "scenes/", "fusion/", "log/", "tensorboard/", "wandb/")
+WRITTEN = ("config.yaml", "wandb_id", *FOLDERS)  # in OUT
 
 
 @told

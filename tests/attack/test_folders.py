@@ -173,6 +173,34 @@ def test_links_are_not_followed(tmp_path: Path, capsys) -> None:
     assert not (out / "p.png").is_symlink() and not list(aside.iterdir())
 
 
+LOGGED = {"logger.csv=true": "log", "logger.tensorboard=true": "tensorboard", "logger.wandb.mode=offline": "wandb"}
+
+
+@pytest.mark.parametrize("option", LOGGED)
+def test_what_loggers_write_is_in_the_record(option: str, tmp_path: Path, capsys) -> None:
+    folder, out, aside = LOGGED[option], pair(tmp_path) / "out", tmp_path / "aside"
+    options = [option, "logger.pairs=1"]
+    aside.mkdir()
+    out.mkdir()
+    (out / folder).symlink_to(aside)
+    assert run(tmp_path, *options, "overwrite=true") == 2
+    assert f"{folder} is a link" in capsys.readouterr().err and not list(aside.iterdir())
+    (out / folder).unlink()
+    (out / folder).mkdir()
+    (out / folder / "hparams.yaml").write_text("mine")
+    assert run(tmp_path, *options) == 2
+    assert f"holds {folder}/" in capsys.readouterr().err
+    assert everything(out) == {str(out / folder / "hparams.yaml"): b"mine"}
+    (out / folder).rename(tmp_path / "mine")
+    for more in ([], ["overwrite=true"], ["seed=2"]):
+        assert run(tmp_path, *options, *more) == 0
+        made = {path.relative_to(out).parts[0] for path in out.rglob("*")}
+        owned = read_names(out)
+        assert made == {name.split("/")[0] for name in owned} and folder in made
+        (out / folder / "mine.txt").write_text("mine")
+    assert (out / folder / "mine.txt").read_text() == "mine"
+
+
 def test_an_empty_out_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(pair(tmp_path))
     for empty in ("out=", "out= "):

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,10 +16,9 @@ from dig2dig.inference.interrupts import Interrupted, heed_signals
 from tests.conftest import ROOT
 from tests.corpus import picture
 from tests.runs import FAST, rows, run, save
-from tests.survive import command, contents, make_pairs
+from tests.survive import command, contents, left_of, linux, make_pairs, start
 
 IVF = str(ROOT / "configs" / "ivf.yaml")
-linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 @pytest.fixture
@@ -31,35 +29,24 @@ def pairs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def holding(folder: Path) -> list[int]:
-    """Processes whose command line names a folder."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and str(folder).encode() in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
-
-
 @linux
 @pytest.mark.slow
 def test_orphans_end_with_their_parent_and_leave_the_folder_to_the_next_run(tmp_path: Path) -> None:
     make_pairs(tmp_path, 24)
-    slow = ["sampler.weights=gain", "sampler.guidance.sigma_n=0.01", "sampler.steps=60", "batch_size=1"]
+    slow = ["sampler.weights=gain", "sampler.guidance.sigma_n=0.01", "sampler.steps=60", "batch_size=1", "workers=1"]
     two = [*command(tmp_path, tmp_path / "out"), *slow, "trainer.devices=2", "trainer.strategy=ddp"]
-    first = subprocess.Popen(two, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = start(two)
     deadline = time.monotonic() + 180
     while len(list((tmp_path / "out").glob("*.png"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert len(left_of(first)) > 3
     first.kill()
-    first.wait()
     killed = time.monotonic()
     again = [*command(tmp_path, tmp_path / "out"), "save.weights=false"]  # other options take the folder at once
     assert subprocess.run(again, cwd=ROOT, capture_output=True).returncode == 0
     time.sleep(max(0.0, 10 - (time.monotonic() - killed)))
-    assert not holding(tmp_path / "out")
+    assert not left_of(first)
+    first.communicate()
     assert subprocess.run([*again, f"out={tmp_path / 'whole'}"], cwd=ROOT, capture_output=True).returncode == 0
     found, whole = contents(tmp_path / "out"), contents(tmp_path / "whole")
     assert {name: found[name] for name in whole if name != "dig2dig.json"} == {

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,15 +15,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import train
+from dig2dig.atomic import lock
 from dig2dig.errors import RunError
 from dig2dig.inference.ownership import record
 from dig2dig.modules.prior import PriorModule
 from dig2dig.priors.files import weights_files
 from dig2dig.training.checkpoints import read_checkpoint
-from tests.conftest import ROOT
+from tests import survive
+from tests.conftest import EXAMPLES
 from tests.training.test_train import STEPS, arguments, fit
 
 pytestmark = pytest.mark.slow
@@ -190,12 +190,7 @@ def test_a_signal_that_is_ignored_stays_so(tmp_path: Path) -> None:
 
 def start(out: Path, *more: str, **environment: str) -> subprocess.Popen[str]:
     """A training in a process and a group of its own."""
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-    command = [sys.executable, "train.py", *arguments(out, *more)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, cwd=ROOT, env=alone | environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
-    )
+    return survive.start([sys.executable, "train.py", *arguments(out, *more)], **environment)
 
 
 def wait_for(path: Path, run: subprocess.Popen[str]) -> None:
@@ -216,6 +211,24 @@ def test_a_signal_to_all_processes_ends_them_all(more: list[str], tmp_path: Path
     assert run.returncode == 143 and "Traceback" not in printed
     assert printed.count("the same command goes on (SIGTERM)") == 1
     assert steps_of(tmp_path)[0] >= 5
+
+
+@survive.linux
+def test_orphans_of_a_killed_training_end_and_leave_the_folder_to_the_next_run(tmp_path: Path) -> None:
+    """Two processes with one that reads images each, and W&B's; the first one is killed."""
+    two = ["trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=1", "data.workers=1"]
+    more = [*STEPS, "optim.steps=2000", "save_every=5", "logger.wandb.mode=offline", *two]
+    run = start(tmp_path, *more)
+    wait_for(tmp_path / "checkpoints" / "last.ckpt", run)
+    assert len(survive.left_of(run)) > 3
+    os.kill(run.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    while survive.left_of(run) and time.monotonic() < killed + 10:
+        time.sleep(0.1)
+    assert not survive.left_of(run)
+    run.communicate()
+    with lock(tmp_path):
+        assert steps_of(tmp_path)[0] >= 5
 
 
 def test_a_full_disk_is_one_line_and_keeps_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -253,38 +266,15 @@ def test_wandb_out_of_reach_is_one_line_in_seconds(key: str, tmp_path: Path) -> 
     assert (tmp_path / "out" / "log" / "metrics.csv").is_file() and (tmp_path / "out" / "prior").is_dir()
 
 
-def survive(folder: Path, kills: int) -> int:
-    """Kills trainings with loggers on at random moments; gives how many got through, each with the same bytes."""
-    more = [*STEPS, "optim.steps=40", "val_every=15", "save_every=3", "logger.wandb.mode=offline", "logger.every=1"]
-    started = time.monotonic()
-    whole = start(folder / "whole", *more)
-    whole.communicate(timeout=ENOUGH)
-    assert whole.returncode == 0
-    took, chance, killed, through = time.monotonic() - started, random.Random(0), 0, 0
-    expected = load_file(weights_files(folder / "whole" / "prior")[0])
-    while killed < kills or not through:
-        run = start(folder / "out", *more)
-        try:
-            run.communicate(timeout=chance.uniform(0.5, 1.0) * took if killed < kills else None)
-        except subprocess.TimeoutExpired:
-            os.killpg(run.pid, signal.SIGKILL)
-            run.communicate()
-            killed += 1
-            continue
-        assert run.returncode == 0
-        found = load_file(weights_files(folder / "out" / "prior")[0])
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
-        assert not list((folder / "out").rglob("*.part*"))
-        (folder / "out").rename(folder / f"through{through}")
-        through += 1
-    return through
+def exported(out: Path) -> tuple[bytes, list[Path]]:
+    """The weights that a training wrote, and files that are no whole ones."""
+    return weights_files(out / "prior")[0].read_bytes(), list(out.rglob("*.part*"))
 
 
 def test_kills_change_no_byte_of_a_training(tmp_path: Path) -> None:
-    assert survive(tmp_path, 3)
-
-
-if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as place:
-        wanted = int(sys.argv[1])
-        print(f"{wanted} trainings killed; {survive(Path(place), wanted)} got through, each with every byte in place")
+    """DIG2DIG_KILLS=50 python -m pytest -s -m slow tests/attack/test_training.py -k kills_change"""
+    more = [*STEPS, "optim.steps=40", "val_every=15", "save_every=3", "logger.wandb.mode=offline", "logger.every=1"]
+    pair = [f"fusion.sources.{side}={EXAMPLES / 'infrared_visible' / side}" for side in ("visible", "infrared")]
+    more += [*pair, "fusion.crop=32", "logger.tensorboard=true", "logger.pairs=1"]
+    train = [sys.executable, "train.py"]
+    assert survive.survive(lambda out: [*train, *arguments(out, *more)], exported, tmp_path, survive.kills(3))

@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,14 +17,19 @@ from PIL import Image
 
 import infer
 from dig2dig.atomic import write_atomically
+from dig2dig.config import PriorConfig
 from dig2dig.fusion.sampler import fuse
+from dig2dig.fusion.weight import weights_folder
 from dig2dig.inference.interrupts import Interrupted, heed_signals
 from dig2dig.modules.fuser import SMALL_WINDOW
 from dig2dig.priors.denoiser import Denoiser
+from dig2dig.priors.files import CHECKSUMS, weights_files
+from dig2dig.priors.load import load_prior, open_prior
+from dig2dig.priors.lora import adapter_file, add_adapter, save_adapter
 from tests.conftest import EXAMPLES, ROOT
 from tests.corpus import picture, png
 from tests.runs import rows, run, save
-from tests.survive import contents, make_pairs, survive
+from tests.survive import command, contents, kills, make_pairs, survive
 
 
 @pytest.fixture
@@ -36,7 +42,9 @@ def pairs(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_killed_run_is_completed_by_the_next(tmp_path: Path) -> None:
-    assert survive(tmp_path, kills=1, seed=1, pairs=6) >= 1
+    make_pairs(tmp_path, 6)
+    loggers = ["logger.tensorboard=true", "logger.wandb.mode=offline"]
+    assert survive(lambda out: [*command(tmp_path, out), *loggers], contents, tmp_path, kills(1))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -112,6 +120,63 @@ def test_a_record_repeats_its_run_from_anywhere(pairs: Path, monkeypatch: pytest
     assert infer.main([str(pairs / "out" / "run.yaml"), f"out={pairs / 'again'}"]) == 0
     before, after = contents(pairs / "out"), contents(pairs / "again")
     assert before == after
+
+
+def alter(path: Path) -> None:
+    """One bit of a file, whose size and time stay as they are."""
+    content, before = bytearray(path.read_bytes()), path.stat()
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("what", ["prior", "adapter", "weights"])
+def test_a_network_with_other_bytes_ends_a_resumed_and_a_repeated_run(
+    what: str, pairs: Path, tiny: Path, capsys: pytest.CaptureFixture
+) -> None:
+    prior = shutil.copytree(tiny, pairs / "prior")
+    (prior / CHECKSUMS).unlink()
+    options = [f"prior.path={prior}"]
+    file = weights_files(prior)[0]
+    if what == "adapter":
+        denoiser = load_prior(prior)
+        add_adapter(denoiser, 2, 2.0)
+        save_adapter(denoiser, pairs / "adapter", str(prior), 2, 2.0)
+        options, file = [*options, f"prior.adapter={pairs / 'adapter'}"], adapter_file(pairs / "adapter")
+    if what == "weights":
+        shutil.copytree(weights_folder("bundled/ivf"), pairs / "weights")
+        options, file = [*options, f"sampler.weights={pairs / 'weights'}"], pairs / "weights" / "weights.safetensors"
+    record, out = str(pairs / "out" / "run.yaml"), f"out={pairs / 'out'}"
+    assert run(pairs, *options) == 0
+    assert infer.main([record, out]) == 0 == infer.main([record, f"out={pairs / 'again'}"])
+    before = contents(pairs / "out")
+    alter(file)
+    capsys.readouterr()
+    assert run(pairs, *options) == 2  # resumed
+    for more in ([out], [f"out={pairs / 'third'}"], [f"out={pairs / 'third'}", "overwrite=true"]):  # repeated
+        assert infer.main([record, *more]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4 and all(f"that in the record {record} is " in line for line in lines)
+    assert contents(pairs / "out") == before and not list((pairs / "third").glob("*.png"))
+    assert run(pairs, *options, "overwrite=true") == 0
+    if what == "prior":
+        assert infer.main([record, f"out={pairs / 'bundled'}", "prior.path=bundled"]) == 0
+
+
+def test_a_prior_that_is_replaced_while_a_run_begins_ends_it(
+    pairs: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    prior = shutil.copytree(tiny, pairs / "prior")
+    (prior / CHECKSUMS).unlink()
+
+    def late(config: PriorConfig) -> Denoiser:
+        alter(weights_files(prior)[0])
+        return open_prior(config)
+
+    monkeypatch.setattr("dig2dig.modules.fusion.open_prior", late)
+    assert run(pairs, f"prior.path={prior}") == 2
+    assert "were written while they were read" in capsys.readouterr().err
+    assert not (pairs / "out" / "run.yaml").exists()
 
 
 def test_memory_that_runs_out_costs_windows_then_the_pair(

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
 import shutil
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from dig2dig.errors import PriorError
 from dig2dig.priors import files
 from dig2dig.priors.build import build_prior, save_prior
-from dig2dig.priors.files import CHECKSUMS, prior_sha256, weights_files
+from dig2dig.priors.files import CHECKSUMS, file_sha256, prior_sha256, weights_files
 from dig2dig.priors.load import load_prior
 from tests.hub import Hub, got, serve, use
 
@@ -102,6 +104,67 @@ def test_shards_are_one_prior(index: str, pattern: str, folder: Path) -> None:
     assert "expected 00" in error_of(folder, "00")
     (folder / "unet" / names[1]).unlink()
     assert f"{names[1]}: no such file, though unet/{index} lists it" in error_of(folder)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Weights that are read to be hashed, from now on; what was written a moment ago counts as old."""
+    opened, original = list[Path](), Path.open
+
+    def noted(self: Path, *arguments: Any, **more: Any) -> Any:
+        opened.extend([self] * (self.name.endswith(".safetensors")))
+        return original(self, *arguments, **more)
+
+    monkeypatch.setattr(files, "FRESH", 0)
+    monkeypatch.setattr(Path, "open", noted)
+    return opened
+
+
+def test_a_process_hashes_each_file_once(folder: Path, reads: list[Path]) -> None:
+    names = [f"diffusion_pytorch_model-{i}-of-2.safetensors" for i in (1, 2)]
+    shard(folder / "unet", "diffusion_pytorch_model.safetensors.index.json", names)
+    shards = weights_files(folder)
+    sums = [f"{hashlib.sha256(one.read_bytes()).hexdigest()}  unet/{one.name}" for one in shards]
+    (folder / CHECKSUMS).write_text("\n".join(sums))
+    reads.clear()
+    expected = prior_sha256(folder)
+    for _ in range(2):
+        load_prior(folder, expected)
+    assert [file_sha256(one) for one in shards] == [line[:64] for line in sums]
+    assert prior_sha256(folder) == hashlib.sha256(b"".join(map(Path.read_bytes, shards))).hexdigest() == expected
+    assert [reads.count(one) - 1 for one in shards] == [1, 1]  # once more for the line above
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_file_that_was_written_again_is_hashed_again(kept: bool, folder: Path, reads: list[Path]) -> None:
+    path = weights_files(folder)[0]
+    before, time_of_it = file_sha256(path), path.stat()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    if kept:  # size and time of what was there
+        os.utime(path, ns=(time_of_it.st_atime_ns, time_of_it.st_mtime_ns))
+    assert file_sha256(path) == hashlib.sha256(content).hexdigest() != before
+
+
+def test_a_file_written_a_moment_ago_is_not_remembered(folder: Path, reads: list[Path], monkeypatch) -> None:
+    monkeypatch.setattr(files, "FRESH", 60e9)
+    for _ in range(2):
+        prior_sha256(folder)
+    assert len(reads) == 2
+
+
+def test_weights_that_are_replaced_while_they_are_read_are_refused(folder: Path, monkeypatch) -> None:
+    def replacing(path: Path) -> dict[str, torch.Tensor]:
+        state = load_file(path)
+        other = path.with_name("other")
+        save_file({name: tensor + 1 for name, tensor in state.items()}, other)
+        other.replace(path)
+        return state
+
+    expected = prior_sha256(folder)
+    monkeypatch.setattr("dig2dig.priors.load.read_weights", replacing)
+    assert "altered or cut" in error_of(folder, expected)
 
 
 @pytest.mark.parametrize(

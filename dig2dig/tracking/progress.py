@@ -23,7 +23,14 @@ class Progress(Callback):
         if trainer.is_global_zero and stage in ("fit", "predict"):
             if self.start:
                 print(f"resumed at {self.unit} {self.start}", file=sys.stderr)
-            self.bar = tqdm(total=self.total, initial=self.start, unit=self.unit, file=sys.stderr, dynamic_ncols=True)
+            self.bar = tqdm(
+                total=self.total,
+                initial=self.start,
+                unit=self.unit,
+                file=sys.stderr,
+                dynamic_ncols=True,
+                mininterval=0.5,
+            )
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any, **__: Any
@@ -33,9 +40,8 @@ class Progress(Callback):
             self.bar.update(min(len(batch) * trainer.world_size, self.total - self.bar.n))
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        """Counts optimiser steps, and shows the loss and the last validation."""
-        if self.bar is not None:
-            self.bar.update(trainer.global_step - self.bar.n)
+        """Counts optimiser steps. A bar that is drawn shows loss and validation: to read them waits for the device."""
+        if self.bar is not None and self.bar.update(trainer.global_step - self.bar.n):
             self.bar.set_postfix({name: f"{float(v):.3g}" for name, v in trainer.progress_bar_metrics.items()})
 
     def teardown(self, *_: Any, **__: Any) -> None:

@@ -21,7 +21,6 @@ ADVICE = (  # parts of Lightning's advice that does not apply here
     "LeafSpec",
     "batch sampler `SizeBatches`",
     "dataloader is not resumable",  # our sampler starts where the run stands
-    "flops_per_batch",
     "across ranks is zero",
     "smaller than the logging interval",
     "Checkpoint directory",

@@ -1,5 +1,6 @@
 """One run of ``train.py``: where it stands, how Lightning runs it, and what it leaves."""
 
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ThroughputMonitor
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 
 from dig2dig.atomic import is_first_process, lock, refuse_inputs, write_atomically
 from dig2dig.cli import from_yaml, to_yaml
@@ -108,16 +109,30 @@ def _shaping(config: TrainConfig) -> dict[str, Any]:
     return values | {name: getattr(config, name) for name in names}
 
 
-class Throughput(ThroughputMonitor):
-    """Lightning's monitor without validation, whose batches it would log at steps that are not the training's."""
+class Throughput(Callback):
+    """Logs crops and batches per second since the last entry, of this process and of all.
 
-    def _update(self, trainer: Trainer, pl_module: Any, batch: Any, iter_num: int) -> None:
-        if trainer.training:
-            super()._update(trainer, pl_module, batch, iter_num)
+    Lightning's monitor would wait for the device after each batch; entries wait for it anyway, to read the loss.
+    """
 
-    def _compute(self, trainer: Trainer, iter_num: int | None = None) -> None:
-        if trainer.training:
-            super()._compute(trainer, iter_num)
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Starts the clock."""
+        self.crops, self.batches, self.seen, self.since = 0, 0, trainer.global_step, time.perf_counter()
+
+    on_validation_end = on_train_start  # its seconds do not count
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Counts a batch, and logs the rates where losses are logged."""
+        self.crops, self.batches, step = self.crops + size_of_batch(batch), self.batches + 1, trainer.global_step
+        if step > self.seen and step % trainer.log_every_n_steps == 0:
+            float(outputs["loss"])  # waits for the device
+            seconds = time.perf_counter() - self.since
+            rates = {"samples_per_sec": self.crops / seconds, "batches_per_sec": self.batches / seconds}
+            values = {f"train/device/{name}": rate for name, rate in rates.items()}
+            if trainer.world_size > 1:
+                values |= {f"train/{name}": trainer.world_size * rate for name, rate in rates.items()}
+            log_scalars(trainer.loggers, values, step - 1)
+            self.on_train_start(trainer, pl_module)
 
 
 def size_of_batch(batch: Any) -> int:
@@ -156,7 +171,7 @@ def make_trainer(config: TrainConfig, guard: Guard, start: int, whole: bool) -> 
     if not config.fast_dev_run:  # now each process knows its rank
         trainer.loggers = make_loggers(config.logger, out, asdict(config), start)
         if trainer.loggers:
-            watching = [LearningRateMonitor(), Throughput(size_of_batch, window_size=20)]
+            watching = [LearningRateMonitor(), Throughput()]
             trainer.callbacks[-1:-1] = watching  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
         if trainer.is_global_zero:
             write_atomically(out / "config.yaml", to_yaml(config).encode())

@@ -129,7 +129,7 @@ def test_average_follows_the_weights_and_forgets_the_first_ones_soon() -> None:
             average.on_train_batch_end(trainer, module, None, None, 0)
         decay = min(0.9, step / (9 + step)) if step > 1 else 0.0  # after step - 1 averaged ones
         expected = decay * expected + (1 - decay) * step
-    (kept,) = average.average.parameters()  # pyright: ignore[reportOptionalMemberAccess]
+    (kept,) = average.average
     assert float(kept) == pytest.approx(expected)
     average.swap(module)
     assert module.weight.item() == pytest.approx(expected) and float(kept) == 199

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
 
 from datamodules.pairs import Failure, Sample
 from dig2dig.cli import from_dict, to_dict
@@ -18,6 +19,14 @@ from dig2dig.modules.fuser import Fuser
 from dig2dig.modules.results import Result, Tracing
 from dig2dig.modules.scores import PairScores
 from dig2dig.priors.denoiser import Denoiser
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """The mean of tensors of one shape that each process gives."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        values = values / torch.distributed.get_world_size()
+        torch.distributed.all_reduce(values)
+    return values
 
 
 class Learner(LightningModule):
@@ -33,6 +42,15 @@ class Learner(LightningModule):
         self.save_hyperparameters({"config": to_dict(self.config)}, logger=False)
         self.scores = PairScores()
         self.strict_loading, self.processes = False, 0
+
+    @property
+    def every(self) -> int:
+        """Steps between log entries."""
+        return min(self.config.logger.every, self.config.optim.steps)
+
+    def shared(self, values: Tensor) -> Tensor:
+        """The mean over processes in steps that are logged; else a process's own, without waiting for the others."""
+        return values if (self.global_step + 1) % self.every else mean_over_processes(values)
 
     def score(
         self, batch: Sequence[Sample | Failure], denoiser: Denoiser, weights: WeightNetwork | None = None

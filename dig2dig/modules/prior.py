@@ -2,27 +2,34 @@
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import ModuleList
-from torchmetrics.aggregation import RunningMean
 
 from dig2dig.config_train import AdaptConfig, TrainConfig
-from dig2dig.modules.learner import Learner
+from dig2dig.modules.learner import Learner, mean_over_processes
 from dig2dig.modules.results import Result
 from dig2dig.priors.build import build_prior
+from dig2dig.priors.counter import draws
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.load import load_prior
 from dig2dig.priors.lora import add_adapter, merge_adapter
 from dig2dig.priors.loss import diffusion_loss, draw_times, loss_weight, psnr_by_noise
-from dig2dig.priors.schedule import draw_noise, generators, noise_level
+from dig2dig.priors.schedule import noise_level
 
 NOISE_BANDS = {f"{low:g}-{high:g}": (low, high) for low, high in pairwise((0.0, 0.1, 0.3, 1.0, 3.0, math.inf))}
 """Bands of noise levels, for images in [-1, 1], by which the training loss is logged."""
+
+
+@lru_cache
+def bands_of_times(alpha_bar: Tensor, device: torch.device) -> Tensor:
+    """1 where a time index lies in a band of :data:`NOISE_BANDS`, 0 elsewhere: shape (times, bands)."""
+    sigma = noise_level(alpha_bar)
+    return torch.stack([(sigma >= low) & (sigma < high) for low, high in NOISE_BANDS.values()], 1).float().to(device)
 
 
 def starting_prior(config: TrainConfig) -> Denoiser:
@@ -60,32 +67,30 @@ class PriorModule(Learner):
     def __init__(self, config: TrainConfig | Mapping[str, Any], denoiser: Denoiser | None = None) -> None:
         super().__init__(config)
         self.denoiser = denoiser or choose_weights(starting_prior(self.config), self.config.adapt)
-        self.band_losses = ModuleList(RunningMean(50, sync_on_compute=False) for _ in NOISE_BANDS)
+        self.bands: Tensor | int = 0  # sums of losses, and counts, by band since the last entry of the log
+        self.entered = -1  # the step of that entry
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         """Mean weighted loss of the batch at drawn noise levels."""
         x0 = 2 * batch["image"] - 1
-        spread = 2654435761 * self.config.seed  # generators read 32 bits of their seed only
-        random = generators([(index + spread) % 2**32 for index in batch["index"].tolist()], len(x0))
-        uniform = torch.stack([torch.rand(2, generator=generator) for generator in random])
-        noise = draw_noise(x0.shape[1:], random, x0)
+        uniform, noise = draws(self.config.seed, batch["index"], x0.shape[1:])
         o = self.config.optim
-        times = draw_times(uniform, self.denoiser.alpha_bar, o.sigma_min, o.sigma_max)
-        t = times.to(x0.device)
+        t = draw_times(uniform, self.denoiser.alpha_bar, o.sigma_min, o.sigma_max)
         losses = diffusion_loss(self.denoiser, x0, noise, t, o.variance_weight)
-        loss = (loss_weight(o.weighting, o.gamma, self.denoiser, times).to(losses) * losses).mean()
-        self.log("train/loss", loss, prog_bar=True)
-        self._log_bands(times, losses.detach())
+        loss = (loss_weight(o.weighting, o.gamma, self.denoiser, t).to(losses) * losses).mean()
+        self.log("train/loss", self.shared(loss.detach()), prog_bar=True)
+        inside, losses = bands_of_times(self.denoiser.alpha_bar, t.device)[t], losses.detach()[:, None]
+        self.bands = self.bands + torch.stack([(inside * losses).sum(0), inside.sum(0)])
         return loss
 
-    def _log_bands(self, times: Tensor, losses: Tensor) -> None:
-        """Unweighted loss by noise level, mean of the last 50 batches that had any."""
-        sigma = noise_level(self.denoiser.alpha_bar)[times]
-        for band, (name, (low, high)) in zip(self.band_losses, NOISE_BANDS.items(), strict=True):
-            inside = ((sigma >= low) & (sigma < high)).nonzero()[:, 0]
-            if len(inside):
-                band.update(losses[inside.to(losses.device)])  # pyright: ignore[reportCallIssue]
-                self.log(f"train/loss_sigma_{name}", band.compute())  # pyright: ignore[reportCallIssue]
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Logs unweighted losses by noise level, means since the last entry over all processes."""
+        if self.global_step % self.every == 0 and self.global_step != self.entered:
+            assert isinstance(self.bands, Tensor)
+            for name, total, count in zip(NOISE_BANDS, *mean_over_processes(self.bands).tolist(), strict=True):
+                if count:
+                    self.log(f"train/loss_sigma_{name}", total / count)
+            self.bands, self.entered = 0, self.global_step
 
     def validation_step(self, batch: Any, _: int, dataloader_idx: int = 0) -> dict[str, list[Result]] | None:
         """Denoising PSNR of images at the usual noise levels, or scores of fused pairs."""

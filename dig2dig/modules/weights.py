@@ -101,8 +101,9 @@ class WeightModule(Learner):
             for name, value in objective(view, self.config.objective).items():
                 terms[name] = terms[name] + share * value.detach()
                 total = total + share * value
-        self.log("train/loss", total, prog_bar=True, batch_size=len(batch))
-        self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=len(batch))
+        shown = dict(zip(["loss", *terms], self.shared(torch.stack([total.detach(), *terms.values()])), strict=True))
+        for name, value in shown.items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch))
         return total
 
     def gains(self, sources: Sources, crops: dict[str, Any]) -> list[Maps]:

@@ -23,14 +23,8 @@ class Progress(Callback):
         if trainer.is_global_zero and stage in ("fit", "predict"):
             if self.start:
                 print(f"resumed at {self.unit} {self.start}", file=sys.stderr)
-            self.bar = tqdm(
-                total=self.total,
-                initial=self.start,
-                unit=self.unit,
-                file=sys.stderr,
-                dynamic_ncols=True,
-                mininterval=0.5,
-            )
+            shown: dict[str, Any] = {"unit": self.unit, "file": sys.stderr, "dynamic_ncols": True, "mininterval": 0.5}
+            self.bar = tqdm(total=self.total, initial=self.start, **shown)
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any, **__: Any

@@ -110,28 +110,24 @@ def _shaping(config: TrainConfig) -> dict[str, Any]:
 
 
 class Throughput(Callback):
-    """Logs crops and batches per second since the last entry, of this process and of all.
+    """Logs crops per second of all processes since the last entry.
 
     Lightning's monitor would wait for the device after each batch; entries wait for it anyway, to read the loss.
     """
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Starts the clock."""
-        self.crops, self.batches, self.seen, self.since = 0, 0, trainer.global_step, time.perf_counter()
+        self.crops, self.seen, self.since = 0, trainer.global_step, time.perf_counter()
 
     on_validation_end = on_train_start  # its seconds do not count
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Counts a batch, and logs the rates where losses are logged."""
-        self.crops, self.batches, step = self.crops + size_of_batch(batch), self.batches + 1, trainer.global_step
+        """Counts crops, and logs the rate where losses are logged."""
+        self.crops, step = self.crops + size_of_batch(batch) * trainer.world_size, trainer.global_step
         if step > self.seen and step % trainer.log_every_n_steps == 0:
             float(outputs["loss"])  # waits for the device
-            seconds = time.perf_counter() - self.since
-            rates = {"samples_per_sec": self.crops / seconds, "batches_per_sec": self.batches / seconds}
-            values = {f"train/device/{name}": rate for name, rate in rates.items()}
-            if trainer.world_size > 1:
-                values |= {f"train/{name}": trainer.world_size * rate for name, rate in rates.items()}
-            log_scalars(trainer.loggers, values, step - 1)
+            rate = self.crops / (time.perf_counter() - self.since)
+            log_scalars(trainer.loggers, {"train/samples_per_sec": rate}, step - 1)
             self.on_train_start(trainer, pl_module)
 
 

@@ -22,6 +22,7 @@ from dig2dig.priors.build import build_prior
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.tracking.trainer import build_trainer
 from tests.corpus import picture
+from tests.counter import draws_by_hand
 from tests.gaussian import GaussianDenoiser
 from tests.pictures import random_sources
 
@@ -47,19 +48,13 @@ def module_with(denoiser: Denoiser, seed: int = 0, **optim: Any) -> tuple[PriorM
     return module, logged
 
 
-def random_of(index: int, seed: int) -> torch.Generator:
-    """Where a sample's noise comes from."""
-    return torch.Generator().manual_seed((index + 2654435761 * seed) % 2**32)
-
-
 def by_hand(images: torch.Tensor, index: list[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Times, and losses of the Gaussian denoiser, which predicts the image, at sigma 0.02 to 10."""
     times, losses = [], []
     for image, i in zip(images, index, strict=True):
-        random = random_of(i, seed)
-        position, choice = torch.rand(2, generator=random).tolist()
+        (position, choice), noise = draws_by_hand(seed, i, image.shape)
         t = int(position * 1000) if choice < 0.1 else nearest(0.02 * 500**position)
-        noise, x0, a = torch.randn(image.shape, generator=random).double(), 2 * image.double() - 1, ALPHA_BAR[t]
+        x0, a = 2 * image.double() - 1, ALPHA_BAR[t]
         x_t = math.sqrt(a) * x0 + math.sqrt(1 - a) * noise
         estimate = 0.1 + math.sqrt(a) * 0.25 / (a * 0.25 + 1 - a) * (x_t - math.sqrt(a) * 0.1)
         times.append(t)
@@ -82,27 +77,33 @@ def test_a_training_step_is_the_weighted_mean_of_losses(gaussian: GaussianDenois
 
 
 def test_bands_have_the_losses_of_their_noise_levels(gaussian: GaussianDenoiser) -> None:
-    """Unweighted, by name; a second batch joins the mean."""
+    """Unweighted, by name; the mean over all batches since the last entry."""
     assert {
         "0-0.1": (0.0, 0.1), "0.1-0.3": (0.1, 0.3), "0.3-1": (0.3, 1.0), "1-3": (1.0, 3.0), "3-inf": (3.0, math.inf),
     } == NOISE_BANDS  # fmt: skip
     module, logged = module_with(gaussian, 2, weighting="min_snr")
     seen: dict[str, list[float]] = {name: [] for name in NOISE_BANDS}
-    for first in (0, 24):
+    for first, enters in ((0, False), (24, True), (48, True)):
         images, index = random_sources(first, 24, 1, 8, 8), list(range(first, first + 24))
         logged.clear()
         module.training_step({"image": images, "index": torch.tensor(index)}, 0)
+        assert set(logged) == {"train/loss"}
         times, losses = by_hand(images, index, 2)
         for name, (low, high) in NOISE_BANDS.items():
-            inside = losses[(LEVEL[times] >= low) & (LEVEL[times] < high)].tolist()
-            seen[name] += inside
-            assert (f"train/loss_sigma_{name}" in logged) == bool(inside)
-            if inside:
-                assert logged[f"train/loss_sigma_{name}"] == pytest.approx(sum(seen[name]) / len(seen[name]), rel=1e-3)
-    assert all(seen.values()) and seen["0-0.1"] != seen["3-inf"]
+            seen[name] += losses[(LEVEL[times] >= low) & (LEVEL[times] < high)].tolist()
+        if not enters:
+            continue
+        module.entered = -1
+        module.on_train_batch_end(None, None, 0)
+        module.on_train_batch_end(None, None, 0)  # a batch that only accumulates enters nothing
+        assert {f"train/loss_sigma_{name}" for name in seen if seen[name]} == set(logged) - {"train/loss"}
+        for name, inside in seen.items():
+            assert not inside or logged[f"train/loss_sigma_{name}"] == pytest.approx(np.mean(inside), rel=1e-3)
+        seen = {name: [] for name in NOISE_BANDS}
     alone, logged = module_with(gaussian, 2, sigma_min=0.5, sigma_max=0.5)  # all but a tenth in one band
-    index = [i for i in range(40) if float(torch.rand(2, generator=random_of(i, 2))[1]) > 0.1][:4]
+    index = [i for i in range(40) if draws_by_hand(2, i, (1,))[0][1] > 0.1][:4]
     alone.training_step({"image": random_sources(3, 4, 1, 8, 8), "index": torch.tensor(index)}, 0)
+    alone.on_train_batch_end(None, None, 0)
     assert set(logged) == {"train/loss", "train/loss_sigma_0.3-1"}
     assert logged["train/loss"] == pytest.approx(logged["train/loss_sigma_0.3-1"])
 
@@ -211,6 +212,7 @@ def test_a_training_step_on_cuda_is_that_on_the_cpu(precision) -> None:
     with torch.autocast("cuda", torch.bfloat16, enabled=precision != "32-true"):
         loss = module.training_step({"image": images.cuda(), "index": index.cuda()}, 0)
     loss.backward()
+    module.on_train_batch_end(None, None, 0)
     assert float(loss.detach()) == pytest.approx(here, rel=1e-3 if precision == "32-true" else 0.05)
     assert all(weight.grad is not None and weight.grad.is_cuda for weight in denoiser.parameters())
     assert any(name.startswith("train/loss_sigma_") for name in logged)

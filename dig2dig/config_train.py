@@ -31,7 +31,7 @@ class ImageDataConfig(Checked, heading="data."):
     grey: float = option(0.2, "share of crops that lose their colour: infrared and CT are grey")
     range: str = option("percentile", "values of black and white in files of more than 8 bits, as range of infer.py")
     licence: str = option("", "licence of the training data, for the card")
-    cache: bool = option(True, "keep decoded images in memory")
+    cache: bool = option(True, "keep decoded images in memory, up to a quarter of the machine's")
     batch_size: int = common(8, "crops per step and device", least=1)
     workers: int = common(1, "processes that prepare crops", least=0, most=1024)
 

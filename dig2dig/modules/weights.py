@@ -41,12 +41,12 @@ def stacked(crops: Sequence[dict[str, Any]], device: torch.device) -> list[dict[
     for crop in crops:
         alike[crop["sources"].shape, "truth" in crop, "mask" in crop].append(crop)
 
-    def stack(values: list[Any]) -> Any:
+    def stack(values: Sequence[Any]) -> Any:
         if isinstance(values[0], int):
             return values
         if isinstance(values[0], Tensor):
-            return torch.stack(values).to(device)
-        return [torch.stack(maps).to(device) for maps in zip(*values, strict=True)]
+            return torch.stack([value.to(device, non_blocking=True) for value in values])
+        return [stack(maps) for maps in zip(*values, strict=True)]
 
     return [{name: stack([crop[name] for crop in group]) for name in group[0]} for group in alike.values()]
 

@@ -153,7 +153,6 @@ def make_trainer(config: TrainConfig, guard: Guard, start: int, whole: bool) -> 
         precision=config.precision,
         max_steps=optim.steps,
         accumulate_grad_batches=optim.accumulate,
-        gradient_clip_val=optim.clip or None,
         val_check_interval=config.val_every * optim.accumulate,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,

@@ -254,6 +254,14 @@ def test_training_starts_from_a_prior_and_validation_measures_it(tmp_path: Path,
         torch.testing.assert_close(still[name], tensor)
 
 
+def test_half_precision_clips_and_steps_with_one_kernel(tmp_path: Path) -> None:
+    """The mixed precision of a GPU, on the CPU; weights stay in float32."""
+    weights = fit(tmp_path, "precision=bf16-mixed", "optim.steps=2", "optim.clip=0.5", "optim.warmup=1")
+    assert all(weight.dtype == torch.float32 and weight.isfinite().all() for weight in weights.values())
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]
+    assert state["param_groups"][0]["fused"] and state["state"][0]["exp_avg"].dtype == torch.float32
+
+
 def test_a_dry_step_writes_nothing(tmp_path: Path) -> None:
     assert train.main(arguments(tmp_path / "none", "fast_dev_run=true")) == 0
     assert not (tmp_path / "none").exists()

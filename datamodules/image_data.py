@@ -10,7 +10,7 @@ import albumentations as A
 import numpy as np
 import torch
 from lightning import LightningDataModule, Trainer
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from datamodules.pairs import Sample
 from datamodules.ranges import to_unit
@@ -121,10 +121,17 @@ def training_batches(
     return DataLoader(dataset, config.batch_size, sampler=sampler, drop_last=True, **more)
 
 
-def shared_out(samples: Sequence[Sample], trainer: Trainer | None) -> DataLoader:
-    """This process's share of the pairs, one at a time."""
+def shared_out(items: Any, trainer: Trainer | None, size: int = 1, workers: int = 0) -> DataLoader:
+    """This process's share of images or pairs that validate; one empty batch if there is none: it must take part."""
     rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-    return DataLoader(samples[rank::world_size], 1, collate_fn=list)  # pyright: ignore
+    share = range(rank, len(items), world_size)
+    batches = [list(share[i : i + size]) for i in range(0, len(share), size)] or [[]]
+    return DataLoader(items, batch_sampler=batches, collate_fn=collate, num_workers=workers)
+
+
+def collate(items: list[Any]) -> Any:
+    """Images as one batch; pairs, or nothing, as a list."""
+    return default_collate(items) if items and isinstance(items[0], dict) else items
 
 
 class ImageDataModule(LightningDataModule):
@@ -166,8 +173,8 @@ class ImageDataModule(LightningDataModule):
         return training_batches(self.train, self.config, self.trainer, self.steps, self.overfit)
 
     def val_dataloader(self) -> list[DataLoader]:
-        """Centre crops, four at a time, which every process measures whole; and this process's share of the pairs."""
-        images = [DataLoader(self.val, 4)] if self.val else []
+        """This process's share of the centre crops, four at a time, and of the pairs."""
+        images = [shared_out(self.val, self.trainer, 4, self.config.workers)] if self.val else []
         return [*images, shared_out(self.samples, self.trainer)] if self.samples else images
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -60,8 +60,9 @@ class Learner(LightningModule):
         return self.scores.add(Fuser(denoiser, config, Tracing(None, None), weights)(batch, self.device))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the means over the fused pairs of all processes."""
-        self.log_dict(self.scores.means())
+        """Logs the means over the images and fused pairs of all processes."""
+        for name, value in self.scores.means().items():
+            self.log(name, value, prog_bar=name in ("val/psnr_25", "val/psnr_50"))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out what is frozen."""

@@ -95,9 +95,8 @@ class PriorModule(Learner):
     def validation_step(self, batch: Any, _: int, dataloader_idx: int = 0) -> dict[str, list[Result]] | None:
         """Denoising PSNR of images at the usual noise levels, or scores of fused pairs."""
         if isinstance(batch, dict):
-            for name, psnr in psnr_by_noise(self.denoiser, batch).items():
-                shown = name in ("psnr_25", "psnr_50")
-                options: Any = {"prog_bar": shown, "sync_dist": True, "add_dataloader_idx": False}
-                self.log(f"val/{name}", psnr.mean(), batch_size=len(psnr), **options)
+            found = psnr_by_noise(self.denoiser, batch)
+            rows = range(len(batch["image"]))
+            self.scores.rows += [{f"val/{name}": float(psnr[i]) for name, psnr in found.items()} for i in rows]
             return None
         return self.score(batch, self.denoiser)

@@ -22,6 +22,7 @@ ADVICE = (  # parts of Lightning's advice that does not apply here
     "batch sampler `SizeBatches`",
     "dataloader is not resumable",  # our sampler starts where the run stands
     "across ranks is zero",
+    "when logging on epoch level",  # scores are gathered before
     "smaller than the logging interval",
     "Checkpoint directory",
     "module\\(s\\) in eval mode",  # a prior that does not learn

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from datamodules.image_data import ImageDataModule
+from datamodules.image_data import ImageDataModule, shared_out
 from datamodules.pair_data import PairDataset
 from datamodules.pairing import Pair, find_pairs
 from datamodules.pairs import Reading, Sample
@@ -103,7 +103,7 @@ class PriorLearning(Learning):
             return {}
         device = device_of(self.config)
         denoiser = denoiser.to(device).eval()
-        loader = self.data.val_dataloader()[0]
+        loader = shared_out(self.data.val, None, 4)
         batches = ({name: value.to(device) for name, value in batch.items()} for batch in loader)
         return validation_psnr(denoiser, batches)
 

@@ -144,6 +144,8 @@ class TrainConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(bool(self.out.strip()), "out is empty: give a folder, as out=runs/prior")
+        shares = any(word in self.trainer.strategy for word in ("fsdp", "deepspeed", "model_parallel"))
+        require(not shares, f"trainer.strategy={self.trainer.strategy}: exports need whole weights; take ddp")
         if self.learns_weights:
             self._check_weights()
             return
@@ -154,8 +156,6 @@ class TrainConfig(Checked):
         require(bool(self.prior) or not adapts, "adapters and last blocks belong to a prior: give prior=")
         both = self.adapter and self.adapt.mode == "lora"
         require(not both, "adapter= with adapt.mode=lora: merge it first, with dig2dig prior merge")
-        sharded = "fsdp" in self.trainer.strategy and bool(self.optim.ema or self.optim.clip)
-        require(not sharded, "fsdp has neither averaged weights nor clipping by norm: optim.ema=0 optim.clip=0")
 
     @property
     def learns_weights(self) -> bool:

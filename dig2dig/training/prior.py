@@ -22,6 +22,7 @@ from dig2dig.priors.build import save_prior
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.lora import save_adapter
 from dig2dig.priors.loss import validation_psnr
+from dig2dig.tracking.trainer import build_trainer
 from dig2dig.training.card import Facts, model_card
 from dig2dig.training.checkpoints import export_folder, finish
 
@@ -55,9 +56,8 @@ def fusion_samples(config: TrainConfig, held_out: Sequence[Pair] = ()) -> list[S
 
 
 def device_of(config: TrainConfig) -> torch.device:
-    """Where a run measures outside of its trainer."""
-    gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
-    return torch.device("cuda" if gpu else "cpu")
+    """Where a run measures outside of its trainer: the device that a trainer would take in this process."""
+    return build_trainer(config.trainer, logger=False, enable_checkpointing=False).strategy.root_device
 
 
 def write_prior(denoiser: Denoiser, config: TrainConfig) -> Path:

@@ -27,6 +27,7 @@ from dig2dig.priors.files import weights_files
 from dig2dig.priors.load import load_prior
 from dig2dig.training.card import Facts, model_card
 from dig2dig.training.checkpoints import WeightAverage, finish
+from dig2dig.training.prior import device_of
 from dig2dig.training.run import train
 from tests.corpus import picture
 from tests.counter import draws_by_hand
@@ -305,6 +306,30 @@ def test_the_card_tells_the_run(config: TrainConfig, tiny: Path) -> None:
         "predicts v |", "2×2 patches, 3 image channel(s)",
     ):  # fmt: skip
         assert text in card
+
+
+@pytest.mark.parametrize(
+    ("devices", "rank", "place"), [("auto", 0, "cuda:0"), ("1", 0, "cuda:0"), ("2,", 0, "cuda:2"), ("1,3", 1, "cuda:3")]
+)
+@pytest.mark.filterwarnings("ignore:GPU available but not used")
+def test_a_run_measures_where_it_trains(config: TrainConfig, devices, rank, place, monkeypatch) -> None:
+    """On a machine whose four cards are made up: the device of this process, and not the first card."""
+    from lightning.fabric.accelerators import cuda
+
+    monkeypatch.setattr(cuda, "_get_all_visible_cuda_devices", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(cuda, "num_cuda_devices", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    strategy = "auto" if devices in ("1", "2,") else "ddp"
+    assert device_of(replace(config, trainer=TrainerConfig("gpu", devices, 1, strategy))) == torch.device(place)
+    assert device_of(replace(config, trainer=TrainerConfig("cpu", "2", 1, "ddp"))) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_2", "model_parallel"])
+def test_strategies_that_share_out_the_weights_are_refused(config: TrainConfig, strategy: str) -> None:
+    with pytest.raises(ValueError, match=f"trainer.strategy={strategy}: exports need whole weights; take ddp"):
+        replace(config, trainer=TrainerConfig(strategy=strategy))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -44,13 +44,13 @@ class Learner(LightningModule):
         self.strict_loading, self.processes = False, 0
 
     @property
-    def every(self) -> int:
-        """Steps between log entries."""
-        return min(self.config.logger.every, self.config.optim.steps)
+    def due(self) -> bool:
+        """Whether the log gets an entry after this step."""
+        return (self.global_step + 1) % min(self.config.logger.every, self.config.optim.steps) == 0
 
     def shared(self, values: Tensor) -> Tensor:
-        """The mean over processes in steps that are logged; else a process's own, without waiting for the others."""
-        return values if (self.global_step + 1) % self.every else mean_over_processes(values)
+        """The mean over processes where an entry is due; else a process's own, without waiting for the others."""
+        return mean_over_processes(values) if self.due else values
 
     def score(
         self, batch: Sequence[Sample | Failure], denoiser: Denoiser, weights: WeightNetwork | None = None

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,10 @@ from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.load import load_prior
 from dig2dig.priors.lora import add_adapter, merge_adapter
 from dig2dig.priors.loss import diffusion_loss, draw_times, loss_weight, psnr_by_noise
-from dig2dig.priors.schedule import noise_level
+from dig2dig.priors.schedule import at, noise_level
 
 NOISE_BANDS = {f"{low:g}-{high:g}": (low, high) for low, high in pairwise((0.0, 0.1, 0.3, 1.0, 3.0, math.inf))}
 """Bands of noise levels, for images in [-1, 1], by which the training loss is logged."""
-
-
-@lru_cache
-def bands_of_times(alpha_bar: Tensor, device: torch.device) -> Tensor:
-    """1 where a time index lies in a band of :data:`NOISE_BANDS`, 0 elsewhere: shape (times, bands)."""
-    sigma = noise_level(alpha_bar)
-    return torch.stack([(sigma >= low) & (sigma < high) for low, high in NOISE_BANDS.values()], 1).float().to(device)
 
 
 def starting_prior(config: TrainConfig) -> Denoiser:
@@ -67,8 +59,7 @@ class PriorModule(Learner):
     def __init__(self, config: TrainConfig | Mapping[str, Any], denoiser: Denoiser | None = None) -> None:
         super().__init__(config)
         self.denoiser = denoiser or choose_weights(starting_prior(self.config), self.config.adapt)
-        self.bands: Tensor | int = 0  # sums of losses, and counts, by band since the last entry of the log
-        self.entered = -1  # the step of that entry
+        self.bands: Tensor | int = 0  # sums of losses, and counts, by band: a batch counts half as much after 35 more
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         """Mean weighted loss of the batch at drawn noise levels."""
@@ -79,18 +70,14 @@ class PriorModule(Learner):
         losses = diffusion_loss(self.denoiser, x0, noise, t, o.variance_weight)
         loss = (loss_weight(o.weighting, o.gamma, self.denoiser, t).to(losses) * losses).mean()
         self.log("train/loss", self.shared(loss.detach()), prog_bar=True)
-        inside, losses = bands_of_times(self.denoiser.alpha_bar, t.device)[t], losses.detach()[:, None]
-        self.bands = self.bands + torch.stack([(inside * losses).sum(0), inside.sum(0)])
-        return loss
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Logs unweighted losses by noise level, means since the last entry over all processes."""
-        if self.global_step % self.every == 0 and self.global_step != self.entered:
-            assert isinstance(self.bands, Tensor)
+        sigma = noise_level(at(self.denoiser.alpha_bar, t, losses))
+        inside = torch.stack([(sigma >= low) & (sigma < high) for low, high in NOISE_BANDS.values()])
+        self.bands = 0.98 * self.bands + torch.stack([(inside * losses.detach()).sum(1), inside.sum(1)])
+        if self.due:  # numbers are read then only: to read them waits for the device
             for name, total, count in zip(NOISE_BANDS, *mean_over_processes(self.bands).tolist(), strict=True):
                 if count:
                     self.log(f"train/loss_sigma_{name}", total / count)
-            self.bands, self.entered = 0, self.global_step
+        return loss
 
     def validation_step(self, batch: Any, _: int, dataloader_idx: int = 0) -> dict[str, list[Result]] | None:
         """Denoising PSNR of images at the usual noise levels, or scores of fused pairs."""

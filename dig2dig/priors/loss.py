@@ -106,16 +106,12 @@ def loss_weight(kind: Literal["none", "min_snr"], gamma: float, denoiser: Denois
     for networks that predict the image, the noise or v. Small noise levels, whose predictions err most, no longer
     outweigh the others (Hang et al., "Efficient diffusion training via min-SNR weighting strategy", 2023).
     """
-    return _weights_of_times(kind, gamma, denoiser.prediction, denoiser.alpha_bar, t.device)[t]
-
-
-@lru_cache
-def _weights_of_times(kind: str, gamma: float, prediction: str, alpha_bar: AlphaBar, device: torch.device) -> Tensor:
-    """:func:`loss_weight` at each time index."""
-    snr = alpha_bar / (1 - alpha_bar)
-    unit = {"sample": torch.ones_like(snr), "epsilon": snr, "v_prediction": snr + 1}[prediction]
-    weights = torch.ones_like(snr) if kind == "none" else snr.clamp(max=gamma) / unit
-    return weights.float().to(device)
+    alpha_bar_t = at(denoiser.alpha_bar, t, t.float())
+    if kind == "none":
+        return torch.ones_like(alpha_bar_t)
+    snr = alpha_bar_t / (1 - alpha_bar_t)
+    unit = {"sample": torch.ones_like(snr), "epsilon": snr, "v_prediction": snr + 1}[denoiser.prediction]
+    return snr.clamp(max=gamma) / unit
 
 
 def denoising_psnr(denoiser: Denoiser, images: Image, noise: Image, sigma: float) -> Tensor:

@@ -32,7 +32,7 @@ class Guard(Callback):
     def __init__(self, path: Path | None, every: Sequence[int] = (), start: int = 0) -> None:
         self.path, self.every, self.saved, self.seen = path, every, start, start
         self.number = 0  # of the signal that came
-        self.lost: list[tuple[int, torch.Tensor]] = []  # steps, and whether their loss is not finite: not yet read
+        self.lost: torch.Tensor | bool = False  # whether any loss that was not yet read is not finite
 
     @contextmanager
     def heeding(self) -> Iterator[None]:
@@ -69,7 +69,7 @@ class Guard(Callback):
     ) -> None:
         """Ends a training whose loss is not finite, writes what is due, and ends it after a signal."""
         step = trainer.global_step
-        self.lost.append((step, ~outputs["loss"].detach().isfinite().all()))
+        self.lost = ~outputs["loss"].detach().isfinite().all() | self.lost
         if step == self.seen:  # a batch that only accumulates
             return
         self.seen, alone = step, trainer.world_size == 1
@@ -85,16 +85,15 @@ class Guard(Callback):
 
     def _agreed(self, trainer: Trainer) -> int:
         """The signal that any process was given; Diverged if a loss of any since the last call is not finite."""
-        steps = [step for step, _ in self.lost]
-        found = torch.stack([lost for _, lost in self.lost]).float()
-        found = torch.cat([found, found.new_tensor([self.number])])
-        self.lost = []
+        assert isinstance(self.lost, torch.Tensor)
+        found = torch.stack([self.lost.float(), torch.full_like(self.lost, self.number, dtype=torch.float)])
         if trainer.world_size > 1:
             found = trainer.strategy.reduce(found, reduce_op="max")
         assert isinstance(found, torch.Tensor)
-        *lost, number = found.tolist()
-        if any(lost):
-            raise Diverged(f"the loss of step {steps[lost.index(1.0)]} is not finite")
+        lost, number = found.tolist()
+        if lost:
+            raise Diverged(f"a loss is not finite, in step {trainer.global_step} or up to {LATE} before")
+        self.lost = False
         return int(number)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:

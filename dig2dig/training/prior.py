@@ -1,7 +1,6 @@
 """What a run needs to train a prior: its module, its images, and the export."""
 
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from datamodules.transforms import PairTransform, validation_crop
 from dig2dig.atomic import write_atomically
 from dig2dig.config_train import TrainConfig
 from dig2dig.errors import RunError, note
-from dig2dig.modules.learner import Learner
 from dig2dig.modules.prior import PriorModule, choose_weights, starting_prior
 from dig2dig.priors.build import save_prior
 from dig2dig.priors.denoiser import Denoiser
@@ -25,17 +23,6 @@ from dig2dig.priors.loss import validation_psnr
 from dig2dig.tracking.trainer import build_trainer
 from dig2dig.training.card import Facts, model_card
 from dig2dig.training.checkpoints import export_folder, finish
-
-
-class Learning(ABC):
-    """What a run trains: ``module`` learns from ``data``."""
-
-    module: Learner
-    data: Any
-
-    @abstractmethod
-    def export(self, checkpoint: dict[str, Any], devices: int) -> dict[str, float]:
-        """Writes what was learned, averaged, with its card; gives its final scores by name."""
 
 
 def fusion_samples(config: TrainConfig, held_out: Sequence[Pair] = ()) -> list[Sample]:
@@ -74,7 +61,7 @@ def write_prior(denoiser: Denoiser, config: TrainConfig) -> Path:
     return folder
 
 
-class PriorLearning(Learning):
+class PriorLearning:
     """A prior that learns from single images."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -85,7 +72,7 @@ class PriorLearning(Learning):
         self.data = ImageDataModule(config.data, config.seed, config.optim.steps, config.overfit, samples)
 
     def export(self, checkpoint: dict[str, Any], devices: int) -> dict[str, float]:
-        """Writes the prior or its adapter; gives its denoising PSNR by noise level."""
+        """Writes the prior or its adapter, averaged, with its card; gives its denoising PSNR by noise level."""
         config, data = self.config, self.data
         data.setup("validate")
         assert data.train is not None

@@ -1,6 +1,5 @@
 """One run of ``train.py``: where it stands, how Lightning runs it, and what it leaves."""
 
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -29,7 +28,7 @@ from dig2dig.training.checkpoints import (
     read_checkpoint,
 )
 from dig2dig.training.guard import Guard
-from dig2dig.training.prior import Learning, PriorLearning
+from dig2dig.training.prior import PriorLearning
 from dig2dig.training.weights import WeightLearning
 
 WRITTEN = ("config.yaml", "checkpoints/", "prior/", "adapter/", "weights/", "scenes/", "fusion/", "log/")  # in OUT
@@ -109,33 +108,6 @@ def _shaping(config: TrainConfig) -> dict[str, Any]:
     return values | {name: getattr(config, name) for name in names}
 
 
-class Throughput(Callback):
-    """Logs crops per second of all processes since the last entry.
-
-    Lightning's monitor would wait for the device after each batch; entries wait for it anyway, to read the loss.
-    """
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Starts the clock."""
-        self.crops, self.seen, self.since = 0, trainer.global_step, time.perf_counter()
-
-    on_validation_end = on_train_start  # its seconds do not count
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Counts crops, and logs the rate where losses are logged."""
-        self.crops, step = self.crops + size_of_batch(batch) * trainer.world_size, trainer.global_step
-        if step > self.seen and step % trainer.log_every_n_steps == 0:
-            float(outputs["loss"])  # waits for the device
-            rate = self.crops / (time.perf_counter() - self.since)
-            log_scalars(trainer.loggers, {"train/samples_per_sec": rate}, step - 1)
-            self.on_train_start(trainer, pl_module)
-
-
-def size_of_batch(batch: Any) -> int:
-    """Crops in a batch."""
-    return len(batch) if isinstance(batch, list) else len(batch["image"])
-
-
 def make_callbacks(config: TrainConfig, guard: Guard, start: int) -> list[Callback]:
     """Averaged weights, a progress bar, fusions to look at, and checkpoints of all that."""
     callbacks: list[Callback] = [WeightAverage(config.optim.ema)] if config.optim.ema else []
@@ -166,8 +138,7 @@ def make_trainer(config: TrainConfig, guard: Guard, start: int, whole: bool) -> 
     if not config.fast_dev_run:  # now each process knows its rank
         trainer.loggers = make_loggers(config.logger, out, asdict(config), start)
         if trainer.loggers:
-            watching = [LearningRateMonitor(), Throughput()]
-            trainer.callbacks[-1:-1] = watching  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
+            trainer.callbacks[-1:-1] = [LearningRateMonitor()]  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
         if trainer.is_global_zero:
             write_atomically(out / "config.yaml", to_yaml(config).encode())
     return trainer
@@ -176,7 +147,7 @@ def make_trainer(config: TrainConfig, guard: Guard, start: int, whole: bool) -> 
 def fit(config: TrainConfig) -> None:
     """Trains from where the run stands to its last step, and exports."""
     config, start, stands = find_start(config)
-    learning: Learning = WeightLearning(config) if config.learns_weights else PriorLearning(config)
+    learning = WeightLearning(config) if config.learns_weights else PriorLearning(config)
     module, data, steps = learning.module, learning.data, config.optim.steps
     path = checkpoint_path(config)
     guard = Guard(None if config.fast_dev_run else path, (config.save_every, config.val_every), start)
@@ -201,7 +172,7 @@ def fit(config: TrainConfig) -> None:
 
 def validate(config: TrainConfig) -> None:
     """Prints what validation measures of a prior, or of learned weights, without any training."""
-    learning: Learning = WeightLearning(config) if config.learns_weights else PriorLearning(config)
+    learning = WeightLearning(config) if config.learns_weights else PriorLearning(config)
     trainer = build_trainer(config.trainer, logger=False, enable_checkpointing=False)
     found = trainer.validate(learning.module, learning.data, verbose=False)
     values = {name.removeprefix("val/"): value for part in found for name, value in part.items()}

@@ -77,33 +77,29 @@ def test_a_training_step_is_the_weighted_mean_of_losses(gaussian: GaussianDenois
 
 
 def test_bands_have_the_losses_of_their_noise_levels(gaussian: GaussianDenoiser) -> None:
-    """Unweighted, by name; the mean over all batches since the last entry."""
+    """Unweighted, by name; a second batch joins the running mean."""
     assert {
         "0-0.1": (0.0, 0.1), "0.1-0.3": (0.1, 0.3), "0.3-1": (0.3, 1.0), "1-3": (1.0, 3.0), "3-inf": (3.0, math.inf),
     } == NOISE_BANDS  # fmt: skip
     module, logged = module_with(gaussian, 2, weighting="min_snr")
-    seen: dict[str, list[float]] = {name: [] for name in NOISE_BANDS}
-    for first, enters in ((0, False), (24, True), (48, True)):
+    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in NOISE_BANDS}
+    for first in (0, 24):
         images, index = random_sources(first, 24, 1, 8, 8), list(range(first, first + 24))
         logged.clear()
+        module.config.logger.every = 1 if first else 50  # the first batch is read with the next one
         module.training_step({"image": images, "index": torch.tensor(index)}, 0)
-        assert set(logged) == {"train/loss"}
         times, losses = by_hand(images, index, 2)
         for name, (low, high) in NOISE_BANDS.items():
-            seen[name] += losses[(LEVEL[times] >= low) & (LEVEL[times] < high)].tolist()
-        if not enters:
-            continue
-        module.entered = -1
-        module.on_train_batch_end(None, None, 0)
-        module.on_train_batch_end(None, None, 0)  # a batch that only accumulates enters nothing
-        assert {f"train/loss_sigma_{name}" for name in seen if seen[name]} == set(logged) - {"train/loss"}
-        for name, inside in seen.items():
-            assert not inside or logged[f"train/loss_sigma_{name}"] == pytest.approx(np.mean(inside), rel=1e-3)
-        seen = {name: [] for name in NOISE_BANDS}
+            share = 1.0 if first else 0.98
+            seen[name] += [(share, one) for one in losses[(LEVEL[times] >= low) & (LEVEL[times] < high)]]
+    assert set(logged) == {"train/loss", *(f"train/loss_sigma_{name}" for name in seen if seen[name])}
+    for name, rows in seen.items():
+        share, loss = np.array(rows).T
+        assert logged[f"train/loss_sigma_{name}"] == pytest.approx((share * loss).sum() / share.sum(), rel=1e-3)
     alone, logged = module_with(gaussian, 2, sigma_min=0.5, sigma_max=0.5)  # all but a tenth in one band
     index = [i for i in range(40) if draws_by_hand(2, i, (1,))[0][1] > 0.1][:4]
+    alone.config.logger.every = 1
     alone.training_step({"image": random_sources(3, 4, 1, 8, 8), "index": torch.tensor(index)}, 0)
-    alone.on_train_batch_end(None, None, 0)
     assert set(logged) == {"train/loss", "train/loss_sigma_0.3-1"}
     assert logged["train/loss"] == pytest.approx(logged["train/loss_sigma_0.3-1"])
 
@@ -212,7 +208,6 @@ def test_a_training_step_on_cuda_is_that_on_the_cpu(precision) -> None:
     with torch.autocast("cuda", torch.bfloat16, enabled=precision != "32-true"):
         loss = module.training_step({"image": images.cuda(), "index": index.cuda()}, 0)
     loss.backward()
-    module.on_train_batch_end(None, None, 0)
     assert float(loss.detach()) == pytest.approx(here, rel=1e-3 if precision == "32-true" else 0.05)
     assert all(weight.grad is not None and weight.grad.is_cuda for weight in denoiser.parameters())
-    assert any(name.startswith("train/loss_sigma_") for name in logged)
+    assert module.bands.is_cuda and logged.keys() == {"train/loss"}

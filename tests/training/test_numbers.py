@@ -315,7 +315,9 @@ def test_the_card_tells_the_run(config: TrainConfig, tiny: Path) -> None:
 def test_a_run_measures_where_it_trains(config: TrainConfig, devices, rank, place, monkeypatch) -> None:
     """On a machine whose four cards are made up: the device of this process, and not the first card."""
     from lightning.fabric.accelerators import cuda
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # taken back in the end
     monkeypatch.setattr(cuda, "_get_all_visible_cuda_devices", lambda: [0, 1, 2, 3])
     monkeypatch.setattr(cuda, "num_cuda_devices", lambda: 4)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)

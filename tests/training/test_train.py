@@ -235,7 +235,7 @@ def test_two_processes_log_and_validate_like_one(tmp_path: Path) -> None:
             table = list(csv.DictReader(file))
         rows[name] = {key: float(next(row[key] for row in table if row[key])) for key in table[0] if key != "step"}
         assert len(list((tmp_path / name / "fusion").rglob("*_panel.png"))) == 3
-    for key in ("train/samples_per_sec", "epoch"):
+    for key in ("train/steps_per_sec", "epoch"):
         assert rows["one"].pop(key) is not None and rows["two"].pop(key) is not None
     assert rows["one"].keys() == rows["two"].keys()
     assert {"val/psnr_25", "fusion/VIF", "train/loss", "final/psnr_25"} <= rows["one"].keys()

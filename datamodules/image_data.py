@@ -21,9 +21,6 @@ from datamodules.validity import check_finite
 from dig2dig.config_train import ImageDataConfig
 from dig2dig.errors import ImageError
 
-CACHED = 0.25
-"""Share of the machine's memory for decoded images, of all processes together."""
-
 
 def read_deep(path: Path, mode: Literal["L", "RGB"] = "RGB", scale: str = "percentile") -> np.ndarray:
     """Pixels of a file of any depth: uint8 as stored, or float32 in [0, 1], scaled as by ``to_unit``."""
@@ -162,7 +159,7 @@ class ImageDataModule(LightningDataModule):
             raise FileNotFoundError(f"{config.root}: no image is left to train on, all are held out")
         crops = training_crops(config.crop, config.scales, config.grey)
         readers = max(config.workers, 1) * (self.trainer.num_devices if self.trainer else 1)
-        room = int(CACHED * memory() / readers) if config.cache else 0
+        room = memory() // 4 // readers if config.cache else 0
         self.train = ImageCrops(paths, crops, self.seed, room, config.range)
         if val:
             self.val = ImageCrops(val, validation_crop(config.val_crop), None, 0, config.range)

@@ -21,14 +21,6 @@ from dig2dig.modules.scores import PairScores
 from dig2dig.priors.denoiser import Denoiser
 
 
-def mean_over_processes(values: Tensor) -> Tensor:
-    """The mean of tensors of one shape that each process gives."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        values = values / torch.distributed.get_world_size()
-        torch.distributed.all_reduce(values)
-    return values
-
-
 class Learner(LightningModule):
     """A module that learns by a configuration.
 
@@ -50,7 +42,10 @@ class Learner(LightningModule):
 
     def shared(self, values: Tensor) -> Tensor:
         """The mean over processes where an entry is due; else a process's own, without waiting for the others."""
-        return mean_over_processes(values) if self.due else values
+        if self.due and torch.distributed.is_available() and torch.distributed.is_initialized():
+            values = values / torch.distributed.get_world_size()
+            torch.distributed.all_reduce(values)
+        return values
 
     def score(
         self, batch: Sequence[Sample | Failure], denoiser: Denoiser, weights: WeightNetwork | None = None

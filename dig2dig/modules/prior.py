@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dig2dig.config_train import AdaptConfig, TrainConfig
-from dig2dig.modules.learner import Learner, mean_over_processes
+from dig2dig.modules.learner import Learner
 from dig2dig.modules.results import Result
 from dig2dig.priors.build import build_prior
 from dig2dig.priors.counter import draws
@@ -19,6 +19,7 @@ from dig2dig.priors.load import load_prior
 from dig2dig.priors.lora import add_adapter, merge_adapter
 from dig2dig.priors.loss import diffusion_loss, draw_times, loss_weight, psnr_by_noise
 from dig2dig.priors.schedule import at, noise_level
+from dig2dig.priors.unet import recompute
 
 NOISE_BANDS = {f"{low:g}-{high:g}": (low, high) for low, high in pairwise((0.0, 0.1, 0.3, 1.0, 3.0, math.inf))}
 """Bands of noise levels, for images in [-1, 1], by which the training loss is logged."""
@@ -59,7 +60,9 @@ class PriorModule(Learner):
     def __init__(self, config: TrainConfig | Mapping[str, Any], denoiser: Denoiser | None = None) -> None:
         super().__init__(config)
         self.denoiser = denoiser or choose_weights(starting_prior(self.config), self.config.adapt)
-        self.bands: Tensor | int = 0  # sums of losses, and counts, by band: a batch counts half as much after 35 more
+        if self.config.recompute:
+            recompute(self.denoiser)
+        self.bands: Tensor | float = 0.0  # running sums of losses, and counts, by band
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         """Mean weighted loss of the batch at drawn noise levels."""
@@ -72,9 +75,9 @@ class PriorModule(Learner):
         self.log("train/loss", self.shared(loss.detach()), prog_bar=True)
         sigma = noise_level(at(self.denoiser.alpha_bar, t, losses))
         inside = torch.stack([(sigma >= low) & (sigma < high) for low, high in NOISE_BANDS.values()])
-        self.bands = 0.98 * self.bands + torch.stack([(inside * losses.detach()).sum(1), inside.sum(1)])
+        self.bands = bands = 0.98 * self.bands + torch.stack([(inside * losses.detach()).sum(1), inside.sum(1)])
         if self.due:  # numbers are read then only: to read them waits for the device
-            for name, total, count in zip(NOISE_BANDS, *mean_over_processes(self.bands).tolist(), strict=True):
+            for name, total, count in zip(NOISE_BANDS, *self.shared(bands).tolist(), strict=True):
                 if count:
                     self.log(f"train/loss_sigma_{name}", total / count)
         return loss

@@ -32,7 +32,7 @@ class Guard(Callback):
     def __init__(self, path: Path | None, every: Sequence[int] = (), start: int = 0) -> None:
         self.path, self.every, self.saved, self.seen = path, every, start, start
         self.number = 0  # of the signal that came
-        self.lost: torch.Tensor | bool = False  # whether any loss that was not yet read is not finite
+        self.lost: Any = False  # on the device: whether any loss that was not yet read is not finite
 
     @contextmanager
     def heeding(self) -> Iterator[None]:
@@ -85,11 +85,9 @@ class Guard(Callback):
 
     def _agreed(self, trainer: Trainer) -> int:
         """The signal that any process was given; Diverged if a loss of any since the last call is not finite."""
-        assert isinstance(self.lost, torch.Tensor)
-        found = torch.stack([self.lost.float(), torch.full_like(self.lost, self.number, dtype=torch.float)])
+        found: Any = torch.stack([self.lost.float(), torch.full_like(self.lost, self.number, dtype=torch.float)])
         if trainer.world_size > 1:
             found = trainer.strategy.reduce(found, reduce_op="max")
-        assert isinstance(found, torch.Tensor)
         lost, number = found.tolist()
         if lost:
             raise Diverged(f"a loss is not finite, in step {trainer.global_step} or up to {LATE} before")

@@ -17,8 +17,9 @@ from dig2dig.cli import from_dict
 from dig2dig.config import DigConfig, FusionConfig, GuidanceConfig, SamplerConfig, TrainerConfig
 from dig2dig.config_train import AdaptConfig, FusionCheckConfig, ImageDataConfig, OptimConfig, TrainConfig
 from dig2dig.modules.fusion import FusionModule
-from dig2dig.modules.prior import NOISE_BANDS, PriorModule
-from dig2dig.priors.build import build_prior
+from dig2dig.modules.prior import NOISE_BANDS, PriorModule, choose_weights
+from dig2dig.priors.adm import ADM_256
+from dig2dig.priors.build import SCHEDULE, as_denoiser, build_prior, new_unet
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.tracking.trainer import build_trainer
 from tests.corpus import picture
@@ -211,3 +212,38 @@ def test_a_training_step_on_cuda_is_that_on_the_cpu(precision) -> None:
     assert float(loss.detach()) == pytest.approx(here, rel=1e-3 if precision == "32-true" else 0.05)
     assert all(weight.grad is not None and weight.grad.is_cuda for weight in denoiser.parameters())
     assert module.bands.is_cuda and logged.keys() == {"train/loss"}
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_features_that_are_computed_again_give_the_same_gradients_and_take_less_memory(mode, tiny: Path) -> None:
+    """In a network with residual blocks and attention; the loss is the same."""
+    small = ADM_256 | {"block_out_channels": (32,) * 6, "attention_head_dim": 32, "layers_per_block": 1}
+    torch.manual_seed(0)
+    state = new_unet(small).state_dict()
+    found = []
+    for again in (False, True):
+        torch.manual_seed(1)
+        denoiser = as_denoiser(new_unet(small), SCHEDULE)
+        denoiser.network.unet.load_state_dict(state)
+        adapt = AdaptConfig(mode, 2, 4.0)
+        config = TrainConfig(data=ImageDataConfig(root="x"), adapt=adapt, prior=str(tiny), recompute=again)
+        module = PriorModule(config, choose_weights(denoiser, adapt))
+        module.log = lambda *_, **__: None  # pyright: ignore
+        held = 0
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal held
+            held += tensor.nbytes
+            return tensor
+
+        batch = {"image": random_sources(0, 2, 3, 64, 64), "index": torch.arange(2)}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = module.training_step(batch, 0)
+        loss.backward()
+        learn = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+        assert all(weight.grad is not None for weight in learn.values())
+        found.append((loss.detach(), held, {name: weight.grad for name, weight in learn.items()}))
+    (loss, whole, gradients), (other, less, others) = found
+    assert torch.equal(loss, other) and less < whole / 3 and gradients.keys() == others.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, msg=name)

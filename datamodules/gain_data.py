@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.image_data import remaining, shared_out
+from datamodules.image_data import shared_out, training_batches
 from datamodules.pairs import Sample
 from dig2dig.atomic import write_atomically
 from dig2dig.config_train import ImageDataConfig
@@ -88,12 +88,8 @@ class GainDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Crops from where the run stands to its last step; a batch is a list of crops."""
-        config = self.config
         assert self.trainer is not None
-        sampler = remaining(self.trainer, config.batch_size, self.steps, self.overfit)
-        return DataLoader(
-            self.train, config.batch_size, sampler=sampler, drop_last=True, num_workers=config.workers, collate_fn=list
-        )
+        return training_batches(self.train, self.config, self.trainer, self.steps, self.overfit, collate_fn=list)
 
     def val_dataloader(self) -> DataLoader:
         """This process's share of the pairs."""

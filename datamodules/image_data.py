@@ -10,11 +10,12 @@ import albumentations as A
 import numpy as np
 import torch
 from lightning import LightningDataModule, Trainer
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from datamodules.pairs import Sample
 from datamodules.ranges import to_unit
 from datamodules.readers.pixels import convert, list_images, read_picture
+from datamodules.readers.volume import memory
 from datamodules.transforms import training_crops, validation_crop
 from datamodules.validity import check_finite
 from dig2dig.config_train import ImageDataConfig
@@ -44,12 +45,13 @@ class ImageCrops(Dataset):
     """Augmented crops of single images, ``{"image": (3, h, w) in [0, 1], "index": int}``.
 
     Sample ``i`` draws its file, crop and colours from ``(seed, i)`` alone, whatever the workers, devices and restarts.
+    Decoded images are kept while they take at most ``room`` bytes.
     """
 
     def __init__(
-        self, paths: list[Path], transform: A.Compose, seed: int | None, cache: bool = False, range: str = "percentile"
+        self, paths: list[Path], transform: A.Compose, seed: int | None, room: int = 0, range: str = "percentile"
     ) -> None:
-        self.paths, self.transform, self.seed, self.range, self.keep = paths, transform, seed, range, cache
+        self.paths, self.transform, self.seed, self.range, self.room = paths, transform, seed, range, room
         self.cache: dict[Path, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -66,8 +68,8 @@ class ImageCrops(Dataset):
             pixels = self.cache[path] if path in self.cache else read_deep(path, "RGB", self.range)
         except ImageError as error:
             return self._instead_of(path, index, error)
-        if self.keep:
-            self.cache[path] = pixels
+        if path not in self.cache and pixels.nbytes <= self.room:
+            self.cache[path], self.room = pixels, self.room - pixels.nbytes
         image = self.transform(image=pixels)["image"]
         scale = 255 if image.dtype == np.uint8 else 1
         return {"image": torch.from_numpy(np.array(image)).permute(2, 0, 1) / scale, "index": index}
@@ -105,17 +107,28 @@ class StepSampler(Sampler[int]):
         return self.stop // self.world_size
 
 
-def remaining(trainer: Trainer, batch_size: int, steps: int, overfit: bool) -> StepSampler:
-    """The samples from where a run stands to its last step; with ``overfit`` those of the first step again."""
-    per_step = batch_size * trainer.world_size * trainer.accumulate_grad_batches
+def training_batches(
+    dataset: Dataset, config: ImageDataConfig, trainer: Trainer, steps: int, overfit: bool, **more: Any
+) -> DataLoader:
+    """Batches from where a run stands to its last step; with ``overfit`` those of the first step again."""
+    per_step = config.batch_size * trainer.world_size * trainer.accumulate_grad_batches
     first, last, period = trainer.global_step * per_step, steps * per_step, per_step if overfit else None
-    return StepSampler(first, last, batch_size, trainer.global_rank, trainer.world_size, period)
+    sampler = StepSampler(first, last, config.batch_size, trainer.global_rank, trainer.world_size, period)
+    more |= {"num_workers": config.workers, "pin_memory": trainer.strategy.root_device.type == "cuda"}
+    return DataLoader(dataset, config.batch_size, sampler=sampler, drop_last=True, **more)
 
 
-def shared_out(samples: Sequence[Sample], trainer: Trainer | None) -> DataLoader:
-    """This process's share of the pairs, one at a time."""
+def shared_out(items: Any, trainer: Trainer | None, size: int = 1, workers: int = 0) -> DataLoader:
+    """This process's share of images or pairs that validate; one empty batch if there is none: it must take part."""
     rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-    return DataLoader(samples[rank::world_size], 1, collate_fn=list)  # pyright: ignore
+    share = range(rank, len(items), world_size)
+    batches = [list(share[i : i + size]) for i in range(0, len(share), size)] or [[]]
+    return DataLoader(items, batch_sampler=batches, collate_fn=collate, num_workers=workers)
+
+
+def collate(items: list[Any]) -> Any:
+    """Images as one batch; pairs, or nothing, as a list."""
+    return default_collate(items) if items and isinstance(items[0], dict) else items
 
 
 class ImageDataModule(LightningDataModule):
@@ -145,21 +158,20 @@ class ImageDataModule(LightningDataModule):
         if config.root and not paths:
             raise FileNotFoundError(f"{config.root}: no image is left to train on, all are held out")
         crops = training_crops(config.crop, config.scales, config.grey)
-        self.train = ImageCrops(paths, crops, self.seed, config.cache, config.range)
+        readers = max(config.workers, 1) * (self.trainer.num_devices if self.trainer else 1)
+        room = memory() // 4 // readers if config.cache else 0
+        self.train = ImageCrops(paths, crops, self.seed, room, config.range)
         if val:
-            self.val = ImageCrops(val, validation_crop(config.val_crop), None, False, config.range)
+            self.val = ImageCrops(val, validation_crop(config.val_crop), None, 0, config.range)
 
     def train_dataloader(self) -> DataLoader:
         """Crops from where the run stands to its last step."""
-        config = self.config
         assert self.trainer is not None and self.train is not None
-        sampler = remaining(self.trainer, config.batch_size, self.steps, self.overfit)
-        workers = {"num_workers": config.workers, "pin_memory": torch.cuda.is_available()}
-        return DataLoader(self.train, config.batch_size, sampler=sampler, drop_last=True, **workers)
+        return training_batches(self.train, self.config, self.trainer, self.steps, self.overfit)
 
     def val_dataloader(self) -> list[DataLoader]:
-        """Centre crops, four at a time, which every process measures whole; and this process's share of the pairs."""
-        images = [DataLoader(self.val, 4)] if self.val else []
+        """This process's share of the centre crops, four at a time, and of the pairs."""
+        images = [shared_out(self.val, self.trainer, 4, self.config.workers)] if self.val else []
         return [*images, shared_out(self.samples, self.trainer)] if self.samples else images
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -31,7 +31,7 @@ class ImageDataConfig(Checked, heading="data."):
     grey: float = option(0.2, "share of crops that lose their colour: infrared and CT are grey")
     range: str = option("percentile", "values of black and white in files of more than 8 bits, as range of infer.py")
     licence: str = option("", "licence of the training data, for the card")
-    cache: bool = option(True, "keep decoded images in memory")
+    cache: bool = option(True, "keep decoded images in memory, up to a quarter of the machine's")
     batch_size: int = common(8, "crops per step and device", least=1)
     workers: int = common(1, "processes that prepare crops", least=0, most=1024)
 
@@ -138,12 +138,15 @@ class TrainConfig(Checked):
     val_every: int = common(1000, "steps between validations", least=1)
     save_every: int = option(250, "steps between checkpoints", least=1)
     precision: Literal["32-true", "bf16-mixed"] = common("32-true", "bf16-mixed on recent GPUs, and CPUs with AMX")
+    recompute: bool = option(False, "compute features again in the backward pass: far less memory, a third more time")
     fast_dev_run: bool = common(False, "one training and one validation step, nothing saved")
     overfit: bool = option(False, "learn the first batch again and again: its loss must fall, or something is wrong")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(bool(self.out.strip()), "out is empty: give a folder, as out=runs/prior")
+        shares = any(word in self.trainer.strategy for word in ("fsdp", "deepspeed", "model_parallel"))
+        require(not shares, f"trainer.strategy={self.trainer.strategy}: exports need whole weights; take ddp")
         if self.learns_weights:
             self._check_weights()
             return
@@ -154,8 +157,6 @@ class TrainConfig(Checked):
         require(bool(self.prior) or not adapts, "adapters and last blocks belong to a prior: give prior=")
         both = self.adapter and self.adapt.mode == "lora"
         require(not both, "adapter= with adapt.mode=lora: merge it first, with dig2dig prior merge")
-        sharded = "fsdp" in self.trainer.strategy and bool(self.optim.ema or self.optim.clip)
-        require(not sharded, "fsdp has neither averaged weights nor clipping by norm: optim.ema=0 optim.clip=0")
 
     @property
     def learns_weights(self) -> bool:

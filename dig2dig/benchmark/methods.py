@@ -87,12 +87,11 @@ class Fuser:
 
 def open_fuser(config: BenchmarkConfig) -> Fuser:
     """The prior on its device, warmed up."""
-    prior, device = config.prior, config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    prior, found = config.prior, torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = torch.device(config.device) if config.device != "auto" else found or torch.device("cpu")
     adapter = file_sha256(adapter_file(Path(prior.adapter))) if prior.adapter else ""
     identity = (prior_sha256(prior.path), adapter, prior.precision, version("dig2dig"))
-    fuser = Fuser(open_prior(prior), config.seed, torch.device(device), identity)
+    fuser = Fuser(open_prior(prior), config.seed, device, identity)
     fuser(torch.zeros(1, 2, 1, 64, 64), SamplerConfig(2))
     return fuser
 

@@ -59,8 +59,8 @@ def in_turn(contenders: Contenders, repeats: int, device: torch.device) -> dict[
         for name, contender in contenders.items():
             started = time.perf_counter()
             contender()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
             seconds[name].append(time.perf_counter() - started)
     return {name: np.array(values[1:]) for name, values in seconds.items()}
 

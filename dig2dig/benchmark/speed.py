@@ -109,8 +109,8 @@ def profile(config: SpeedConfig, fuser: Fuser) -> Section:
     moments: list[float] = []
 
     def note(*_: object) -> None:
-        if fuser.device.type == "cuda":
-            torch.cuda.synchronize(fuser.device)
+        if fuser.device.type != "cpu":
+            torch.accelerator.synchronize(fuser.device)
         moments.append(time.perf_counter())
 
     network, rows = fuser.denoiser.network, []

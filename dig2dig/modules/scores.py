@@ -32,7 +32,7 @@ def pair_scores(result: Result) -> dict[str, float]:
 
 
 class PairScores:
-    """Scores of the pairs that one process fused."""
+    """Scores of the pairs that one process fused, and of images that it denoised."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
@@ -47,7 +47,7 @@ class PairScores:
         return {"results": results}
 
     def means(self) -> dict[str, float]:
-        """Means over the pairs of all processes since the last call."""
+        """Means over all processes since the last call, whatever the share of each."""
         parts = [self.rows]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             parts = [[] for _ in range(torch.distributed.get_world_size())]

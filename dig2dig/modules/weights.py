@@ -41,12 +41,12 @@ def stacked(crops: Sequence[dict[str, Any]], device: torch.device) -> list[dict[
     for crop in crops:
         alike[crop["sources"].shape, "truth" in crop, "mask" in crop].append(crop)
 
-    def stack(values: list[Any]) -> Any:
+    def stack(values: Sequence[Any]) -> Any:
         if isinstance(values[0], int):
             return values
         if isinstance(values[0], Tensor):
-            return torch.stack(values).to(device)
-        return [torch.stack(maps).to(device) for maps in zip(*values, strict=True)]
+            return torch.stack([value.to(device, non_blocking=True) for value in values])
+        return [stack(maps) for maps in zip(*values, strict=True)]
 
     return [{name: stack([crop[name] for crop in group]) for name in group[0]} for group in alike.values()]
 
@@ -101,8 +101,9 @@ class WeightModule(Learner):
             for name, value in objective(view, self.config.objective).items():
                 terms[name] = terms[name] + share * value.detach()
                 total = total + share * value
-        self.log("train/loss", total, prog_bar=True, batch_size=len(batch))
-        self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=len(batch))
+        shown = dict(zip(["loss", *terms], self.shared(torch.stack([total.detach(), *terms.values()])), strict=True))
+        for name, value in shown.items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch))
         return total
 
     def gains(self, sources: Sources, crops: dict[str, Any]) -> list[Maps]:

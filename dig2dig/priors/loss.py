@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dig2dig.priors.denoiser import Denoiser
-from dig2dig.priors.schedule import AlphaBar, add_noise, at, draw_noise, generators, time_of_noise_level
+from dig2dig.priors.schedule import AlphaBar, add_noise, at, draw_noise, generators, noise_level, time_of_noise_level
 from dig2dig.shapes import Image, Timestep
 
 VALIDATION_SIGMAS = (15, 25, 50, 100)  # noise levels at which denoising is measured, in grey levels of 255
@@ -20,10 +21,17 @@ def draw_times(uniform: Tensor, alpha_bar: AlphaBar, sigma_min: float, sigma_max
 
     ``uniform`` holds two random numbers in [0, 1) for each sample, (b, 2); noise levels are for images in [-1, 1].
     """
-    position, choice = uniform.double().unbind(1)
-    by_sigma = time_of_noise_level(alpha_bar, sigma_min * (sigma_max / sigma_min) ** position)
+    position, choice = uniform.T.contiguous()
+    by_sigma = torch.bucketize(position, _positions(alpha_bar, sigma_min, sigma_max, uniform.device))
     by_index = (position * len(alpha_bar)).long()
     return torch.where(choice < UNIFORM_SHARE, by_index, by_sigma)
+
+
+@lru_cache
+def _positions(alpha_bar: AlphaBar, sigma_min: float, sigma_max: float, device: torch.device) -> Tensor:
+    """Random positions at which the next time index begins: in float32, so that all devices draw the same times."""
+    log_sigma, width = noise_level(alpha_bar).log(), max(math.log(sigma_max / sigma_min), 1e-12)
+    return (((log_sigma[1:] + log_sigma[:-1]) / 2 - math.log(sigma_min)) / width).float().to(device)
 
 
 def diffusion_loss(denoiser: Denoiser, x0: Image, noise: Image, t: Timestep, variance_weight: float = 0.0) -> Tensor:
@@ -59,13 +67,7 @@ def variational_loss(
     where the network gives :math:`2\nu - 1`; at t = 0 the likelihood of the 8-bit pixels takes its place. Images are in
     [-1, 1]. Source: Nichol and Dhariwal, "Improved denoising diffusion probabilistic models", 2021, eq. 4 to 7 and 15.
     """
-    before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
-    betas = 1 - alpha_bar / before
-    posterior = betas * (1 - before) / (1 - alpha_bar)
-    posterior = torch.cat([posterior[1:2], posterior[1:]])  # zero at t = 0: the next one stands in
-    mean_x0 = before.sqrt() * betas / (1 - alpha_bar)
-    mean_x_t = (1 - betas).sqrt() * (1 - before) / (1 - alpha_bar)
-    beta, low, on_x0, on_x_t = (at(values, t, x0) for values in (betas, posterior, mean_x0, mean_x_t))
+    beta, low, on_x0, on_x_t = (at(values, t, x0) for values in _posterior(alpha_bar))
     share = (variance + 1) / 2
     log_variance = share * beta.log() + (1 - share) * low.log()
     distance = (on_x0 * (x0 - x0_hat)).square()
@@ -75,9 +77,21 @@ def variational_loss(
     return nats.flatten(1).mean(1) / math.log(2) * len(alpha_bar)
 
 
+@lru_cache
+def _posterior(alpha_bar: AlphaBar) -> tuple[AlphaBar, ...]:
+    """Variances of one step, those of its posterior, and what its mean takes of the clean and of the noisy image."""
+    before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    betas = 1 - alpha_bar / before
+    posterior = betas * (1 - before) / (1 - alpha_bar)
+    posterior = torch.cat([posterior[1:2], posterior[1:]])  # zero at t = 0: the next one stands in
+    mean_x0 = before.sqrt() * betas / (1 - alpha_bar)
+    mean_x_t = (1 - betas).sqrt() * (1 - before) / (1 - alpha_bar)
+    return betas, posterior, mean_x0, mean_x_t
+
+
 def _pixel_likelihood(x: Image, mean: Image, std: Tensor) -> Tensor:
     """Log-probability of 8-bit pixels under a Gaussian: the mass of each pixel's bin, open at both ends."""
-    normal = torch.distributions.Normal(mean, std)
+    normal = torch.distributions.Normal(mean, std, validate_args=False)  # validation would wait for the device
     upper = torch.where(x > 0.999, 1.0, normal.cdf(x + 1 / 255))
     lower = torch.where(x < -0.999, 0.0, normal.cdf(x - 1 / 255))
     return (upper - lower).clamp(min=1e-12).log()
@@ -92,12 +106,12 @@ def loss_weight(kind: Literal["none", "min_snr"], gamma: float, denoiser: Denois
     for networks that predict the image, the noise or v. Small noise levels, whose predictions err most, no longer
     outweigh the others (Hang et al., "Efficient diffusion training via min-SNR weighting strategy", 2023).
     """
-    alpha_bar_t = denoiser.alpha_bar.to(t.device)[t]
+    alpha_bar_t = at(denoiser.alpha_bar, t, t.float())
     if kind == "none":
-        return torch.ones_like(alpha_bar_t).float()
+        return torch.ones_like(alpha_bar_t)
     snr = alpha_bar_t / (1 - alpha_bar_t)
     unit = {"sample": torch.ones_like(snr), "epsilon": snr, "v_prediction": snr + 1}[denoiser.prediction]
-    return (snr.clamp(max=gamma) / unit).float()
+    return snr.clamp(max=gamma) / unit
 
 
 def denoising_psnr(denoiser: Denoiser, images: Image, noise: Image, sigma: float) -> Tensor:

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 DEFAULTS: dict[str, Any] = {
     "sample_size": None,
@@ -241,3 +243,10 @@ class UNet(nn.Module):
         angles = t[:, None].float() * (-math.log(10000) * steps / (half - self.config["freq_shift"])).exp()[None]
         parts = (angles.cos(), angles.sin()) if self.config["flip_sin_to_cos"] else (angles.sin(), angles.cos())
         return torch.cat(parts, -1)
+
+
+def recompute(network: nn.Module) -> None:
+    """Lets residual blocks and attention compute their features again in the backward pass, instead of keeping them."""
+    for part in network.modules():
+        if isinstance(part, (Resnet, Attention)):
+            part.forward = partial(checkpoint, part.forward, use_reentrant=False)

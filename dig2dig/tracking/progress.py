@@ -7,6 +7,8 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
+from dig2dig.tracking.loggers import log_scalars
+
 
 class Progress(Callback):
     """Shows on the first process how many pictures are fused, or how many steps are trained.
@@ -23,7 +25,8 @@ class Progress(Callback):
         if trainer.is_global_zero and stage in ("fit", "predict"):
             if self.start:
                 print(f"resumed at {self.unit} {self.start}", file=sys.stderr)
-            self.bar = tqdm(total=self.total, initial=self.start, unit=self.unit, file=sys.stderr, dynamic_ncols=True)
+            shown: dict[str, Any] = {"unit": self.unit, "file": sys.stderr, "dynamic_ncols": True, "mininterval": 0.5}
+            self.bar = tqdm(total=self.total, initial=self.start, **shown)
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any, **__: Any
@@ -32,11 +35,16 @@ class Progress(Callback):
         if self.bar is not None:
             self.bar.update(min(len(batch) * trainer.world_size, self.total - self.bar.n))
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        """Counts optimiser steps, and shows the loss and the last validation."""
-        if self.bar is not None:
-            self.bar.update(trainer.global_step - self.bar.n)
+    def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
+        """Counts optimiser steps and logs their rate. A bar that is drawn shows loss and validation: reading waits."""
+        if self.bar is None or trainer.global_step == self.bar.n:
+            return
+        if self.bar.update(trainer.global_step - self.bar.n):
             self.bar.set_postfix({name: f"{float(v):.3g}" for name, v in trainer.progress_bar_metrics.items()})
+        if self.bar.n % trainer.log_every_n_steps == 0:
+            known = self.bar.format_dict
+            rate = known["rate"] or (known["n"] - known["initial"]) / known["elapsed"]
+            log_scalars(trainer.loggers, {"train/steps_per_sec": rate}, self.bar.n - 1)
 
     def teardown(self, *_: Any, **__: Any) -> None:
         """Closes the bar."""

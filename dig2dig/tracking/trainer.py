@@ -21,8 +21,8 @@ ADVICE = (  # parts of Lightning's advice that does not apply here
     "LeafSpec",
     "batch sampler `SizeBatches`",
     "dataloader is not resumable",  # our sampler starts where the run stands
-    "flops_per_batch",
     "across ranks is zero",
+    "when logging on epoch level",  # scores are gathered before
     "smaller than the logging interval",
     "Checkpoint directory",
     "module\\(s\\) in eval mode",  # a prior that does not learn

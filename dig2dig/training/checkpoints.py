@@ -14,8 +14,6 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn import ParameterList
-from torch.optim.swa_utils import AveragedModel
 
 from dig2dig.atomic import replacing, sweep
 from dig2dig.errors import RunError, UserError, first_line, note
@@ -130,34 +128,31 @@ class WeightAverage(Callback):
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
-        self.average: AveragedModel | None = None
+        self.average: list[Tensor] = []
         self.saved: dict[str, Any] = {}
-        self.steps, self.swapped = 0, False
+        self.count, self.steps, self.swapped = 0, 0, False  # count is no tensor: to read one would wait for the device
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts from the weights as they are, or from an interrupted run's average."""
-        self.steps = trainer.global_step
+        self.steps, self.count = trainer.global_step, int(self.saved.get("n_averaged", 0))
+        weights = learning(pl_module).values()
+        known = [self.saved.get(f"module.{i}", weight) for i, weight in enumerate(weights)]
+        self.average = [value.detach().to(weight, copy=True) for value, weight in zip(known, weights, strict=True)]
 
-        def lerp(averages: Any, weights: Any, count: Any) -> None:
-            decay = min(self.decay, (1 + int(count)) / (10 + int(count)))
-            torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-
-        weights = ParameterList(learning(pl_module).values())
-        self.average = AveragedModel(weights, multi_avg_fn=lerp).to(pl_module.device).requires_grad_(False)
-        if self.saved:
-            self.average.load_state_dict(self.saved)
-
+    @torch.no_grad()
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Averages after each optimiser step, not after batches that only accumulate."""
-        if self.average is not None and trainer.global_step > self.steps:
-            self.steps = trainer.global_step
-            self.average.update_parameters(ParameterList(learning(pl_module).values()))
+        if trainer.global_step > self.steps:
+            decay = min(self.decay, (1 + self.count) / (10 + self.count)) if self.count else 0.0
+            weights: list[Tensor] = [*learning(pl_module).values()]
+            torch._foreach_lerp_(self.average, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+            self.steps, self.count = trainer.global_step, self.count + 1
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validates the average."""
-        if self.average is not None and not self.swapped:
+        if self.average and not self.swapped:
             self.swap(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -168,8 +163,7 @@ class WeightAverage(Callback):
     @torch.no_grad()
     def swap(self, module: LightningModule) -> None:
         """Exchanges the weights that learn with their average."""
-        assert self.average is not None
-        for average, weight in zip(self.average.parameters(), learning(module).values(), strict=True):
+        for average, weight in zip(self.average, learning(module).values(), strict=True):
             kept = average.clone()
             average.copy_(weight)
             weight.copy_(kept)
@@ -177,7 +171,8 @@ class WeightAverage(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The average, in the order of the weights that learn, and the number of averaged steps."""
-        return self.average.state_dict() if self.average is not None else self.saved
+        kept = {f"module.{i}": value for i, value in enumerate(self.average)}
+        return {"n_averaged": self.count} | kept if self.average else self.saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the average of an interrupted run."""

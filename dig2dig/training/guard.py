@@ -17,17 +17,22 @@ from dig2dig.errors import UserError
 from dig2dig.inference.interrupts import HEEDED, Interrupted
 from dig2dig.training.checkpoints import Diverged, finite, learning
 
+LATE = 16
+"""Steps after which losses are read, at most: a device computes ahead until then."""
+
 
 class Guard(Callback):
     """Writes a checkpoint to ``path`` after each of ``every`` steps, and ends a training in order.
 
-    A loss, weight or state of the optimiser that is not finite ends it before anything is written. A signal ends it
-    after the step at work, with a checkpoint. All processes of a run end at the same step.
+    A loss, weight or state of the optimiser that is not finite ends it before a checkpoint is written. A signal ends it
+    with a checkpoint: one process alone after the step at work, several at most :data:`LATE` steps later. All processes
+    of a run end at the same step. Losses stay on the device until a checkpoint is due, :data:`LATE` steps at most.
     """
 
     def __init__(self, path: Path | None, every: Sequence[int] = (), start: int = 0) -> None:
         self.path, self.every, self.saved, self.seen = path, every, start, start
         self.number = 0  # of the signal that came
+        self.lost: Any = False  # on the device: whether any loss that was not yet read is not finite
 
     @contextmanager
     def heeding(self) -> Iterator[None]:
@@ -63,24 +68,31 @@ class Guard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Ends a training whose loss is not finite, writes what is due, and ends it after a signal."""
-        step, loss = trainer.global_step, outputs["loss"].detach()
-        lost, number = self._agreed(trainer, not loss.isfinite().all())
-        if lost:
-            raise Diverged(f"the loss of step {step} is not finite")
-        stepped, self.seen = step > self.seen, step
-        if self.path and stepped and (number or any(step % count == 0 for count in self.every)):
+        step = trainer.global_step
+        self.lost = ~outputs["loss"].detach().isfinite().all() | self.lost
+        if step == self.seen:  # a batch that only accumulates
+            return
+        self.seen, alone = step, trainer.world_size == 1
+        due = any(step % count == 0 for count in (*self.every, LATE)) or step == trainer.max_steps
+        if not due and not (alone and self.number):
+            return
+        number = self._agreed(trainer)
+        if self.path and (number or any(step % count == 0 for count in self.every)):
             trainer.save_checkpoint(self.path)
             self.saved = step
-        if number and (self.saved == step or not self.path):
+        if number:
             raise Interrupted(number)
 
-    def _agreed(self, trainer: Trainer, lost: bool | torch.Tensor) -> tuple[bool, int]:
-        """Whether any process has lost its way, and the signal that any of them was given."""
-        found = torch.tensor([float(lost), float(self.number)], device=trainer.strategy.root_device)
+    def _agreed(self, trainer: Trainer) -> int:
+        """The signal that any process was given; Diverged if a loss of any since the last call is not finite."""
+        found: Any = torch.stack([self.lost.float(), torch.full_like(self.lost, self.number, dtype=torch.float)])
         if trainer.world_size > 1:
             found = trainer.strategy.reduce(found, reduce_op="max")
-        assert isinstance(found, torch.Tensor)
-        return bool(found[0]), int(found[1])
+        lost, number = found.tolist()
+        if lost:
+            raise Diverged(f"a loss is not finite, in step {trainer.global_step} or up to {LATE} before")
+        self.lost = False
+        return int(number)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         """Ends one process alone at once: the checkpoint of this step is there. Several end after the next step."""

@@ -1,14 +1,13 @@
 """What a run needs to train a prior: its module, its images, and the export."""
 
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from datamodules.image_data import ImageDataModule
+from datamodules.image_data import ImageDataModule, shared_out
 from datamodules.pair_data import PairDataset
 from datamodules.pairing import Pair, find_pairs
 from datamodules.pairs import Reading, Sample
@@ -16,25 +15,14 @@ from datamodules.transforms import PairTransform, validation_crop
 from dig2dig.atomic import write_atomically
 from dig2dig.config_train import TrainConfig
 from dig2dig.errors import RunError, note
-from dig2dig.modules.learner import Learner
 from dig2dig.modules.prior import PriorModule, choose_weights, starting_prior
 from dig2dig.priors.build import save_prior
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.lora import save_adapter
 from dig2dig.priors.loss import validation_psnr
+from dig2dig.tracking.trainer import build_trainer
 from dig2dig.training.card import Facts, model_card
 from dig2dig.training.checkpoints import export_folder, finish
-
-
-class Learning(ABC):
-    """What a run trains: ``module`` learns from ``data``."""
-
-    module: Learner
-    data: Any
-
-    @abstractmethod
-    def export(self, checkpoint: dict[str, Any], devices: int) -> dict[str, float]:
-        """Writes what was learned, averaged, with its card; gives its final scores by name."""
 
 
 def fusion_samples(config: TrainConfig, held_out: Sequence[Pair] = ()) -> list[Sample]:
@@ -55,9 +43,8 @@ def fusion_samples(config: TrainConfig, held_out: Sequence[Pair] = ()) -> list[S
 
 
 def device_of(config: TrainConfig) -> torch.device:
-    """Where a run measures outside of its trainer."""
-    gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
-    return torch.device("cuda" if gpu else "cpu")
+    """Where a run measures outside of its trainer: the device that a trainer would take in this process."""
+    return build_trainer(config.trainer, logger=False, enable_checkpointing=False).strategy.root_device
 
 
 def write_prior(denoiser: Denoiser, config: TrainConfig) -> Path:
@@ -74,7 +61,7 @@ def write_prior(denoiser: Denoiser, config: TrainConfig) -> Path:
     return folder
 
 
-class PriorLearning(Learning):
+class PriorLearning:
     """A prior that learns from single images."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -85,7 +72,7 @@ class PriorLearning(Learning):
         self.data = ImageDataModule(config.data, config.seed, config.optim.steps, config.overfit, samples)
 
     def export(self, checkpoint: dict[str, Any], devices: int) -> dict[str, float]:
-        """Writes the prior or its adapter; gives its denoising PSNR by noise level."""
+        """Writes the prior or its adapter, averaged, with its card; gives its denoising PSNR by noise level."""
         config, data = self.config, self.data
         data.setup("validate")
         assert data.train is not None
@@ -103,7 +90,7 @@ class PriorLearning(Learning):
             return {}
         device = device_of(self.config)
         denoiser = denoiser.to(device).eval()
-        loader = self.data.val_dataloader()[0]
+        loader = shared_out(self.data.val, None, 4)
         batches = ({name: value.to(device) for name, value in batch.items()} for batch in loader)
         return validation_psnr(denoiser, batches)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ThroughputMonitor
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 
 from dig2dig.atomic import is_first_process, lock, refuse_inputs, write_atomically
 from dig2dig.cli import from_yaml, to_yaml
@@ -28,7 +28,7 @@ from dig2dig.training.checkpoints import (
     read_checkpoint,
 )
 from dig2dig.training.guard import Guard
-from dig2dig.training.prior import Learning, PriorLearning
+from dig2dig.training.prior import PriorLearning
 from dig2dig.training.weights import WeightLearning
 
 FOLDERS = ("checkpoints/", "prior/", "adapter/", "weights/", "scenes/", "fusion/", "log/", "tensorboard/", "wandb/")
@@ -109,23 +109,6 @@ def _shaping(config: TrainConfig) -> dict[str, Any]:
     return values | {name: getattr(config, name) for name in names}
 
 
-class Throughput(ThroughputMonitor):
-    """Lightning's monitor without validation, whose batches it would log at steps that are not the training's."""
-
-    def _update(self, trainer: Trainer, pl_module: Any, batch: Any, iter_num: int) -> None:
-        if trainer.training:
-            super()._update(trainer, pl_module, batch, iter_num)
-
-    def _compute(self, trainer: Trainer, iter_num: int | None = None) -> None:
-        if trainer.training:
-            super()._compute(trainer, iter_num)
-
-
-def size_of_batch(batch: Any) -> int:
-    """Crops in a batch."""
-    return len(batch) if isinstance(batch, list) else len(batch["image"])
-
-
 def make_callbacks(config: TrainConfig, guard: Guard, start: int) -> list[Callback]:
     """Averaged weights, a progress bar, fusions to look at, and checkpoints of all that."""
     callbacks: list[Callback] = [WeightAverage(config.optim.ema)] if config.optim.ema else []
@@ -143,7 +126,6 @@ def make_trainer(config: TrainConfig, guard: Guard, start: int, whole: bool) -> 
         precision=config.precision,
         max_steps=optim.steps,
         accumulate_grad_batches=optim.accumulate,
-        gradient_clip_val=optim.clip or None,
         val_check_interval=config.val_every * optim.accumulate,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
@@ -157,8 +139,7 @@ def make_trainer(config: TrainConfig, guard: Guard, start: int, whole: bool) -> 
     if not config.fast_dev_run:  # now each process knows its rank
         trainer.loggers = make_loggers(config.logger, out, asdict(config), start)
         if trainer.loggers:
-            watching = [LearningRateMonitor(), Throughput(size_of_batch, window_size=20)]
-            trainer.callbacks[-1:-1] = watching  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
+            trainer.callbacks[-1:-1] = [LearningRateMonitor()]  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
         if trainer.is_global_zero:
             write_atomically(out / "config.yaml", to_yaml(config).encode())
     return trainer
@@ -167,7 +148,7 @@ def make_trainer(config: TrainConfig, guard: Guard, start: int, whole: bool) -> 
 def fit(config: TrainConfig) -> None:
     """Trains from where the run stands to its last step, and exports."""
     config, start, stands = find_start(config)
-    learning: Learning = WeightLearning(config) if config.learns_weights else PriorLearning(config)
+    learning = WeightLearning(config) if config.learns_weights else PriorLearning(config)
     module, data, steps = learning.module, learning.data, config.optim.steps
     path = checkpoint_path(config)
     guard = Guard(None if config.fast_dev_run else path, (config.save_every, config.val_every), start)
@@ -192,7 +173,7 @@ def fit(config: TrainConfig) -> None:
 
 def validate(config: TrainConfig) -> None:
     """Prints what validation measures of a prior, or of learned weights, without any training."""
-    learning: Learning = WeightLearning(config) if config.learns_weights else PriorLearning(config)
+    learning = WeightLearning(config) if config.learns_weights else PriorLearning(config)
     trainer = build_trainer(config.trainer, logger=False, enable_checkpointing=False)
     found = trainer.validate(learning.module, learning.data, verbose=False)
     values = {name.removeprefix("val/"): value for part in found for name, value in part.items()}

@@ -24,7 +24,7 @@ from dig2dig.modules.weights import WeightModule
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.training.card import WeightFacts, weight_card
 from dig2dig.training.checkpoints import export_folder, finish
-from dig2dig.training.prior import Learning, device_of, fusion_samples, write_prior
+from dig2dig.training.prior import device_of, fusion_samples, write_prior
 from dig2dig.training.scenes import cached, training_scenes, without_mask
 
 SHOWN = {
@@ -36,7 +36,7 @@ SHOWN = {
 """Metrics of the table before and after, by task."""
 
 
-class WeightLearning(Learning):
+class WeightLearning:
     """Weights that learn from pairs and stacks, alone or with the prior."""
 
     def __init__(self, config: TrainConfig) -> None:

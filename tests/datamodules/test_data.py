@@ -2,15 +2,18 @@ import functools
 import operator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from lightning import Trainer
 from PIL import Image
 
+from datamodules import image_data
 from datamodules.aside import aside
-from datamodules.image_data import ImageCrops, ImageDataModule, StepSampler, hold_out, read_deep
+from datamodules.image_data import ImageCrops, ImageDataModule, StepSampler, hold_out, read_deep, training_batches
 from datamodules.pair_data import FusionDataModule, PairDataset, SizeBatches
 from datamodules.pairing import Pair, find_pairs
 from datamodules.pairs import Failure, Reading, Sample, read_pair
@@ -171,7 +174,7 @@ def test_batches_share_size_and_are_split_over_processes(tmp_path: Path) -> None
 def test_training_crops_depend_on_their_index_alone() -> None:
     paths = list_images(str(EXAMPLES), exclude=["infrared_visible"])
     assert not any("infrared_visible" in path.parts for path in paths)
-    first, second = (ImageCrops(paths, training_crops(32, [1.0, 2.0], 0.3), 5, cache) for cache in (False, True))
+    first, second = (ImageCrops(paths, training_crops(32, [1.0, 2.0], 0.3), 5, room) for room in (0, 2**30))
     second[3]  # what was read before does not matter
     for index in (0, 7, 1000):
         a, b = first[index]["image"], second[index]["image"]
@@ -180,6 +183,37 @@ def test_training_crops_depend_on_their_index_alone() -> None:
     assert not torch.equal(first[1]["image"], first[2]["image"])
     grey = [float((image[0] - image[1]).abs().max()) == 0 for image in (first[i]["image"] for i in range(60))]
     assert 5 < sum(grey) < 35  # 30 % by chance
+
+
+def test_decoded_images_are_kept_while_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the memory, for all processes together; what has no place is read again."""
+    paths = list_images(str(EXAMPLES), exclude=["infrared_visible"])
+    sizes = {path: read_deep(path).nbytes for path in paths}
+    plain = ImageCrops(paths, training_crops(16, [1.0], 0.0), 5)
+    for room in (0, min(sizes.values()), 2 * max(sizes.values()), sum(sizes.values())):
+        crops = ImageCrops(paths, training_crops(16, [1.0], 0.0), 5, room)
+        for index in range(40):
+            assert torch.equal(crops[index]["image"], plain[index]["image"])
+        held = sum(pixels.nbytes for pixels in crops.cache.values())
+        assert held <= room and crops.room == room - held and bool(held) == bool(room)
+    monkeypatch.setattr(image_data, "memory", lambda: 4096)
+    for workers, cache, room in ((0, True, 1024), (1, True, 1024), (4, True, 256), (4, False, 0)):
+        config = ImageDataConfig(root=str(EXAMPLES), workers=workers, cache=cache)
+        data = ImageDataModule(config, 0, 1)
+        data.setup("fit")
+        assert data.train is not None and data.train.room == room
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_batches_are_pinned_for_a_gpu_alone(kind: str) -> None:
+    """Whatever the machine has: a training on the CPU copies nothing."""
+    names = {"world_size": 2, "global_rank": 1, "accumulate_grad_batches": 1, "global_step": 3}
+    strategy = SimpleNamespace(root_device=torch.device(kind))
+    trainer: Any = type("Stands", (Trainer,), {"__init__": lambda _: None, "strategy": strategy, **names})()
+    config = ImageDataConfig(root=str(EXAMPLES), batch_size=2, workers=0)
+    images = ImageCrops(list_images(str(EXAMPLES)), training_crops(16, [1.0], 0.0), 5)
+    loader = training_batches(images, config, trainer, 5, False)
+    assert loader.pin_memory == (kind == "cuda") and list(loader.sampler) == [14, 15, 18, 19]
 
 
 def test_validation_crop_is_the_centre() -> None:

@@ -17,11 +17,13 @@ from dig2dig.cli import from_dict
 from dig2dig.config import DigConfig, FusionConfig, GuidanceConfig, SamplerConfig, TrainerConfig
 from dig2dig.config_train import AdaptConfig, FusionCheckConfig, ImageDataConfig, OptimConfig, TrainConfig
 from dig2dig.modules.fusion import FusionModule
-from dig2dig.modules.prior import NOISE_BANDS, PriorModule
-from dig2dig.priors.build import build_prior
+from dig2dig.modules.prior import NOISE_BANDS, PriorModule, choose_weights
+from dig2dig.priors.adm import ADM_256
+from dig2dig.priors.build import SCHEDULE, as_denoiser, build_prior, new_unet
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.tracking.trainer import build_trainer
 from tests.corpus import picture
+from tests.counter import draws_by_hand
 from tests.gaussian import GaussianDenoiser
 from tests.pictures import random_sources
 
@@ -47,19 +49,13 @@ def module_with(denoiser: Denoiser, seed: int = 0, **optim: Any) -> tuple[PriorM
     return module, logged
 
 
-def random_of(index: int, seed: int) -> torch.Generator:
-    """Where a sample's noise comes from."""
-    return torch.Generator().manual_seed((index + 2654435761 * seed) % 2**32)
-
-
 def by_hand(images: torch.Tensor, index: list[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Times, and losses of the Gaussian denoiser, which predicts the image, at sigma 0.02 to 10."""
     times, losses = [], []
     for image, i in zip(images, index, strict=True):
-        random = random_of(i, seed)
-        position, choice = torch.rand(2, generator=random).tolist()
+        (position, choice), noise = draws_by_hand(seed, i, image.shape)
         t = int(position * 1000) if choice < 0.1 else nearest(0.02 * 500**position)
-        noise, x0, a = torch.randn(image.shape, generator=random).double(), 2 * image.double() - 1, ALPHA_BAR[t]
+        x0, a = 2 * image.double() - 1, ALPHA_BAR[t]
         x_t = math.sqrt(a) * x0 + math.sqrt(1 - a) * noise
         estimate = 0.1 + math.sqrt(a) * 0.25 / (a * 0.25 + 1 - a) * (x_t - math.sqrt(a) * 0.1)
         times.append(t)
@@ -82,26 +78,28 @@ def test_a_training_step_is_the_weighted_mean_of_losses(gaussian: GaussianDenois
 
 
 def test_bands_have_the_losses_of_their_noise_levels(gaussian: GaussianDenoiser) -> None:
-    """Unweighted, by name; a second batch joins the mean."""
+    """Unweighted, by name; a second batch joins the running mean."""
     assert {
         "0-0.1": (0.0, 0.1), "0.1-0.3": (0.1, 0.3), "0.3-1": (0.3, 1.0), "1-3": (1.0, 3.0), "3-inf": (3.0, math.inf),
     } == NOISE_BANDS  # fmt: skip
     module, logged = module_with(gaussian, 2, weighting="min_snr")
-    seen: dict[str, list[float]] = {name: [] for name in NOISE_BANDS}
+    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in NOISE_BANDS}
     for first in (0, 24):
         images, index = random_sources(first, 24, 1, 8, 8), list(range(first, first + 24))
         logged.clear()
+        module.config.logger.every = 1 if first else 50  # the first batch is read with the next one
         module.training_step({"image": images, "index": torch.tensor(index)}, 0)
         times, losses = by_hand(images, index, 2)
         for name, (low, high) in NOISE_BANDS.items():
-            inside = losses[(LEVEL[times] >= low) & (LEVEL[times] < high)].tolist()
-            seen[name] += inside
-            assert (f"train/loss_sigma_{name}" in logged) == bool(inside)
-            if inside:
-                assert logged[f"train/loss_sigma_{name}"] == pytest.approx(sum(seen[name]) / len(seen[name]), rel=1e-3)
-    assert all(seen.values()) and seen["0-0.1"] != seen["3-inf"]
+            share = 1.0 if first else 0.98
+            seen[name] += [(share, one) for one in losses[(LEVEL[times] >= low) & (LEVEL[times] < high)]]
+    assert set(logged) == {"train/loss", *(f"train/loss_sigma_{name}" for name in seen if seen[name])}
+    for name, rows in seen.items():
+        share, loss = np.array(rows).T
+        assert logged[f"train/loss_sigma_{name}"] == pytest.approx((share * loss).sum() / share.sum(), rel=1e-3)
     alone, logged = module_with(gaussian, 2, sigma_min=0.5, sigma_max=0.5)  # all but a tenth in one band
-    index = [i for i in range(40) if float(torch.rand(2, generator=random_of(i, 2))[1]) > 0.1][:4]
+    index = [i for i in range(40) if draws_by_hand(2, i, (1,))[0][1] > 0.1][:4]
+    alone.config.logger.every = 1
     alone.training_step({"image": random_sources(3, 4, 1, 8, 8), "index": torch.tensor(index)}, 0)
     assert set(logged) == {"train/loss", "train/loss_sigma_0.3-1"}
     assert logged["train/loss"] == pytest.approx(logged["train/loss_sigma_0.3-1"])
@@ -213,4 +211,39 @@ def test_a_training_step_on_cuda_is_that_on_the_cpu(precision) -> None:
     loss.backward()
     assert float(loss.detach()) == pytest.approx(here, rel=1e-3 if precision == "32-true" else 0.05)
     assert all(weight.grad is not None and weight.grad.is_cuda for weight in denoiser.parameters())
-    assert any(name.startswith("train/loss_sigma_") for name in logged)
+    assert module.bands.is_cuda and logged.keys() == {"train/loss"}
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_features_that_are_computed_again_give_the_same_gradients_and_take_less_memory(mode, tiny: Path) -> None:
+    """In a network with residual blocks and attention; the loss is the same."""
+    small = ADM_256 | {"block_out_channels": (32,) * 6, "attention_head_dim": 32, "layers_per_block": 1}
+    torch.manual_seed(0)
+    state = new_unet(small).state_dict()
+    found = []
+    for again in (False, True):
+        torch.manual_seed(1)
+        denoiser = as_denoiser(new_unet(small), SCHEDULE)
+        denoiser.network.unet.load_state_dict(state)
+        adapt = AdaptConfig(mode, 2, 4.0)
+        config = TrainConfig(data=ImageDataConfig(root="x"), adapt=adapt, prior=str(tiny), recompute=again)
+        module = PriorModule(config, choose_weights(denoiser, adapt))
+        module.log = lambda *_, **__: None  # pyright: ignore
+        held = 0
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal held
+            held += tensor.nbytes
+            return tensor
+
+        batch = {"image": random_sources(0, 2, 3, 64, 64), "index": torch.arange(2)}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = module.training_step(batch, 0)
+        loss.backward()
+        learn = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+        assert all(weight.grad is not None for weight in learn.values())
+        found.append((loss.detach(), held, {name: weight.grad for name, weight in learn.items()}))
+    (loss, whole, gradients), (other, less, others) = found
+    assert torch.equal(loss, other) and less < whole / 3 and gradients.keys() == others.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, msg=name)

@@ -57,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wandb_has_losses_psnr_fusions_and_gains(run: Path) -> None:
     rows = read_wandb(run)
     keys = names(rows)
-    expected = FUSION | DIG | {"train/loss", "lr-AdamW", "train/device/samples_per_sec"}
+    expected = FUSION | DIG | {"train/loss", "lr-AdamW", "train/steps_per_sec"}
     expected |= {f"val/psnr_{sigma}" for sigma in VALIDATION_SIGMAS}
     expected |= {f"final/psnr_{sigma}" for sigma in VALIDATION_SIGMAS}
     expected |= {f"{kind}/00036N" for kind in ("panel", "maps", "curves")}

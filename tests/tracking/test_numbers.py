@@ -181,7 +181,13 @@ def test_progress_counts_pictures_of_all_processes_and_steps_that_were_done() ->
     assert bar.bar is None
     steps = Progress(100, "step", start=30)
     steps.setup(trainer, MODULE, "fit")
-    trainer = Still(global_step=34, progress_bar_metrics={"train/loss": torch.tensor(0.12345)})
-    steps.on_train_batch_end(trainer, MODULE, None, None, 0)
-    assert steps.bar is not None and steps.bar.n == 34 and "train/loss=0.123" in str(steps.bar)
+    assert steps.bar is not None
+    steps.bar.mininterval, log = 0.0, Log()
+    shown = {"train/loss": torch.tensor(0.12345)}
+    trainer = Still(global_step=34, progress_bar_metrics=shown, log_every_n_steps=17, loggers=[log])
+    for _ in range(2):  # a batch that only accumulates counts no step
+        steps.on_train_batch_end(trainer, MODULE, None, None, 0)
+    assert steps.bar.n == 34 and "train/loss=0.123" in str(steps.bar)
+    ((rates, step),) = log.kept
+    assert rates["train/steps_per_sec"] > 0 and step == 33
     steps.teardown(trainer, MODULE, "fit")

@@ -129,7 +129,7 @@ def test_average_follows_the_weights_and_forgets_the_first_ones_soon() -> None:
             average.on_train_batch_end(trainer, module, None, None, 0)
         decay = min(0.9, step / (9 + step)) if step > 1 else 0.0  # after step - 1 averaged ones
         expected = decay * expected + (1 - decay) * step
-    (kept,) = average.average.parameters()  # pyright: ignore[reportOptionalMemberAccess]
+    (kept,) = average.average
     assert float(kept) == pytest.approx(expected)
     average.swap(module)
     assert module.weight.item() == pytest.approx(expected) and float(kept) == 199
@@ -213,6 +213,38 @@ def test_two_processes_train_like_one(
 
 
 @pytest.mark.slow
+def test_two_processes_log_and_validate_like_one(tmp_path: Path) -> None:
+    """Three images, and one pair that the second process has no share of: each is measured once, none waits for ever.
+
+    Numbers of the first step are the same, because the weights still are: losses are means over both processes.
+    """
+    for i in range(3):
+        (tmp_path / "val").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / "val" / f"{i}.png"), picture(i, 3))
+    pair = [f"fusion.sources.{side}={EXAMPLES / 'infrared_visible' / side}" for side in ("visible", "infrared")]
+    more = ["fusion.crop=48", "fusion.sampler.steps=2", "logger.pairs=1", "logger.every=1", "optim.steps=2"]
+    more += [f"data.val={tmp_path / 'val'}", "data.workers=1", *pair]
+    rows = {}
+    for name, size, devices in (("one", 4, []), ("two", 2, ["trainer.devices=2", "trainer.strategy=ddp"])):
+        command = [sys.executable, "train.py", *arguments(tmp_path / name, *STEPS, *more), "val_every=1"]
+        command += [f"data.batch_size={size}", *devices]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "sync_dist" not in done.stderr and "Warning" not in done.stderr
+        with (tmp_path / name / "log" / "metrics.csv").open() as file:
+            table = list(csv.DictReader(file))
+        rows[name] = {key: float(next(row[key] for row in table if row[key])) for key in table[0] if key != "step"}
+        assert len(list((tmp_path / name / "fusion").rglob("*_panel.png"))) == 3
+    for key in ("train/steps_per_sec", "epoch"):
+        assert rows["one"].pop(key) is not None and rows["two"].pop(key) is not None
+    assert rows["one"].keys() == rows["two"].keys()
+    assert {"val/psnr_25", "fusion/VIF", "train/loss", "final/psnr_25"} <= rows["one"].keys()
+    for name, value in rows["one"].items():
+        loose = name.startswith("final/")  # the second step's weights differ by rounding
+        assert rows["two"][name] == pytest.approx(value, rel=1e-2 if loose else 1e-4, abs=1e-6), name
+
+
+@pytest.mark.slow
 def test_accumulated_batches_are_one_large_batch(
     whole: dict[str, torch.Tensor], start: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
@@ -252,6 +284,14 @@ def test_training_starts_from_a_prior_and_validation_measures_it(tmp_path: Path,
     still = fit(tmp_path / "still", "prior=bundled", "optim.steps=1", "optim.lr=0.0")
     for name, tensor in load_file(weights_files()[0]).items():
         torch.testing.assert_close(still[name], tensor)
+
+
+def test_half_precision_clips_and_steps_with_one_kernel(tmp_path: Path) -> None:
+    """The mixed precision of a GPU, on the CPU; weights stay in float32."""
+    weights = fit(tmp_path, "precision=bf16-mixed", "optim.steps=2", "optim.clip=0.5", "optim.warmup=1")
+    assert all(weight.dtype == torch.float32 and weight.isfinite().all() for weight in weights.values())
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]
+    assert state["param_groups"][0]["fused"] and state["state"][0]["exp_avg"].dtype == torch.float32
 
 
 def test_a_dry_step_writes_nothing(tmp_path: Path) -> None:

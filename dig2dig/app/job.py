@@ -101,7 +101,6 @@ class Done:
 def fuse_order(
     order: Order,
     denoiser: Denoiser,
-    device: torch.device,
     limits: AppConfig,
     folder: Path,
     show: Callable[[Progress], None],
@@ -123,7 +122,7 @@ def fuse_order(
 
     with AT_WORK:
         check()
-        (result,) = Fuser(denoiser, config, Tracing(side=SIDE, watch=watch)).fuse([sample], device)
+        (result,) = Fuser(denoiser, config, Tracing(side=SIDE, watch=watch)).fuse([sample], denoiser.device)
     return finish(result, order.names, folder, command(order, options))
 
 

@@ -15,7 +15,7 @@ from dig2dig.config import SamplerConfig
 from dig2dig.errors import MethodError
 from dig2dig.fusion import comparators
 from dig2dig.fusion.sampler import fuse
-from dig2dig.priors.denoiser import Denoiser
+from dig2dig.priors.denoiser import Denoiser, pick_device
 from dig2dig.priors.files import file_sha256, prior_sha256
 from dig2dig.priors.load import open_prior
 from dig2dig.priors.lora import adapter_file
@@ -87,12 +87,10 @@ class Fuser:
 
 def open_fuser(config: BenchmarkConfig) -> Fuser:
     """The prior on its device, warmed up."""
-    prior, device = config.prior, config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    prior, device = config.prior, pick_device(config.device)
     adapter = file_sha256(adapter_file(Path(prior.adapter))) if prior.adapter else ""
     identity = (prior_sha256(prior.path), adapter, prior.precision, version("dig2dig"))
-    fuser = Fuser(open_prior(prior), config.seed, torch.device(device), identity)
+    fuser = Fuser(open_prior(prior, device), config.seed, device, identity)
     fuser(torch.zeros(1, 2, 1, 64, 64), SamplerConfig(2))
     return fuser
 

@@ -1,6 +1,7 @@
 """One contract for every network: a noisy image and its time in, the estimate of the clean image out."""
 
 import sys
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,6 +31,14 @@ def supports_bf16(device: torch.device) -> bool:
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     return False
+
+
+def pick_device(asked: str = "auto") -> torch.device:
+    """A device by its name; ``auto`` and ``gpu`` are a GPU by CUDA, else Apple's, else the CPU."""
+    if asked not in ("auto", "gpu"):
+        return torch.device(asked)
+    gpus = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return torch.device(next((name for name, there in gpus.items() if there), "cpu"))
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,8 @@ class Denoiser(nn.Module):
             of at most twice their native side, because attention costs the square of the area.
     """
 
+    runs_on: torch.device | None = None  # where offloaded weights travel; None = the network runs where they lie
+
     def __init__(
         self,
         network: nn.Module,
@@ -82,6 +93,15 @@ class Denoiser(nn.Module):
         self.precision: Precision = precision
         self.window = window
         self.alpha_bar = alpha_bar.double().cpu()  # no buffer: not every device has float64
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs: images must be there."""
+        return self.runs_on or next((weight.device for weight in self.parameters()), torch.device("cpu"))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Denoiser":
+        """Moves and converts the weights, but for those that stay in main memory."""
+        return self if self.runs_on else super()._apply(fn, recurse)
 
     def in_windows(self, side: int) -> "Denoiser":
         """The same network with windows of another side; the weights are shared."""

@@ -147,3 +147,12 @@ def test_the_front_door_knows_its_rooms(capsys: pytest.CaptureFixture) -> None:
     assert "no command 'fusee'" in capsys.readouterr().err
     for command in ("fuse", "report", "benchmark", "prior"):
         assert main([command, "--help"]) == 0 and len(capsys.readouterr().out) > 100
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("options", [[], ["prior.offload=true"], ["sampler.guidance.sigma_n=0.05"]])
+def test_files_fused_on_cuda_are_those_fused_on_the_cpu(exposures: list[Path], options: list[str]) -> None:
+    fp32 = ["prior.precision=fp32", "sampler.steps=3", *options]
+    there, here = (dig2dig.fuse_files(exposures, "mef", overrides=[*fp32, f"trainer.accelerator={name}"])
+                   for name in ("gpu", "cpu"))  # fmt: skip
+    assert np.abs(there.astype(int) - here).max() <= 1

@@ -29,7 +29,7 @@ def estimate_noise(sources: Sources) -> NoiseLevels:
         float(estimate_sigma(image, average_sigmas=True, channel_axis=0)) if np.ptp(image, (1, 2)).all() else 0.0
         for image in flat
     ]
-    return torch.tensor(sigmas, device=sources.device).view(sources.shape[:2])
+    return torch.tensor(sigmas).view(sources.shape[:2]).to(sources.device)
 
 
 def noise_levels(sources: Sources, modalities: Sequence[str], noise: Mapping[str, str]) -> NoiseLevels | None:

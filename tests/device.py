@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -76,7 +76,7 @@ def call(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 class Moves(TorchDispatchMode):
     """Makes tensors of the other device where one is asked for, and notes what is copied between the two."""
 
-    seen: list[tuple[int, bool]] = []  # values, and whether they came back
+    seen: ClassVar[list[tuple[int, bool]]] = []  # values, and whether they came back
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

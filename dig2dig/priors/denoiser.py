@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from dig2dig.priors.schedule import at
+from dig2dig.priors.schedule import amplitudes
 from dig2dig.priors.windows import Windows, in_windows
 from dig2dig.shapes import Image, Timestep
 
@@ -127,10 +127,10 @@ class Denoiser(nn.Module):
         """The estimate of the clean image that a prediction stands for."""
         if self.prediction == "sample":
             return prediction
-        alpha_bar_t = at(self.alpha_bar, t, x_t)
+        image, noise = amplitudes(self.alpha_bar, t, x_t)
         if self.prediction == "v_prediction":
-            return alpha_bar_t.sqrt() * x_t - (1 - alpha_bar_t).sqrt() * prediction
-        return (x_t - (1 - alpha_bar_t).sqrt() * prediction) / alpha_bar_t.sqrt()
+            return image * x_t - noise * prediction
+        return (x_t - noise * prediction) / image
 
     def whole(self, x_t: Image, t: Timestep) -> Image:
         """The estimate of the clean image, in one call of the network."""

@@ -1,4 +1,4 @@
-"""Every way to fuse, on a device that is not the CPU: no tensors of two devices meet, and no picture goes to and fro."""
+"""Every way to fuse on a device that is not the CPU: no tensors of two devices meet, no picture goes to and fro."""
 
 from collections.abc import Iterator
 from pathlib import Path

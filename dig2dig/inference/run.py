@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 
 from datamodules.pair_data import FusionDataModule
-from datamodules.pairing import scenes
+from datamodules.pairing import Pair, scenes
 from dig2dig.atomic import is_file, lock
 from dig2dig.config import InferConfig
 from dig2dig.errors import note, one_line, told
@@ -59,7 +59,7 @@ def infer(config: InferConfig, command: Sequence[str], open_report: Callable[[Ru
     try:
         pairs = scenes(config, note)
         if config.validate:
-            return validate(config, FusionDataModule(pairs, reading(config), config.batch_size, config.workers))
+            return validate(config, pairs)
         if config.dry_run:
             list_pairs(find_run(config, pairs, given))
             return 0
@@ -98,9 +98,10 @@ def fuse_pairs(run: Run, report: Report, command: Sequence[str]) -> int:
     return conclude(run, writer.rows)
 
 
-def validate(config: InferConfig, data: FusionDataModule) -> int:
+def validate(config: InferConfig, pairs: Sequence[Pair]) -> int:
     """Prints fusion metrics and statistics of the gains, means over all pairs; writes nothing."""
-    trainer = build_trainer(config.trainer, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    data = FusionDataModule(pairs, reading(config), config.batch_size, config.workers)
+    trainer = build_trainer(config.trainer, len(pairs), logger=False, enable_checkpointing=False)
     (means,) = trainer.validate(FusionModule(config), data, verbose=False)
     if trainer.is_global_zero:
         for name, value in means.items():
@@ -120,7 +121,7 @@ def make_trainer(run: Run, report: Report, writer: FusionWriter) -> Trainer:
         trainer.strategy.barrier()
 
     callbacks: list[Any] = [LambdaCallback(on_predict_start=start), Progress(len(run.todo), "picture"), writer]
-    trainer = build_trainer(config.trainer, default_root_dir=run.out, callbacks=callbacks, logger=False)
+    trainer = build_trainer(config.trainer, len(run.todo), default_root_dir=run.out, callbacks=callbacks, logger=False)
     if trainer.is_global_zero:
         run.claim(report.written, trainer.world_size)
     if run.todo:

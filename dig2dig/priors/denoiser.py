@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from dig2dig.errors import RunError
 from dig2dig.priors.schedule import amplitudes
 from dig2dig.priors.windows import Windows, in_windows
 from dig2dig.shapes import Image, Timestep
@@ -34,9 +35,12 @@ def supports_bf16(device: torch.device) -> bool:
 
 
 def pick_device(asked: str = "auto") -> torch.device:
-    """A device by its name; ``auto`` and ``gpu`` are a GPU by CUDA, else Apple's, else the CPU."""
+    """A device by its name, or RunError; ``auto`` and ``gpu`` are a GPU by CUDA, else Apple's, else the CPU."""
     if asked not in ("auto", "gpu"):
-        return torch.device(asked)
+        try:
+            return torch.device(asked)
+        except RuntimeError as error:
+            raise RunError(f"no device '{asked}': there are auto, cpu, cuda and mps") from error
     gpus = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     return torch.device(next((name for name, there in gpus.items() if there), "cpu"))
 

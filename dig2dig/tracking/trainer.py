@@ -3,18 +3,21 @@
 import ctypes
 import io
 import logging
+import os
 import sys
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import cv2
+import torch
 from lightning import Trainer
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from dig2dig.config import TrainerConfig
-from dig2dig.errors import RunError, first_line
+from dig2dig.errors import RunError, first_line, note
 
 ADVICE = (  # parts of Lightning's advice that does not apply here
     "does not have many workers",
@@ -46,10 +49,27 @@ def prepare() -> None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def build_trainer(devices: TrainerConfig, **options: Any) -> Trainer:
-    """Lightning's trainer on the devices of a configuration; RunError if Lightning refuses them."""
+def with_work(devices: TrainerConfig, pairs: int | None) -> TrainerConfig:
+    """The devices that ``auto`` stands for: a process of torchrun each, or as many GPUs as there are pairs to fuse."""
+    if devices.devices != "auto" or SLURMEnvironment.detect():
+        return devices
+    if TorchElasticEnvironment.detect():
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        return replace(devices, devices=str(here), num_nodes=int(os.environ["WORLD_SIZE"]) // here)
+    there = 1 if devices.accelerator in ("cpu", "mps") else torch.cuda.device_count()
+    if pairs is None or max(pairs, 1) >= there:
+        return devices
+    note(f"{max(pairs, 1)} of {there} GPUs have a pair to fuse; the others are left alone")
+    return replace(devices, devices=str(max(pairs, 1)))
+
+
+def build_trainer(devices: TrainerConfig, pairs: int | None = None, **options: Any) -> Trainer:
+    """Lightning's trainer on the devices of a configuration, for so many pairs to fuse, or for a training.
+
+    RunError if Lightning refuses the devices.
+    """
     settings: dict[str, Any] = {
-        **asdict(devices),
+        **asdict(with_work(devices, pairs)),
         "use_distributed_sampler": False,  # our samplers split the batches
         "inference_mode": False,  # posterior guidance needs gradients
         "enable_model_summary": False,
@@ -59,6 +79,9 @@ def build_trainer(devices: TrainerConfig, **options: Any) -> Trainer:
     if SLURMEnvironment.detect():  # without Lightning's own checkpoints on signals: a later run would load them
         settings["plugins"] = [*options.get("plugins", []), SLURMEnvironment(auto_requeue=False)]
     try:
-        return Trainer(**settings)
+        trainer = Trainer(**settings)
     except (ValueError, MisconfigurationException) as error:
         raise RunError(first_line(error)) from error
+    if "max_steps" in options and trainer.world_size > 1:
+        note(f"{trainer.world_size} devices: each batch is {trainer.world_size} times data.batch_size")
+    return trainer

@@ -58,7 +58,7 @@ CONTROLS = {
 }
 """What the page has in place of options in messages."""
 
-SIDE, QUALITY = 480, 80  # of the pictures of sources and weights: longest side in pixels, WebP
+SIDE, QUALITY = 480, 80  # of the pictures of sources and weights: longest side in pixels, JPEG
 AT_WORK = Lock()  # a fusion that is given up goes on to the end of its layer, and the next one waits for it
 PREVIEW = 1600  # longest side of the result on the page, pixels; the file that is downloaded is whole
 

@@ -60,8 +60,7 @@ def fuse_files(
             the depth and, for ``out``, the colour.
         task: Name of a preset.
         out: File for the result; its suffix is the format. None = nothing is written.
-        prior: The pretrained denoiser, which fuses where it is; that of the preset, on a GPU if there is one, if None.
-            Give it to fuse many scenes.
+        prior: The denoiser, where it is; None = that of the preset, on a GPU if there is one. Give it for many scenes.
         overrides: Options as on the command line, as ``sampler.steps=4``.
 
     Returns:

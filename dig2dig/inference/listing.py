@@ -7,7 +7,6 @@ from datamodules.readers.source import source_size
 from dig2dig.color import LUMINANCE_TASKS
 from dig2dig.errors import ImageError, one_line
 from dig2dig.inference.state import Run
-from dig2dig.priors.denoiser import pick_device
 
 MOST = 20  # names of extra files that are printed
 BASE = 2.0  # GiB of Python, torch and one call of the bundled prior
@@ -26,10 +25,8 @@ def list_pairs(run: Run) -> None:
         print(f"ignored, not images: {names}{' …' if len(extra) > MOST else ''} ({len(extra)})")
     print(f"{len(run.todo)} to fuse, {len(run.done)} done before, into {run.out}")
     if values:
-        device = pick_device(run.config.trainer.accelerator)
         channels = 1 if run.config.task in LUMINANCE_TASKS else 3
-        need = BASE + BYTES * values * channels / 2**30
-        print(f"at most about {need:.1f} GiB of memory with the bundled prior, on {device}")
+        print(f"at most about {BASE + BYTES * values * channels / 2**30:.1f} GiB of memory with the bundled prior")
 
 
 def describe(pair: Pair, reference: str, allow_missing: bool) -> tuple[str, int]:

@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 
 from datamodules.pair_data import FusionDataModule
-from datamodules.pairing import Pair, scenes
+from datamodules.pairing import scenes
 from dig2dig.atomic import is_file, lock
 from dig2dig.config import InferConfig
 from dig2dig.errors import note, one_line, told
@@ -59,7 +59,7 @@ def infer(config: InferConfig, command: Sequence[str], open_report: Callable[[Ru
     try:
         pairs = scenes(config, note)
         if config.validate:
-            return validate(config, pairs)
+            return validate(config, FusionDataModule(pairs, reading(config), config.batch_size, config.workers))
         if config.dry_run:
             list_pairs(find_run(config, pairs, given))
             return 0
@@ -98,10 +98,9 @@ def fuse_pairs(run: Run, report: Report, command: Sequence[str]) -> int:
     return conclude(run, writer.rows)
 
 
-def validate(config: InferConfig, pairs: Sequence[Pair]) -> int:
+def validate(config: InferConfig, data: FusionDataModule) -> int:
     """Prints fusion metrics and statistics of the gains, means over all pairs; writes nothing."""
-    data = FusionDataModule(pairs, reading(config), config.batch_size, config.workers)
-    trainer = build_trainer(config.trainer, len(pairs), logger=False, enable_checkpointing=False)
+    trainer = build_trainer(config.trainer, len(data.given), logger=False, enable_checkpointing=False)
     (means,) = trainer.validate(FusionModule(config), data, verbose=False)
     if trainer.is_global_zero:
         for name, value in means.items():

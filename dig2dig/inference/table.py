@@ -49,15 +49,13 @@ def write_summary(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
     write_atomically(path, _lines([dict(zip(COLUMNS, COLUMNS, strict=True)), *(rows[name] for name in sorted(rows))]))
 
 
-def append_summary(path: Path, rows: Iterable[Mapping[str, Any]], sync: bool) -> None:
-    """Adds rows at the end of a table, which is made where there is none; ``sync`` waits for the disk."""
+def append_summary(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Adds rows at the end of a table, which is made where there is none."""
     if not path.exists():
         write_summary(path, {})
-    with path.open("ab") as file:
+    with path.open("ab", buffering=0) as file:
         file.write(_lines(rows))
-        file.flush()
-        if sync:
-            os.fsync(file.fileno())
+        os.fsync(file.fileno())
 
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> bytes:

@@ -1,7 +1,6 @@
 """Writes pictures, maps and the table of what was done, each whole or not at all."""
 
 import errno
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
@@ -46,7 +45,7 @@ class FusionWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.out, self.save, self.report, self.key = out, save or SaveConfig(), report, key
         self.rows: dict[str, dict[str, Any]] = dict(done or {})
-        self.thread, self.synced = ThreadPoolExecutor(1), 0.0
+        self.thread = ThreadPoolExecutor(1)
         self.writing: Future[None] | None = None
 
     def write_on_batch_end(
@@ -59,17 +58,13 @@ class FusionWriter(BasePredictionWriter):
             before.result()
 
     def write(self, results: list[Result], table: Path) -> None:
-        """Pictures first, then the rows that say they are there, which the disk has within a second or so."""
-        rows = []
+        """Pictures first, then the rows that say they are there."""
         for result in results:
             row = self._write_result(result)
             if self.report and row["status"] == "done":
                 self.report(result, row["file"])
             self.rows[result.name] = row
-            rows.append(row)
-        due = time.monotonic() > self.synced + 1
-        append_summary(table, rows, due)
-        self.synced = time.monotonic() if due else self.synced
+        append_summary(table, [self.rows[result.name] for result in results])
 
     def _write_result(self, result: Result) -> dict[str, Any]:
         """Writes a fused picture; the row says what became of it."""
@@ -112,8 +107,8 @@ class FusionWriter(BasePredictionWriter):
         self.finish()
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            several = range(trainer.world_size if trainer.world_size > 1 else 0)
-            parts = [self.out / f"summary.{number}.csv" for number in several]
+            several = trainer.world_size if trainer.world_size > 1 else 0
+            parts = [self.out / f"summary.{number}.csv" for number in range(several)]
             for part in parts:
                 self.rows |= read_summary(part, self.key)
             write_summary(self.out / "summary.csv", self.rows)

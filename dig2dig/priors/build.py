@@ -68,10 +68,7 @@ def _alpha_bar(scheduler: Mapping[str, Any]) -> Tensor:
 
 
 def offload(denoiser: Denoiser, device: torch.device) -> None:
-    """Keeps the weights in main memory, also where the denoiser is moved; a layer's travel when it is needed, and back.
-
-    With the CPU as device, they wait there for another call.
-    """
+    """Keeps the weights in main memory, whoever moves the denoiser; a layer's travel when it is needed, and back."""
     here = torch.device("cpu")
     if denoiser.runs_on in (None, here):  # else they travel already
         denoiser.network.cpu()

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from dig2dig.errors import RunError
 from dig2dig.priors.schedule import amplitudes
 from dig2dig.priors.windows import Windows, in_windows
 from dig2dig.shapes import Image, Timestep
@@ -35,14 +34,9 @@ def supports_bf16(device: torch.device) -> bool:
 
 
 def pick_device(asked: str = "auto") -> torch.device:
-    """A device by its name, or RunError; ``auto`` and ``gpu`` are a GPU by CUDA, else Apple's, else the CPU."""
-    if asked not in ("auto", "gpu"):
-        try:
-            return torch.device(asked)
-        except RuntimeError as error:
-            raise RunError(f"no device '{asked}': there are auto, cpu, cuda and mps") from error
-    gpus = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    return torch.device(next((name for name, there in gpus.items() if there), "cpu"))
+    """A device by its name; ``auto`` and ``gpu`` are a GPU by CUDA, else Apple's, else the CPU."""
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device(best if asked in ("auto", "gpu") else asked)
 
 
 @dataclass(frozen=True)
@@ -79,8 +73,6 @@ class Denoiser(nn.Module):
             of at most twice their native side, because attention costs the square of the area.
     """
 
-    runs_on: torch.device | None = None  # where offloaded weights travel; None = the network runs where they lie
-
     def __init__(
         self,
         network: nn.Module,
@@ -96,6 +88,7 @@ class Denoiser(nn.Module):
         self.patch, self.multiple = self.layout.patch, self.layout.multiple
         self.precision: Precision = precision
         self.window = window
+        self.runs_on: torch.device | None = None  # where offloaded weights travel; None = they stay where they are
         self.alpha_bar = alpha_bar.double().cpu()  # no buffer: not every device has float64
 
     @property

@@ -15,8 +15,6 @@ from dig2dig.priors.denoiser import WINDOW, Denoiser, Precision
 from dig2dig.priors.files import ADM_URL, check_sha256, check_sums, prior_files, read_json, read_weights, weights_files
 from dig2dig.priors.lora import merge_adapter
 
-CPU = torch.device("cpu")
-
 
 def load_prior(
     path: str | Path = "bundled",
@@ -44,7 +42,7 @@ def load_prior(
     return denoiser.requires_grad_(False).eval().to(device)
 
 
-def open_prior(config: PriorConfig, device: torch.device = CPU) -> Denoiser:
+def open_prior(config: PriorConfig, device: str | torch.device = "cpu") -> Denoiser:
     """The prior of a configuration on a device, its adapter merged, in the precision and windows that it asks for."""
     denoiser = load_prior(config.path, config.sha256, config.precision, config.window)
     if config.adapter:
@@ -54,7 +52,7 @@ def open_prior(config: PriorConfig, device: torch.device = CPU) -> Denoiser:
     if config.compile:
         denoiser.network.compile()
     if config.offload:
-        offload(denoiser, device)
+        offload(denoiser, torch.device(device))
     return denoiser.to(device)
 
 

@@ -58,13 +58,9 @@ def at(alpha_bar: AlphaBar, t: Timestep, like: Tensor) -> Tensor:
     return _placed(alpha_bar, like.dtype, t.device)[0, t].view(-1, *[1] * (like.ndim - 1))
 
 
-def amplitudes(alpha_bar: AlphaBar, t: Timestep, like: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Of the image and of the noise, :math:`\sqrt{\bar\alpha_t}` and :math:`\sqrt{1-\bar\alpha_t}`, as :func:`at`.
-
-    They are taken in float64: near the clean image, the difference from one has few digits in float32.
-    """
-    image, noise = _placed(alpha_bar, like.dtype, t.device)[1:, t].view(2, -1, *[1] * (like.ndim - 1))
-    return image, noise
+def amplitudes(alpha_bar: AlphaBar, t: Timestep, like: Tensor) -> tuple[Tensor, ...]:
+    r""":math:`\sqrt{\bar\alpha_t}` and :math:`\sqrt{1-\bar\alpha_t}`, as :func:`at`; subtracted in float64."""
+    return _placed(alpha_bar, like.dtype, t.device)[1:, t].view(2, -1, *[1] * (like.ndim - 1)).unbind()
 
 
 @lru_cache(maxsize=16)

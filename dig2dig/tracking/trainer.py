@@ -13,7 +13,6 @@ import cv2
 import torch
 from lightning import Trainer
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from dig2dig.config import TrainerConfig
@@ -50,24 +49,20 @@ def prepare() -> None:
 
 
 def with_work(devices: TrainerConfig, pairs: int | None) -> TrainerConfig:
-    """The devices that ``auto`` stands for: a process of torchrun each, or as many GPUs as there are pairs to fuse."""
+    """The devices that ``auto`` stands for: one for each process of torchrun, or no more GPUs than pairs."""
     if devices.devices != "auto" or SLURMEnvironment.detect():
         return devices
-    if TorchElasticEnvironment.detect():
-        here = int(os.environ["LOCAL_WORLD_SIZE"])
+    if here := int(os.environ.get("LOCAL_WORLD_SIZE", 0)):
         return replace(devices, devices=str(here), num_nodes=int(os.environ["WORLD_SIZE"]) // here)
     there = 1 if devices.accelerator in ("cpu", "mps") else torch.cuda.device_count()
-    if pairs is None or max(pairs, 1) >= there:
-        return devices
-    note(f"{max(pairs, 1)} of {there} GPUs have a pair to fuse; the others are left alone")
-    return replace(devices, devices=str(max(pairs, 1)))
+    if pairs is not None and (taken := max(pairs, 1)) < there:
+        note(f"{taken} of {there} GPUs have a pair to fuse; the others are left alone")
+        return replace(devices, devices=str(taken))
+    return devices
 
 
 def build_trainer(devices: TrainerConfig, pairs: int | None = None, **options: Any) -> Trainer:
-    """Lightning's trainer on the devices of a configuration, for so many pairs to fuse, or for a training.
-
-    RunError if Lightning refuses the devices.
-    """
+    """Lightning's trainer on some devices, for so many pairs or a training; RunError if Lightning refuses them."""
     settings: dict[str, Any] = {
         **asdict(with_work(devices, pairs)),
         "use_distributed_sampler": False,  # our samplers split the batches

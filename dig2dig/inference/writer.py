@@ -107,8 +107,7 @@ class FusionWriter(BasePredictionWriter):
         self.finish()
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            several = trainer.world_size if trainer.world_size > 1 else 0
-            parts = [self.out / f"summary.{number}.csv" for number in range(several)]
+            parts = [self.out / f"summary.{n}.csv" for n in range(trainer.world_size)] * (trainer.world_size > 1)
             for part in parts:
                 self.rows |= read_summary(part, self.key)
             write_summary(self.out / "summary.csv", self.rows)

@@ -54,9 +54,8 @@ def with_work(devices: TrainerConfig, pairs: int | None) -> TrainerConfig:
         return devices
     if here := int(os.environ.get("LOCAL_WORLD_SIZE", 0)):
         return replace(devices, devices=str(here), num_nodes=int(os.environ["WORLD_SIZE"]) // here)
-    there = 1 if devices.accelerator in ("cpu", "mps") else torch.cuda.device_count()
-    if pairs is not None and (taken := max(pairs, 1)) < there:
-        note(f"{taken} of {there} GPUs have a pair to fuse; the others are left alone")
+    if pairs is not None and devices.accelerator != "cpu" and (taken := max(pairs, 1)) < torch.cuda.device_count():
+        note(f"{taken} of {torch.cuda.device_count()} GPUs have a pair to fuse; the others are left alone")
         return replace(devices, devices=str(taken))
     return devices
 

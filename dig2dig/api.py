@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from datamodules.pairing import find_pairs
 from datamodules.pairs import Failure, read_pair
@@ -17,7 +16,7 @@ from dig2dig.inference.encode import PICTURES, encode
 from dig2dig.inference.state import reading
 from dig2dig.modules.fuser import Fuser
 from dig2dig.modules.results import Result
-from dig2dig.priors.denoiser import Denoiser
+from dig2dig.priors.denoiser import Denoiser, pick_device
 from dig2dig.priors.load import open_prior
 
 MODALITIES = {"ivf": ("visible", "infrared")}  # sources of a task in their order; others are source_1, source_2, …
@@ -61,7 +60,7 @@ def fuse_files(
             the depth and, for ``out``, the colour.
         task: Name of a preset.
         out: File for the result; its suffix is the format. None = nothing is written.
-        prior: The pretrained denoiser; the one of the preset if None. Give it to fuse many scenes.
+        prior: The denoiser, where it is; None = that of the preset, on a GPU if there is one. Give it for many scenes.
         overrides: Options as on the command line, as ``sampler.steps=4``.
 
     Returns:
@@ -91,9 +90,8 @@ def fuse_result(
     sample = read_pair(pair, reading(config))
     if isinstance(sample, Failure):
         raise UserError(sample.reason)
-    denoiser = prior or open_prior(config.prior)
-    device = next(iter(denoiser.parameters()), torch.zeros(0)).device
-    (result,) = Fuser(denoiser, config).fuse([sample], device)
+    denoiser = prior or open_prior(config.prior, pick_device(config.trainer.accelerator))
+    (result,) = Fuser(denoiser, config).fuse([sample], denoiser.device)
     if result.image is None:
         raise UserError(result.reason)
     return result

@@ -113,7 +113,8 @@ def lock(folder: Path) -> Iterator[None]:
             yield
         return
     with _held(folder, LOCK, 0.0):
-        for left in [path.name for path in folder.glob(f"{LOCK}[0-9]*")]:  # of a run whose first process was killed
+        size = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)  # launchers start all at once
+        for left in {path.name for path in folder.glob(f"{LOCK}[0-9]*")} - {f"{LOCK}{rank}" for rank in range(size)}:
             with _held(folder, left, PATIENCE):
                 pass
         os.environ[PARENT] = str(os.getpid())

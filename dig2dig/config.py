@@ -121,13 +121,14 @@ class PriorConfig(Checked, heading="prior."):
 class TrainerConfig(Checked, heading="trainer."):
     """What passes straight to Lightning's Trainer."""
 
-    accelerator: str = option("auto", "auto, cpu, gpu, mps")
-    devices: str = common("auto", "how many devices of each machine, or which, as in 0,2")
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = option("auto", "kind of device")
+    devices: str = common("auto", "how many devices of each machine, or which, as in 0,2; auto = all that have work")
     num_nodes: int = option(1, "machines", least=1)
     strategy: str = option("auto", "auto, ddp, fsdp or another of Lightning's strategies")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.devices = re.sub(r"\[(.*)\]", r"\1,", self.devices).replace(" ", "")  # a list of one is no number
         known = re.fullmatch(r"auto|-1|\d+(,\d+)*,?", self.devices)
         require(bool(known), f"trainer.devices must be auto, a number or a list as 0,2, not {self.devices}")
         copied = any(word in self.strategy for word in ("spawn", "fork", "notebook"))

@@ -10,9 +10,12 @@ from PIL import Image
 import dig2dig
 import infer
 from datamodules.readers.pixels import read_image
+from dig2dig import api
 from dig2dig.__main__ import main
 from dig2dig.api import named_sources
 from dig2dig.errors import UserError
+from dig2dig.modules.results import Result
+from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.load import load_prior
 from tests.conftest import EXAMPLES, ROOT
 
@@ -49,6 +52,29 @@ def test_grey_sources_give_a_grey_picture_and_keep_sixteen_bits(tmp_path: Path) 
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     fused = dig2dig.fuse_files([tmp_path / "a.png", tmp_path / "b.png"], "ivf", overrides=["sampler.steps=2"])
     assert fused.shape == (24, 20) and fused.dtype == np.uint16
+
+
+def test_a_prior_is_opened_where_networks_run_and_fuses_where_it_is(
+    exposures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.device] = []
+    meta = torch.device("meta")
+    monkeypatch.setattr(api, "pick_device", lambda asked: meta if asked == "auto" else torch.device(asked))
+
+    class Fuser:
+        def __init__(self, denoiser: Denoiser, _: object) -> None:
+            self.denoiser = denoiser
+
+        def fuse(self, _: list[object], device: torch.device) -> list[Result]:
+            assert {weight.device for weight in self.denoiser.parameters()} == {device}
+            seen.append(device)
+            return [Result("a", reason="seen")]
+
+    monkeypatch.setattr(api, "Fuser", Fuser)
+    for options, prior in (([], None), (["trainer.accelerator=cpu"], None), ([], load_prior(device="meta"))):
+        with pytest.raises(UserError, match="seen"):
+            dig2dig.fuse_files(exposures[:2], "mff", prior=prior, overrides=options)
+    assert seen == [meta, torch.device("cpu"), meta]
 
 
 def test_presets_are_the_shipped_ones() -> None:
@@ -121,3 +147,12 @@ def test_the_front_door_knows_its_rooms(capsys: pytest.CaptureFixture) -> None:
     assert "no command 'fusee'" in capsys.readouterr().err
     for command in ("fuse", "report", "benchmark", "prior"):
         assert main([command, "--help"]) == 0 and len(capsys.readouterr().out) > 100
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("options", [[], ["prior.offload=true"], ["sampler.guidance.sigma_n=0.05"]])
+def test_files_fused_on_cuda_are_those_fused_on_the_cpu(exposures: list[Path], options: list[str]) -> None:
+    fp32 = ["prior.precision=fp32", "sampler.steps=3", *options]
+    there, here = (dig2dig.fuse_files(exposures, "mef", overrides=[*fp32, f"trainer.accelerator={name}"])
+                   for name in ("gpu", "cpu"))  # fmt: skip
+    assert np.abs(there.astype(int) - here).max() <= 1

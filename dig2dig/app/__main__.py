@@ -19,22 +19,19 @@ def main(argv: list[str]) -> int:
     if not find_spec("gradio"):
         raise RunError("the page needs Gradio: pip install 'dig2dig[app]'")
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}  # read when it is imported
-    import torch
     from starlette.middleware import Middleware
 
     from dig2dig.app.gate import Gate, temporary_folder
     from dig2dig.app.page import build
     from dig2dig.inference.interrupts import Interrupted, heed_signals
-    from dig2dig.priors.build import offload
+    from dig2dig.priors.denoiser import pick_device
     from dig2dig.priors.load import open_prior
 
     with suppress(Interrupted):  # closing the page is how it ends
-        denoiser = open_prior(config.prior)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        offload(denoiser, device) if config.prior.offload else denoiser.to(device)
+        denoiser = open_prior(config.prior, pick_device())
         with heed_signals(), temporary_folder() as folder:
             os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
-            page = build(config, denoiser, device, folder)
+            page = build(config, denoiser, folder)
             room = {"folder": folder / "uploads", "room": config.total * 10**6, "age": 60.0 * config.minutes}
             _, url, _ = page.launch(
                 server_name="127.0.0.1",

@@ -58,7 +58,7 @@ CONTROLS = {
 }
 """What the page has in place of options in messages."""
 
-SIDE, QUALITY = 480, 80  # of the pictures of sources and weights: longest side in pixels, WebP
+SIDE, QUALITY = 480, 80  # of the pictures of sources and weights: longest side in pixels, JPEG
 AT_WORK = Lock()  # a fusion that is given up goes on to the end of its layer, and the next one waits for it
 PREVIEW = 1600  # longest side of the result on the page, pixels; the file that is downloaded is whole
 
@@ -101,7 +101,6 @@ class Done:
 def fuse_order(
     order: Order,
     denoiser: Denoiser,
-    device: torch.device,
     limits: AppConfig,
     folder: Path,
     show: Callable[[Progress], None],
@@ -123,7 +122,7 @@ def fuse_order(
 
     with AT_WORK:
         check()
-        (result,) = Fuser(denoiser, config, Tracing(side=SIDE, watch=watch)).fuse([sample], device)
+        (result,) = Fuser(denoiser, config, Tracing(side=SIDE, watch=watch)).fuse([sample], denoiser.device)
     return finish(result, order.names, folder, command(order, options))
 
 

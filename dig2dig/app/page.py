@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import torch
 
 from datamodules.readers.pixels import IMAGE_SUFFIXES
 from dig2dig.app.config import AppConfig
@@ -23,7 +22,7 @@ INTRO = """# dig2dig
 Fuses images of one scene into one. Drop two or more that lie on each other; nothing leaves this machine."""
 
 
-def build(config: AppConfig, denoiser: Denoiser, device: torch.device, folder: Path) -> gr.Blocks:
+def build(config: AppConfig, denoiser: Denoiser, folder: Path) -> gr.Blocks:
     """The page, within limits and with one prior; a fusion has its files in ``folder`` as long as it runs."""
     check_in(denoiser)
     quiet: Any = {"queue": False, "show_progress": "hidden"}
@@ -41,7 +40,7 @@ def build(config: AppConfig, denoiser: Denoiser, device: torch.device, folder: P
         files.change(names_of, files, names, preprocess=False, **quiet)
         files.change(partial(guess_task, limits=config), [files, task], task, **quiet)
         run = button.click(
-            partial(fuse, config, denoiser, device, folder),
+            partial(fuse, config, denoiser, folder),
             [files, names, task, tone, prefer, align, seed],
             results,
             concurrency_limit=1,
@@ -99,7 +98,6 @@ def panels(pictures: Sequence[tuple[str, str]]) -> str:
 def fuse(
     config: AppConfig,
     denoiser: Denoiser,
-    device: torch.device,
     folder: Path,
     files: Sequence[str] | None,
     names: Sequence[str],
@@ -116,7 +114,7 @@ def fuse(
         try:
             order = ordered(files, names, task, tone, prefer, align, seed)
             steps: Iterator[Progress | Done | None] = followed(
-                lambda show: fuse_order(order, denoiser, device, config, Path(place), show)
+                lambda show: fuse_order(order, denoiser, config, Path(place), show)
             )
             for one in steps:
                 if one is None:

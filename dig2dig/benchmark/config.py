@@ -15,7 +15,7 @@ class BenchmarkConfig(Checked):
 
     prior: PriorConfig = option(PriorConfig, "the prior of all methods that need one")
     seed: int = option(0, "seed of the noise")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "kind of device")
 
 
 @dataclass

@@ -15,7 +15,7 @@ from dig2dig.config import SamplerConfig
 from dig2dig.errors import MethodError
 from dig2dig.fusion import comparators
 from dig2dig.fusion.sampler import fuse
-from dig2dig.priors.denoiser import Denoiser
+from dig2dig.priors.denoiser import Denoiser, pick_device
 from dig2dig.priors.files import file_sha256, prior_sha256
 from dig2dig.priors.load import open_prior
 from dig2dig.priors.lora import adapter_file
@@ -87,11 +87,10 @@ class Fuser:
 
 def open_fuser(config: BenchmarkConfig) -> Fuser:
     """The prior on its device, warmed up."""
-    prior, found = config.prior, torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    device = torch.device(config.device) if config.device != "auto" else found or torch.device("cpu")
+    prior, device = config.prior, pick_device(config.device)
     adapter = file_sha256(adapter_file(Path(prior.adapter))) if prior.adapter else ""
     identity = (prior_sha256(prior.path), adapter, prior.precision, version("dig2dig"))
-    fuser = Fuser(open_prior(prior), config.seed, device, identity)
+    fuser = Fuser(open_prior(prior, device), config.seed, device, identity)
     fuser(torch.zeros(1, 2, 1, 64, 64), SamplerConfig(2))
     return fuser
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dig2dig.color import to_channels
 from dig2dig.priors.denoiser import Denoiser
-from dig2dig.priors.schedule import at, time_of_noise_level
+from dig2dig.priors.schedule import amplitudes, time_of_noise_level
 from dig2dig.shapes import Sources, State
 
 NoiseLevels = Float[Tensor, "b k"]
@@ -29,7 +29,7 @@ def estimate_noise(sources: Sources) -> NoiseLevels:
         float(estimate_sigma(image, average_sigmas=True, channel_axis=0)) if np.ptp(image, (1, 2)).all() else 0.0
         for image in flat
     ]
-    return torch.tensor(sigmas, device=sources.device).view(sources.shape[:2])
+    return torch.tensor(sigmas).view(sources.shape[:2]).to(sources.device)
 
 
 def noise_levels(sources: Sources, modalities: Sequence[str], noise: Mapping[str, str]) -> NoiseLevels | None:
@@ -69,7 +69,7 @@ def denoise(sources: Sources, noise: NoiseLevels, denoiser: Denoiser, fresh: Sta
     images, missing = to_channels(flat[chosen], channels), fresh[chosen // k]
     missing = (missing - missing.mean(1, keepdim=True)) * sigma * (c < channels)
     both = torch.cat([images + missing, (images - missing).flip(-1)])
-    both = both * at(denoiser.alpha_bar, t, both).sqrt().repeat(2, 1, 1, 1)
+    both = both * amplitudes(denoiser.alpha_bar, t, both)[0].repeat(2, 1, 1, 1)
     estimate, mirrored = denoiser(both, t.repeat(2)).chunk(2)
     flat[chosen] = to_channels((estimate + mirrored.flip(-1)) / 2, c)
     return flat.unflatten(0, (b, k))

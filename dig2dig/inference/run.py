@@ -102,7 +102,7 @@ def fuse_pairs(run: Run, report: Report, command: Sequence[str]) -> int:
 
 def validate(config: InferConfig, data: FusionDataModule) -> int:
     """Prints fusion metrics and statistics of the gains, means over all pairs; writes nothing."""
-    trainer = build_trainer(config.trainer, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer = build_trainer(config.trainer, len(data.given), logger=False, enable_checkpointing=False)
     (means,) = trainer.validate(FusionModule(config), data, verbose=False)
     if trainer.is_global_zero:
         for name, value in means.items():
@@ -122,7 +122,7 @@ def make_trainer(run: Run, report: Report, writer: FusionWriter) -> Trainer:
         trainer.strategy.barrier()
 
     callbacks: list[Any] = [LambdaCallback(on_predict_start=start), Progress(len(run.todo), "picture"), writer]
-    trainer = build_trainer(config.trainer, default_root_dir=run.out, callbacks=callbacks, logger=False)
+    trainer = build_trainer(config.trainer, len(run.todo), default_root_dir=run.out, callbacks=callbacks, logger=False)
     if trainer.is_global_zero:
         run.claim(report.written, trainer.world_size)
     if run.todo:

@@ -6,7 +6,8 @@ The csv module suffices: names that are not UTF-8 pass through it, and pandas wo
 import csv
 import io
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,20 @@ def _is_sound(row: Mapping[Any, Any]) -> bool:
 
 def write_summary(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes the table, sorted by name."""
+    write_atomically(path, _lines([dict(zip(COLUMNS, COLUMNS, strict=True)), *(rows[name] for name in sorted(rows))]))
+
+
+def append_summary(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Adds rows at the end of a table, which is made where there is none."""
+    if not path.exists():
+        write_summary(path, {})
+    with path.open("ab", buffering=0) as file:
+        file.write(_lines(rows))
+        os.fsync(file.fileno())
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
     text = io.StringIO(newline="")
     writer: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows[name] for name in sorted(rows))
-    write_atomically(path, text.getvalue().encode("utf-8", errors="surrogateescape"))
+    writer.writerows(rows)
+    return text.getvalue().encode("utf-8", errors="surrogateescape")

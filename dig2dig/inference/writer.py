@@ -19,7 +19,7 @@ from dig2dig.config import SaveConfig
 from dig2dig.errors import first_line
 from dig2dig.inference.encode import encode, lost, suffix_of
 from dig2dig.inference.ownership import MAP
-from dig2dig.inference.table import Rows, read_summary, write_summary
+from dig2dig.inference.table import Rows, append_summary, read_summary, write_summary
 from dig2dig.modules.results import Result
 from dig2dig.tracking.panels import to_colours, to_png
 
@@ -27,7 +27,7 @@ UNNAMEABLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ, errno.EINVAL)  # on
 
 
 class FusionWriter(BasePredictionWriter):
-    """Writes ``OUT/NAME.png``, maps if asked for, and ``OUT/summary.csv`` after each batch.
+    """Writes ``OUT/NAME.png``, maps if asked for, and rows of ``OUT/summary.csv`` after each batch.
 
     A thread writes while the next batch is fused; what it could not write is raised with the batch after that. Rows of
     an earlier run that stay valid are kept. ``report`` is called with each fused result and its file's name before the
@@ -58,13 +58,13 @@ class FusionWriter(BasePredictionWriter):
             before.result()
 
     def write(self, results: list[Result], table: Path) -> None:
-        """Pictures first, then the table that says they are there."""
+        """Pictures first, then the rows that say they are there."""
         for result in results:
             row = self._write_result(result)
             if self.report and row["status"] == "done":
                 self.report(result, row["file"])
             self.rows[result.name] = row
-        write_summary(table, self.rows)
+        append_summary(table, [self.rows[result.name] for result in results])
 
     def _write_result(self, result: Result) -> dict[str, Any]:
         """Writes a fused picture; the row says what became of it."""
@@ -103,16 +103,16 @@ class FusionWriter(BasePredictionWriter):
         self.finish()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Joins the tables of all processes into one."""
+        """Joins the tables of all processes into one, sorted by name."""
         self.finish()
-        if trainer.world_size == 1:
-            return
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            for part in (self.out / f"summary.{number}.csv" for number in range(trainer.world_size)):
+            parts = [self.out / f"summary.{n}.csv" for n in range(trainer.world_size)] * (trainer.world_size > 1)
+            for part in parts:
                 self.rows |= read_summary(part, self.key)
-                part.unlink(missing_ok=True)
             write_summary(self.out / "summary.csv", self.rows)
+            for part in parts:
+                part.unlink(missing_ok=True)
         trainer.strategy.barrier()
 
     def _write_maps(self, result: Result) -> None:

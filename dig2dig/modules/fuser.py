@@ -62,8 +62,7 @@ class Fuser:
                 raise
         if len(samples) > 1:
             return [result for sample in samples for result in self.fuse([sample], device)]
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
         try:
             (result,) = self._fuse(samples, device, self.denoiser.in_windows(SMALL_WINDOW))
         except (MemoryError, RuntimeError) as error:
@@ -131,5 +130,5 @@ def joined(*notes: str) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, which torch reports in several ways."""
-    allocator = "can't allocate memory" in str(error) or "not enough memory" in str(error)
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or allocator
+    texts = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in texts)

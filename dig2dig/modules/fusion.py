@@ -34,10 +34,12 @@ class FusionModule(LightningModule):
         self.config = FusionConfig(**{name: getattr(known, name) for name in FusionConfig.__dataclass_fields__})
         self.save_hyperparameters({"config": to_dict(self.config)}, logger=False)
         self.denoiser = denoiser or open_prior(self.config.prior)
+        if self.config.prior.offload:
+            offload(self.denoiser, self.denoiser.device)  # before a strategy moves it
         self.tracing, self.scores = tracing or Tracing(), PairScores()
 
     def on_predict_start(self) -> None:
-        """Keeps the weights in main memory if they are to stay there."""
+        """Has weights that stay in main memory travel to the device that Lightning chose."""
         if self.config.prior.offload:
             offload(self.denoiser, self.device)
 

@@ -68,13 +68,16 @@ def _alpha_bar(scheduler: Mapping[str, Any]) -> Tensor:
 
 
 def offload(denoiser: Denoiser, device: torch.device) -> None:
-    """Keeps the weights in main memory; each layer's travel to the device when it is needed, and back."""
-    from diffusers.hooks.group_offloading import apply_group_offloading
+    """Keeps the weights in main memory, whoever moves the denoiser; a layer's travel when it is needed, and back."""
+    here = torch.device("cpu")
+    if denoiser.runs_on in (None, here):  # else they travel already
+        denoiser.network.cpu()
+        denoiser.runs_on = device
+        if device != here:
+            from diffusers.hooks.group_offloading import apply_group_offloading
 
-    unet: Any = denoiser.network.unet
-    apply_group_offloading(
-        unet.cpu(), device, torch.device("cpu"), offload_type="leaf_level", use_stream=device.type == "cuda"
-    )
+            unet, stream = denoiser.network.unet, device.type == "cuda"
+            apply_group_offloading(unet, device, here, offload_type="leaf_level", use_stream=stream)  # pyright: ignore
 
 
 def build_adm(side: int = 256, precision: Precision = "fp32") -> Denoiser:

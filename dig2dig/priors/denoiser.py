@@ -1,6 +1,7 @@
 """One contract for every network: a noisy image and its time in, the estimate of the clean image out."""
 
 import sys
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from dig2dig.priors.schedule import at
+from dig2dig.priors.schedule import amplitudes
 from dig2dig.priors.windows import Windows, in_windows
 from dig2dig.shapes import Image, Timestep
 
@@ -30,6 +31,12 @@ def supports_bf16(device: torch.device) -> bool:
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     return False
+
+
+def pick_device(asked: str = "auto") -> torch.device:
+    """A device by its name; ``auto`` and ``gpu`` are a GPU by CUDA, else Apple's, else the CPU."""
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device(best if asked in ("auto", "gpu") else asked)
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,17 @@ class Denoiser(nn.Module):
         self.patch, self.multiple = self.layout.patch, self.layout.multiple
         self.precision: Precision = precision
         self.window = window
+        self.runs_on: torch.device | None = None  # where offloaded weights travel; None = they stay where they are
         self.alpha_bar = alpha_bar.double().cpu()  # no buffer: not every device has float64
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs: images must be there."""
+        return self.runs_on or next((weight.device for weight in self.parameters()), torch.device("cpu"))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Denoiser":
+        """Moves and converts the weights, but for those that stay in main memory."""
+        return self if self.runs_on else super()._apply(fn, recurse)
 
     def in_windows(self, side: int) -> "Denoiser":
         """The same network with windows of another side; the weights are shared."""
@@ -107,10 +124,10 @@ class Denoiser(nn.Module):
         """The estimate of the clean image that a prediction stands for."""
         if self.prediction == "sample":
             return prediction
-        alpha_bar_t = at(self.alpha_bar, t, x_t)
+        image, noise = amplitudes(self.alpha_bar, t, x_t)
         if self.prediction == "v_prediction":
-            return alpha_bar_t.sqrt() * x_t - (1 - alpha_bar_t).sqrt() * prediction
-        return (x_t - (1 - alpha_bar_t).sqrt() * prediction) / alpha_bar_t.sqrt()
+            return image * x_t - noise * prediction
+        return (x_t - noise * prediction) / image
 
     def whole(self, x_t: Image, t: Timestep) -> Image:
         """The estimate of the clean image, in one call of the network."""

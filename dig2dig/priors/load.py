@@ -10,7 +10,7 @@ from torch import Tensor
 from dig2dig.config import PriorConfig
 from dig2dig.errors import PriorError, first_line
 from dig2dig.priors import adm
-from dig2dig.priors.build import SCHEDULE, AnyUNet, as_denoiser, new_unet
+from dig2dig.priors.build import SCHEDULE, AnyUNet, as_denoiser, new_unet, offload
 from dig2dig.priors.denoiser import WINDOW, Denoiser, Precision
 from dig2dig.priors.files import ADM_URL, check_sha256, check_sums, prior_files, read_json, read_weights, weights_files
 from dig2dig.priors.lora import merge_adapter
@@ -42,8 +42,8 @@ def load_prior(
     return denoiser.requires_grad_(False).eval().to(device)
 
 
-def open_prior(config: PriorConfig) -> Denoiser:
-    """The prior of a configuration, with its adapter merged, in the precision and windows that it asks for."""
+def open_prior(config: PriorConfig, device: str | torch.device = "cpu") -> Denoiser:
+    """The prior of a configuration on a device, its adapter merged, in the precision and windows that it asks for."""
     denoiser = load_prior(config.path, config.sha256, config.precision, config.window)
     if config.adapter:
         merge_adapter(denoiser, Path(config.adapter), config.path)
@@ -51,7 +51,9 @@ def open_prior(config: PriorConfig) -> Denoiser:
         denoiser.network.to(torch.bfloat16)
     if config.compile:
         denoiser.network.compile()
-    return denoiser
+    if config.offload:
+        offload(denoiser, torch.device(device))
+    return denoiser.to(device)
 
 
 def _read_folder(path: str, sha256: str | None) -> tuple[AnyUNet, Mapping[str, Any]]:

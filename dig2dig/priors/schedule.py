@@ -55,19 +55,24 @@ def time_of_noise_level(alpha_bar: AlphaBar, sigma: Tensor) -> Tensor:
 
 def at(alpha_bar: AlphaBar, t: Timestep, like: Tensor) -> Tensor:
     """The schedule's value at each sample's time, shaped (b, 1, …) and typed to multiply ``like``."""
-    return _placed(alpha_bar, like.dtype, t.device)[t].view(-1, *[1] * (like.ndim - 1))
+    return _placed(alpha_bar, like.dtype, t.device)[0, t].view(-1, *[1] * (like.ndim - 1))
+
+
+def amplitudes(alpha_bar: AlphaBar, t: Timestep, like: Tensor) -> tuple[Tensor, ...]:
+    r""":math:`\sqrt{\bar\alpha_t}` and :math:`\sqrt{1-\bar\alpha_t}`, as :func:`at`; subtracted in float64."""
+    return _placed(alpha_bar, like.dtype, t.device)[1:, t].view(2, -1, *[1] * (like.ndim - 1)).unbind()
 
 
 @lru_cache(maxsize=16)
 def _placed(alpha_bar: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The schedule on a device, copied there once and not in every step."""
-    return alpha_bar.to(dtype).to(device)
+    """The schedule and its amplitudes on a device, (3, n), copied there once and not in every step."""
+    return torch.stack([alpha_bar, alpha_bar.sqrt(), (1 - alpha_bar).sqrt()]).to(dtype).to(device)
 
 
 def add_noise(x0: Image, noise: Image, t: Timestep, alpha_bar: AlphaBar) -> Image:
     r"""Noised image at time t, :math:`x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \varepsilon`."""
-    alpha_bar_t = at(alpha_bar, t, x0)
-    return alpha_bar_t.sqrt() * x0 + (1 - alpha_bar_t).sqrt() * noise
+    image, share = amplitudes(alpha_bar, t, x0)
+    return image * x0 + share * noise
 
 
 def generators(seed: int | Sequence[int], count: int) -> list[torch.Generator]:

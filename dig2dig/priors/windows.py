@@ -87,7 +87,7 @@ def in_windows(function: Callable[[Image, Timestep], Image], x_t: Image, t: Time
     for first in range(0, len(places), per_call):
         part = places[first : first + per_call]
         views = [_window(x_t[i], tops[y], lefts[x], height, width) for i, y, x in part]
-        made = function(torch.stack(views), t[[i for i, _, _ in part]])
+        made = function(torch.stack(views), torch.stack([t[i] for i, _, _ in part]))
         for (i, y, x), image in zip(part, made, strict=True):
             _window(result[i], tops[y], lefts[x], height, width).add_(image * rows[y][:, None] * columns[x])
     return result

@@ -3,18 +3,20 @@
 import ctypes
 import io
 import logging
+import os
 import sys
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import cv2
+import torch
 from lightning import Trainer
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from dig2dig.config import TrainerConfig
-from dig2dig.errors import RunError, first_line
+from dig2dig.errors import RunError, first_line, note
 
 ADVICE = (  # parts of Lightning's advice that does not apply here
     "does not have many workers",
@@ -46,10 +48,22 @@ def prepare() -> None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def build_trainer(devices: TrainerConfig, **options: Any) -> Trainer:
-    """Lightning's trainer on the devices of a configuration; RunError if Lightning refuses them."""
+def with_work(devices: TrainerConfig, pairs: int | None) -> TrainerConfig:
+    """The devices that ``auto`` stands for: one for each process of torchrun, or no more GPUs than pairs."""
+    if devices.devices != "auto" or SLURMEnvironment.detect():
+        return devices
+    if here := int(os.environ.get("LOCAL_WORLD_SIZE", 0)):
+        return replace(devices, devices=str(here), num_nodes=int(os.environ["WORLD_SIZE"]) // here)
+    if pairs is not None and devices.accelerator != "cpu" and (taken := max(pairs, 1)) < torch.cuda.device_count():
+        note(f"{taken} of {torch.cuda.device_count()} GPUs have a pair to fuse; the others are left alone")
+        return replace(devices, devices=str(taken))
+    return devices
+
+
+def build_trainer(devices: TrainerConfig, pairs: int | None = None, **options: Any) -> Trainer:
+    """Lightning's trainer on some devices, for so many pairs or a training; RunError if Lightning refuses them."""
     settings: dict[str, Any] = {
-        **asdict(devices),
+        **asdict(with_work(devices, pairs)),
         "use_distributed_sampler": False,  # our samplers split the batches
         "inference_mode": False,  # posterior guidance needs gradients
         "enable_model_summary": False,
@@ -59,6 +73,9 @@ def build_trainer(devices: TrainerConfig, **options: Any) -> Trainer:
     if SLURMEnvironment.detect():  # without Lightning's own checkpoints on signals: a later run would load them
         settings["plugins"] = [*options.get("plugins", []), SLURMEnvironment(auto_requeue=False)]
     try:
-        return Trainer(**settings)
+        trainer = Trainer(**settings)
     except (ValueError, MisconfigurationException) as error:
         raise RunError(first_line(error)) from error
+    if "max_steps" in options and trainer.world_size > 1:
+        note(f"{trainer.world_size} devices: each batch is {trainer.world_size} times data.batch_size")
+    return trainer

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import infer
@@ -33,7 +32,7 @@ def fused(order: Order, prior: Path, folder: Path, **limits: Any) -> list[Progre
     config = AppConfig(prior=PriorConfig(path=str(prior)), **limits)
     folder.mkdir()
     steps: list[Progress | Done] = []
-    done = fuse_order(order, open_prior(config.prior), torch.device("cpu"), config, folder, steps.append)
+    done = fuse_order(order, open_prior(config.prior), config, folder, steps.append)
     return [*steps, done]
 
 

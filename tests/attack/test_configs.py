@@ -60,6 +60,7 @@ def test_a_bad_file_is_one_line(text: str, schema: type, tmp_path: Path) -> None
     "argument",
     ["${oc.env:HOME}=1", "sampler=[1]", "sampler=3", "sources.a.b=c", "=", "=x", ".=x", "a..b=1", "out=a\0b",
      "seed=1e999", "seed=${oc.env:HOME}", "sampler.steps={}", "noise.a=9e999", "prefer.a=nan", "trainer.devices=-3",
+     "trainer.accelerator=quantum",
      "trainer.devices=abc", "workers=-3", "sampler.guidance.sigma_n=1e300", "sampler.prefer=[nan]", 
      "x" * 5000, "\0", "task=[ivf]", "seed=null", "research=3", "tone=[1]", "batch_size=0x", "record=3"],
 )  # fmt: skip

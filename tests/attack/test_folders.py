@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import infer
 from datamodules.readers.video import write_video
@@ -29,6 +30,18 @@ def pair(folder: Path, *names: str) -> Path:
 
 def everything(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_process_that_a_launcher_started_early_keeps_nobody_out(tmp_path: Path, monkeypatch) -> None:
+    """torchrun starts all processes at once: any may be there before the first one. Others are of another run."""
+    monkeypatch.setattr("dig2dig.atomic.PATIENCE", 0.1)
+    with FileLock(tmp_path / f"{LOCK}1"):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with lock(tmp_path):
+            pass
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        with pytest.raises(RunError, match="another run is at work"), lock(tmp_path):
+            pass
 
 
 @pytest.mark.parametrize("name", ["summary.csv", "run.yaml", "report.html", "p.png", RECORD])

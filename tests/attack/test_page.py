@@ -181,7 +181,7 @@ def test_limits_hold_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyP
         job.admit(job.Order([(file, file.name) for file in files], "mef"), AppConfig(), tmp_path / "work")
 
 
-def test_the_device_is_the_one_that_is_chosen(
+def test_a_page_fuses_where_the_network_runs(
     tmp_path: Path, bundled: Denoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights that stay in main memory (prior.offload) do not say where images are fused."""
@@ -199,7 +199,9 @@ def test_the_device_is_the_one_that_is_chosen(
     monkeypatch.setattr(job, "Fuser", lambda *_: SimpleNamespace(fuse=fuse))
     order = job.Order([(tmp_path / f"{k}.png", f"{k}.png") for k in range(2)], "ivf")
     with pytest.raises(Seen):
-        job.fuse_order(order, bundled, torch.device("meta"), AppConfig(), tmp_path / "w", print)
+        away = bundled.in_windows(0)
+        away.runs_on = torch.device("meta")
+        job.fuse_order(order, away, AppConfig(), tmp_path / "w", print)
     assert seen == [torch.device("meta")]
 
 

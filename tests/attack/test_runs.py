@@ -17,6 +17,7 @@ from tests.conftest import ROOT
 from tests.corpus import picture
 from tests.runs import FAST, rows, run, save
 from tests.survive import command, contents, left_of, linux, make_pairs, start
+from tests.training.test_train import arguments as training
 
 IVF = str(ROOT / "configs" / "ivf.yaml")
 
@@ -66,6 +67,26 @@ def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
     names = [f"{i:02d}.png" for i in range(5)]
     assert all((tmp_path / "one" / n).read_bytes() == (tmp_path / "two" / n).read_bytes() for n in names)
     assert rows(tmp_path / "one").keys() == rows(tmp_path / "two").keys()
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_fuse_and_train(tmp_path: Path) -> None:
+    """Each process is a device, without an option that says so; a pair is fused once, a batch is both processes'."""
+    make_pairs(tmp_path, 5)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    one, two = (command(tmp_path, tmp_path / name)[1:] for name in ("one", "two"))
+    learn = ["train.py", *training(tmp_path / "trained", "optim.steps=2", "data.batch_size=1")]
+    said = list[str]()
+    for arguments in ([sys.executable, *one], [*torchrun, *two], [*torchrun, *learn]):
+        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stderr)
+    assert rows(tmp_path / "one").keys() == rows(tmp_path / "two").keys()
+    for i in range(5):
+        assert (tmp_path / "one" / f"{i:02d}.png").read_bytes() == (tmp_path / "two" / f"{i:02d}.png").read_bytes()
+    assert said[2].count("2 devices: each batch is 2 times data.batch_size") == 1
+    assert (tmp_path / "trained" / "prior" / "SHA256SUMS").is_file()
+    assert not list(tmp_path.glob(f"*/{LOCK}*"))
 
 
 def test_sighup_ends_as_sigterm_does_unless_it_is_ignored() -> None:

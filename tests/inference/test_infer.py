@@ -249,7 +249,6 @@ def test_errors_are_one_line(pairs: list[str], tmp_path: Path, capsys: pytest.Ca
         ),
         ([*pairs, f"prior.path={tmp_path / 'none'}"], "no such file; a prior is a diffusers folder"),
         ([*pairs, f"prior.path={broken}"], "the file was altered or cut"),
-        ([*pairs, "trainer.accelerator=quantum"], "quantum"),
     ):
         assert run(*arguments, f"out={tmp_path / 'out'}") == 2
         printed = capsys.readouterr().err.strip()

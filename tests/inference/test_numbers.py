@@ -1,6 +1,7 @@
 """Files that a run writes, decoded, against the tensors that it had."""
 
 import csv
+import os
 from itertools import product
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from dig2dig.color import to_pixels
 from dig2dig.config import SaveConfig
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.inference.encode import encode, suffix_of
-from dig2dig.inference.table import COLUMNS, read_summary, write_summary
+from dig2dig.inference.table import COLUMNS, append_summary, read_summary, write_summary
 from dig2dig.inference.writer import FusionWriter
 from dig2dig.modules.results import Result
 
@@ -86,7 +87,7 @@ def test_a_picture_has_its_values_rounded_and_its_row_what_became_of_it(tmp_path
     assert pixels.tolist() == [[0, 6554, 13107], [32768, 45874, 65535]]  # 6553.5 and 32767.5 to even; 45874.5 as well
     with (tmp_path / "summary.csv").open(newline="") as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["day", "night", "old"] and set(rows["day"]) == set(COLUMNS)
+    assert list(rows) == ["night", "day"] and set(rows["day"]) == set(COLUMNS)  # earlier ones are there already
     assert rows["night"] == {
         "name": "night", "status": "done", "file": "night.png", "seconds": "1.235", "size": "3x2", "seed": "77",
         "inputs": "d", "note": "seen", "reason": "", "run": "",
@@ -128,6 +129,25 @@ def test_stored_values_become_intensities() -> None:
     assert to_unit(deep, "200-600")[0][0, [100, 200, 300, 700]].tolist() == pytest.approx([0, 0, 0.25, 1])
     assert to_unit(deep * 60)[0][0, 500] == pytest.approx(500 * 60 / 65535)  # this fills it
     assert to_unit(np.array([[0, 51]], np.uint8))[0].tolist() == [[0, pytest.approx(0.2)]]
+
+
+def test_rows_are_added_at_the_end_and_half_a_row_counts_for_nothing(tmp_path: Path, monkeypatch) -> None:
+    """What a batch writes does not grow with the run; wherever a crash cuts the table, whole rows are read."""
+    table, written = tmp_path / "t.csv", []
+    rows = [
+        dict.fromkeys(COLUMNS, "x") | {"name": f'a,"{i}\n', "status": "failed", "run": "12345678"} for i in range(3)
+    ]
+    monkeypatch.setattr(os, "fsync", lambda file: written.append(os.fstat(file).st_size))
+    for row in rows:
+        append_summary(table, [row])
+    content, head = table.read_bytes(), len(",".join(COLUMNS)) + 1
+    assert written == [head + i * (len(content) - head) // 3 for i in range(4)]
+    assert list(read_summary(table).values()) == rows
+    ends = [head + (i + 1) * (len(content) - head) // 3 for i in range(3)]
+    for cut in range(len(content)):
+        table.write_bytes(content[:cut])
+        whole = sum(cut >= end - 1 for end in ends)  # its line's end may be missing
+        assert list(read_summary(table, "12345678").values()) == rows[:whole], cut
 
 
 def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:

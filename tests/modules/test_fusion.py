@@ -240,3 +240,14 @@ def test_memory_that_ran_out_is_met_with_small_windows(tiny: Path, monkeypatch: 
     (result,) = Fuser(denoiser, CONFIG)([sample], torch.device("cuda"))
     assert result.fused is not None and result.note == "memory ran out: fused in small windows"
     assert math.isfinite(float(result.fused.sum()))
+
+
+def test_weights_that_stay_in_main_memory_stay_when_a_strategy_moves_the_module(tiny: Path) -> None:
+    """The device is Lightning's choice, the weights are not its to move; without the option they go along."""
+    meta, cpu = torch.device("meta"), torch.device("cpu")
+    for away in (True, False):
+        module = FusionModule(replace(CONFIG, prior=PriorConfig(str(tiny), precision="fp32", offload=away)))
+        module.to(meta).half()
+        assert module.device == meta and module.denoiser.device == (cpu if away else meta)
+        assert {weight.device for weight in module.denoiser.parameters()} == {cpu if away else meta}
+        assert {weight.dtype for weight in module.denoiser.parameters()} == {torch.float32 if away else torch.float16}

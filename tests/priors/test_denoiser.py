@@ -1,8 +1,13 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from dig2dig.priors.denoiser import Denoiser, Layout
+from dig2dig.config import PriorConfig
+from dig2dig.priors.build import offload
+from dig2dig.priors.denoiser import Denoiser, Layout, pick_device
+from dig2dig.priors.load import open_prior
 from dig2dig.priors.schedule import add_noise, at
 from tests.gaussian import GaussianDenoiser
 
@@ -57,3 +62,24 @@ def test_gaussian_denoiser_agrees_with_azula(signal: torch.Tensor) -> None:
         expected = reference(x_t.flatten(1), torch.tensor(float(t))).mean
         ours = GaussianDenoiser(0.1, 0.5, signal)(x_t, torch.tensor([t]))
         torch.testing.assert_close(ours.flatten(1), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("cuda", "mps", "found"), [(1, 1, "cuda"), (0, 1, "mps"), (0, 0, "cpu")])
+def test_one_device_is_picked_for_all(monkeypatch: pytest.MonkeyPatch, cuda: int, mps: int, found: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cuda))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: bool(mps))
+    assert pick_device() == pick_device("gpu") == torch.device(found)
+    assert pick_device("cpu") == torch.device("cpu") and pick_device("cuda:1") == torch.device("cuda", 1)
+
+
+def test_offloaded_weights_travel_layer_by_layer(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hooks are set once, on the device that is known last, and whoever moves the denoiser moves no weight."""
+    set_on: list[torch.device] = []
+    kept = lambda unet, device, *_, **__: set_on.append(device)  # noqa: E731
+    monkeypatch.setattr("diffusers.hooks.group_offloading.apply_group_offloading", kept)
+    denoiser, meta = open_prior(PriorConfig(str(tiny), offload=True)), torch.device("meta")
+    assert denoiser.device == torch.device("cpu") and not set_on
+    for _ in "12":  # as in a validation after a prediction
+        offload(denoiser.to(meta), meta)
+    assert set_on == [meta] and denoiser.device == denoiser.in_windows(64).device == meta
+    assert {weight.device for weight in denoiser.to(meta).parameters()} == {torch.device("cpu")}

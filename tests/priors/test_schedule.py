@@ -4,9 +4,11 @@ from diffusers import DDPMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import (
     add_noise,
     alpha_bar,
+    amplitudes,
     draw_noise,
     gain_grid,
     generators,
@@ -84,3 +86,17 @@ def test_noise_depends_on_the_seed_alone() -> None:
     both = draw_noise((2, 3), generators([7, 8], 2), like)
     assert torch.equal(both[1:], draw_noise((2, 3), generators(8, 1), like))
     assert not torch.equal(both[0], both[1])
+
+
+def test_amplitudes_have_all_digits_of_their_type_near_the_clean_image(signal: torch.Tensor) -> None:
+    """At time 0, 1 - alpha_bar is 1e-4: a difference in float32 has an error of 1.7e-4 of it."""
+    t = torch.arange(len(signal))
+    image, noise = amplitudes(signal, t, torch.zeros(1, 1, 1, 1))
+    assert image.shape == noise.shape == (1000, 1, 1, 1) and noise.dtype == torch.float32
+    torch.testing.assert_close(image.flatten().double(), signal.sqrt(), rtol=6e-8, atol=0)
+    torch.testing.assert_close(noise.flatten().double(), (1 - signal).sqrt(), rtol=6e-8, atol=0)
+    clean, draw = torch.zeros(1, 1, 4, 4), torch.randn(1, 1, 4, 4)
+    noised = add_noise(clean, draw, torch.tensor([0]), signal)
+    torch.testing.assert_close(noised.double(), draw.double() * 0.01, rtol=2e-7, atol=0)
+    estimate = Denoiser(torch.nn.Identity(), signal).estimate(noised, draw, torch.tensor([0]))
+    torch.testing.assert_close(estimate, clean, rtol=0, atol=1e-9)

@@ -158,8 +158,8 @@ class ImageDataModule(LightningDataModule):
         if config.root and not paths:
             raise FileNotFoundError(f"{config.root}: no image is left to train on, all are held out")
         crops = training_crops(config.crop, config.scales, config.grey)
-        readers = max(config.workers, 1) * (self.trainer.num_devices if self.trainer else 1)
-        room = memory() // 4 // readers if config.cache else 0
+        room = config.cache * memory() // 4 // max(config.workers, 1)
+        room = room // self.trainer.num_devices if self.trainer else room
         self.train = ImageCrops(paths, crops, self.seed, room, config.range)
         if val:
             self.val = ImageCrops(val, validation_crop(config.val_crop), None, 0, config.range)

@@ -36,14 +36,13 @@ class Progress(Callback):
             self.bar.update(min(len(batch) * trainer.world_size, self.total - self.bar.n))
 
     def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
-        """Counts optimiser steps and logs their rate. A bar that is drawn shows loss and validation: reading waits."""
+        """Counts steps and logs their mean rate; shows loss and validation where the bar is drawn: reading waits."""
         if self.bar is None or trainer.global_step == self.bar.n:
             return
         if self.bar.update(trainer.global_step - self.bar.n):
             self.bar.set_postfix({name: f"{float(v):.3g}" for name, v in trainer.progress_bar_metrics.items()})
         if self.bar.n % trainer.log_every_n_steps == 0:
-            known = self.bar.format_dict
-            rate = known["rate"] or (known["n"] - known["initial"]) / known["elapsed"]
+            rate = (self.bar.n - self.start) / self.bar.format_dict["elapsed"]
             log_scalars(trainer.loggers, {"train/steps_per_sec": rate}, self.bar.n - 1)
 
     def teardown(self, *_: Any, **__: Any) -> None:

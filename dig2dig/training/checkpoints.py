@@ -135,9 +135,8 @@ class WeightAverage(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts from the weights as they are, or from an interrupted run's average."""
         self.steps, self.count = trainer.global_step, int(self.saved.get("n_averaged", 0))
-        weights = learning(pl_module).values()
-        known = [self.saved.get(f"module.{i}", weight) for i, weight in enumerate(weights)]
-        self.average = [value.detach().to(weight, copy=True) for value, weight in zip(known, weights, strict=True)]
+        weights = enumerate(learning(pl_module).values())
+        self.average = [self.saved.get(f"module.{i}", one).detach().to(one, copy=True) for i, one in weights]
 
     @torch.no_grad()
     def on_train_batch_end(

@@ -17,8 +17,7 @@ from dig2dig.errors import UserError
 from dig2dig.inference.interrupts import HEEDED, Interrupted
 from dig2dig.training.checkpoints import Diverged, finite, learning
 
-LATE = 16
-"""Steps after which losses are read, at most: a device computes ahead until then."""
+LATE = 16  # steps that a device computes ahead, at most, before its losses are read
 
 
 class Guard(Callback):

@@ -155,14 +155,6 @@ def grid_of(path: Path) -> Grid | None:
     return _volume(path, version(path)).grid
 
 
-def is_reference(path: Path) -> bool:
-    """Whether a DICOM or NIfTI result can take over the patient and the geometry of a file."""
-    try:
-        return is_medical(path) and slice_count(path) > 0
-    except ImageError:
-        return False
-
-
 @lru_cache(maxsize=4)  # each slice asks again
 def _volume(path: Path, version: tuple[int, int, int]) -> Volume:
     """All slices."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import median_filter
 
 from datamodules.aside import aside
 from datamodules.ranges import Valid
@@ -135,6 +134,8 @@ def mapping(fixed: np.ndarray, other: np.ndarray) -> Mapping1D:
     It goes through the medians of ``other`` at each intensity of ``fixed``: what moves is the smaller part there.
     Black stays black where no pixel says more.
     """
+    from scipy.ndimage import median_filter  # half a second, which no other task needs
+
     last = len(KNOTS) - 1
     bins = np.rint(fixed * last).astype(int)
     order = np.lexsort((other, bins))

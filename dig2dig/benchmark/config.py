@@ -115,7 +115,8 @@ class SpeedConfig(BenchmarkConfig):
     """Measures time and memory as ratios within one run: python -m dig2dig.benchmark speed out=DIR [key=value …]."""
 
     sections: str = option(
-        "cost, profile, operators, batches, sizes, windows, spread", "measurements, separated by commas; also adm"
+        "cost, profile, operators, batches, sizes, windows, spread, start, throughput, train",
+        "measurements, separated by commas; also adm",
     )
     repeats: int = option(5, "paired rounds of each measurement, after one warm-up round", least=1)
     task: Literal["ivf", "mif", "mef", "mff"] = option("ivf", "task of the preset")

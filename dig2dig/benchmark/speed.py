@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity
 
 from dig2dig.api import preset
 from dig2dig.atomic import write_atomically
+from dig2dig.benchmark.commands import start, throughput, train
 from dig2dig.benchmark.config import SpeedConfig
 from dig2dig.benchmark.datasets import example_pair, names
 from dig2dig.benchmark.methods import GAIN, SCOPES, Fuser, open_fuser
@@ -28,7 +29,8 @@ SIDE = 256  # pixels of the pair of all sections but the sizes
 
 def run(config: SpeedConfig) -> int:
     """Measures the sections that are asked for, and writes ``speed.json`` and ``table.md``."""
-    measures = {one.__name__: one for one in (cost, profile, operators, batches, sizes, windows, spread, adm)}
+    every = (cost, profile, operators, batches, sizes, windows, spread, start, throughput, train, adm)
+    measures = {one.__name__: one for one in every}
     if unknown := [name for name in names(config.sections) if name not in measures]:
         raise MethodError(f"sections: no '{unknown[0]}'; there are {', '.join(measures)}")
     fuser, out = open_fuser(config), Path(config.out)

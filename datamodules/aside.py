@@ -9,13 +9,7 @@ import torch
 from numpy.typing import DTypeLike
 from torch import Tensor
 
-TALL = 2**26
-"""Values of all sources together from which a stack of three or more is read, and fused, source by source."""
-
-
-def is_tall(count: int, values: int) -> bool:
-    """Whether ``count`` sources of so many values each are too large to be in memory together."""
-    return count > 2 and count * values >= TALL
+from dig2dig.shapes import is_tall
 
 
 def aside(array: np.ndarray, count: int) -> np.ndarray:

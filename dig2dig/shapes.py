@@ -1,4 +1,4 @@
-"""Tensor shapes as types: checked at run time under pytest (jaxtyping + beartype), free otherwise."""
+"""Tensor shapes as types, checked at run time under pytest (jaxtyping + beartype), free otherwise; and what is tall."""
 
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
@@ -11,3 +11,11 @@ Weights = Float[Tensor, "b k 1 h w"]  # fusion weight of each source at each pix
 Maps = Float[Tensor, "b k _ _ _"]  # images or weights of each source at a resolution of their own
 Valid = Shaped[Tensor, "b k 1 h w"]  # whether each pixel of a source shows the scene
 Timestep = Int[Tensor, " b"]  # time index of each sample, 0 (clean) to 999 (noise)
+
+TALL = 2**26
+"""Values of all sources together from which a stack of three or more is read, and fused, source by source."""
+
+
+def is_tall(count: int, values: int) -> bool:
+    """Whether ``count`` sources of so many values each are too large to be in memory together."""
+    return count > 2 and count * values >= TALL

@@ -6,7 +6,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from datamodules.aside import is_tall
 from dig2dig.config import SamplerConfig
 from dig2dig.fusion.bands import BandSum, blurred, surroundings, within
 from dig2dig.fusion.gain import Lookup, Measured, measure, normalise
@@ -15,7 +14,7 @@ from dig2dig.fusion.plan import Plan, gain_times, planned
 from dig2dig.fusion.resample import resample, upsample
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import noise_level
-from dig2dig.shapes import Image, Maps, State
+from dig2dig.shapes import Image, Maps, State, is_tall
 
 Load = Callable[[int], Maps]
 """Gives source k, (b, 1, c, h, w) in [-1, 1] and padded."""

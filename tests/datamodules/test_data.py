@@ -341,7 +341,7 @@ def test_tall_stacks_are_read_as_others_are(task: str, align: str, tmp_path: Pat
     (pair,) = find_pairs({one.name: str(one) for one in sorted(folder.iterdir()) if one.is_dir()})[:1]
     reading = Reading(task, align=align, ghosts="remove")
     whole = read_pair(pair, reading)
-    monkeypatch.setattr("datamodules.aside.TALL", 1)
+    monkeypatch.setattr("dig2dig.shapes.TALL", 1)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     tall = read_pair(pair, reading)
     assert isinstance(whole, Sample) and isinstance(tall, Sample)
@@ -353,7 +353,7 @@ def test_tall_stacks_are_read_as_others_are(task: str, align: str, tmp_path: Pat
 
 
 def test_a_full_disk_leaves_arrays_in_memory(monkeypatch) -> None:
-    monkeypatch.setattr("datamodules.aside.TALL", 1)
+    monkeypatch.setattr("dig2dig.shapes.TALL", 1)
     array = np.ones((4, 5), np.float32)
     assert isinstance(aside(array, 3), np.memmap) and aside(array, 2) is array
     monkeypatch.setattr("datamodules.aside.disk_usage", lambda _: SimpleNamespace(free=100))

@@ -91,7 +91,7 @@ def test_noisy_colours_in_windows_stay_there(window: int, moves: type[Moves]) ->
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_tall_stacks_stay_there(masked: bool, moves: type[Moves], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "TALL", 1)
+    monkeypatch.setattr("dig2dig.shapes.TALL", 1)
     sources, settings = random_sources(0, 1, 3, 1, SIDE, SIDE), SamplerConfig(steps=3, dig=DigConfig(share=0.5))
     assert stream.streams(settings, sources.shape, learned=False)
     valid = sources > 0.1 if masked else None

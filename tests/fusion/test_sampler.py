@@ -321,7 +321,7 @@ def test_streamed_sources_give_the_same_picture(bundled: Denoiser, monkeypatch, 
     for mask in (None, valid):
         whole = fuse(sources, bundled, config, valid=mask)
         with monkeypatch.context() as patched:
-            patched.setattr("datamodules.aside.TALL", 1)
+            patched.setattr("dig2dig.shapes.TALL", 1)
             seen = []
             one_by_one = fuse(sources, bundled, config, valid=mask, observe=seen.append)
         assert (whole - one_by_one).abs().max() < 1e-6 and not seen

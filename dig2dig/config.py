@@ -19,7 +19,9 @@ class DigConfig(Checked, heading="sampler.dig."):
         "residual", "what a step is worth: loss removed, change of the estimate, loss that is left; static = 1/K"
     )
     loss: Literal["l2", "l1", "gradient"] = option("l2", "per-pixel distance between two estimates")
-    normalise: Literal["none", "sum", "mean"] = option("sum", "divide gains by their sum over sources or image mean")
+    normalise: Literal["none", "sum", "mean"] = option(
+        "sum", "divide gains by twice their mean over sources, or by the image's"
+    )
     temperature: float = common(0.1, "softness of the weights, in the unit of the normalised gain", above=0)
     smoothing: float = option(2.0, "standard deviation of the Gaussian that smooths gains, in pixels", least=0)
     base: float = option(

@@ -59,10 +59,10 @@ def information_gain(
 
 
 def normalise(gain: Gains, kind: str) -> Gains:
-    """Gains without a unit: shares of the sources' sum at each pixel, or multiples of each image's mean.
+    """Gains without a unit: multiples of twice the sources' mean at each pixel, ``sum``, or of each image's mean.
 
-    Raw gains of 0.01 would make every softmax weight 1/k. Where nothing is gained, shares stay near zero
-    instead of dividing noise by noise.
+    Of two sources, ``sum`` gives shares. Plain shares of many sources are small, and their softmax nearly 1/k, as is
+    that of raw gains. Where nothing is gained, gains stay near zero instead of dividing noise by noise.
     """
     if kind == "none":
         return gain
@@ -70,7 +70,7 @@ def normalise(gain: Gains, kind: str) -> Gains:
     mean = size.mean((1, 2, 3, 4), keepdim=True)
     if kind == "mean":
         return gain / (mean + 1e-12)
-    return gain / (size.sum(1, keepdim=True) + 1e-2 * mean + 1e-12)
+    return gain / (2 * size.mean(1, keepdim=True) + 1e-2 * mean + 1e-12)
 
 
 @dataclass(frozen=True)

@@ -244,3 +244,13 @@ def test_the_page_shows_the_worst_pairs_of_each_task() -> None:
             rows.append(identity | dict.fromkeys(MAIN, str(value)))
     assert [case.pair.name for case in worst(cases, rows, QualityConfig(report=2))] == ["b", "c"]
     assert [case.pair.name for case in worst(cases, rows, QualityConfig(report=4))] == ["b", "a", "c"]
+
+
+def test_many_focal_planes_are_fused_as_well_as_few(tmp_path: Path) -> None:
+    assert main(["stack", "counts=3,12", "megapixels=0.03", f"out={tmp_path}", "device=cpu"]) == 0
+    few, many = (
+        [float(cell) for cell in line.split("|")[1:-1]]
+        for line in (tmp_path / "table.md").read_text().splitlines()[-2:]
+    )
+    assert few[1] == 3 and many[1] == 12 and many[2] > few[2] - 1 and few[2] > few[3] + 10
+    assert 0 < many[6] < many[7] and (tmp_path / "0.03MP_12.png").is_file()

@@ -54,7 +54,7 @@ def weights_by_hand(sources: np.ndarray, noise: np.ndarray, times: list[int], ki
             "change": (following - now) ** 2,
             "gain": (now - sources) ** 2 - (following - sources) ** 2,
         }[kind]
-        gain = gain / (np.abs(gain).sum(0) + 0.01 * np.abs(gain).mean() + 1e-12)
+        gain = gain / (2 * np.abs(gain).mean(0) + 0.01 * np.abs(gain).mean() + 1e-12)
         weights.append(np.exp(gain / tau) / np.exp(gain / tau).sum(0))
     return np.stack(weights)
 

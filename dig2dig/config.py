@@ -126,7 +126,7 @@ class TrainerConfig(Checked, heading="trainer."):
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = option("auto", "kind of device")
     devices: str = common("auto", "how many devices of each machine, or which, as in 0,2; auto = all that have work")
     num_nodes: int = option(1, "machines", least=1)
-    strategy: str = option("auto", "auto, ddp, fsdp or another of Lightning's strategies")
+    strategy: str = option("auto", "auto, ddp or another of Lightning's strategies that keep whole weights")
 
     def __post_init__(self) -> None:
         super().__post_init__()

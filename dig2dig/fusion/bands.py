@@ -20,9 +20,12 @@ def surroundings(sources: Maps) -> tuple[Image, Image]:
 
 
 def within(image: Image, low: Image, high: Image) -> Image:
-    """An image held to what :func:`surroundings` gave, widened by ``OVERSHOOT`` but not beyond the whole range."""
+    """An image held to what :func:`surroundings` gave, which is used up.
+
+    It may be left by ``OVERSHOOT``, but not beyond the whole range.
+    """
     least, most = low.amin((1, 2, 3), keepdim=True), high.amax((1, 2, 3), keepdim=True)
-    return image.clamp((low - OVERSHOOT).clamp_(min=least), (high + OVERSHOOT).clamp_(max=most))
+    return image.clamp(low.sub_(OVERSHOOT).clamp_(min=least), high.add_(OVERSHOOT).clamp_(max=most))
 
 
 class BandSum:
@@ -30,16 +33,16 @@ class BandSum:
 
     def __init__(self, energy: float) -> None:
         self.energy, self.count = energy, 0
-        self.total: Tensor | float = 0.0
+        self.total: Tensor | None = None
         self.promised: Tensor | float = 0.0  # energy that the weights stand for
 
     def add(self, sharper: Maps, seen: Maps, weights: Maps) -> None:
         """Adds the band of one source, (b, 1, c, h, w): what ``sharper`` shows beyond ``seen``, on its grid."""
         size = sharper.shape[-2:]
         band, weight = sharper - upsample(seen, *size), resample(weights, *size)
-        self.total = self.total + weight * band
+        self.total = weight * band if self.total is None else self.total.addcmul_(weight, band)
         if self.energy > 0:
-            self.promised = self.promised + (weight * band.square()).mean(2, keepdim=True)
+            self.promised = self.promised + weight * band.square_().mean(2, keepdim=True)
         self.count += 1
 
     def restored(self, sigmas: tuple[float, ...], scale: float) -> Image:

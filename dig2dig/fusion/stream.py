@@ -1,7 +1,8 @@
-"""Tall stacks and large frames: each source is read twice, so that memory hardly grows with their number."""
+"""Tall stacks and large frames: each source is read three times, so that memory hardly grows with their number."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -29,21 +30,21 @@ def streams(config: SamplerConfig, shape: torch.Size, learned: bool) -> bool:
 def stream(
     load: Load, count: int, noises: list[State], denoiser: Denoiser, config: SamplerConfig, valid: Tensor | None
 ) -> Image:
-    """What composing all sources at once gives, (b, c, h, w) in [-1, 1]; each of ``count`` sources is loaded twice.
+    """What composing all sources at once gives, (b, c, h, w) in [-1, 1]; each of ``count`` sources is loaded thrice.
 
     First its gains are measured; their maps are small, since they are smooth. When the weights are known, its bands are
-    added to those of the others.
+    added to those of the others. Last, the result is held to what it shows around each pixel. ``noises`` are used up.
     """
     asked, skipped = gain_times(denoiser.alpha_bar, config)
     widest = float(noise_level(denoiser.alpha_bar)[asked[skipped]])
     plain = replace(config.dig, normalise="none")
     parts = [measure(load(k), noises, asked, denoiser, plain, estimates=False, sigma_most=widest) for k in range(count)]
-    gains = []
-    for i in range(len(asked)):
-        gains.append(normalise(torch.cat([part.gains[i] for part in parts], 1), config.dig.normalise))
-    found = Measured(parts[0].times, gains)
-    del parts
-    return composed(load, count, planned(found, skipped, denoiser.alpha_bar, config, valid))
+    noises.clear()
+    gains = [normalise(torch.cat([part.gains.pop(0) for part in parts], 1), config.dig.normalise) for _ in asked]
+    plan = planned(Measured(parts[0].times, gains), skipped, denoiser.alpha_bar, config, valid)
+    plan.measured.gains.clear()
+    gains.clear()
+    return bounded(composed(load, count, plan), load, count)
 
 
 def composed(load: Load, count: int, plan: Plan) -> Image:
@@ -53,22 +54,31 @@ def composed(load: Load, count: int, plan: Plan) -> Image:
     sigmas.append((0.0,) * len(sigmas[0]))
     now = [Lookup(plan.measured, t, plan.schedule) for t in plan.times]
     sums = [BandSum(config.guidance.energy) for _ in now]
-    target: Tensor | float = 0.0
-    ends: tuple[Image, Image] | None = None
-    for k in range(count):
+
+    def added(k: int) -> Tensor:
+        """What source k gives to the base; its bands are added to the sums."""
         source = load(k)
-        low, high = surroundings(source)
-        ends = (low, high) if ends is None else (ends[0].minimum(low), ends[1].maximum(high))
-        seen = blurred(source, sigmas[0], scale)
-        share = 1 / count if plan.base is None else resample(plan.base[:, k : k + 1], *seen.shape[-2:])
-        target = target + (share * seen)[:, 0]
+        base = seen = blurred(source, sigmas[0], scale)
         for i, total in enumerate(sums):
             sharper = blurred(source, sigmas[i + 1], scale)
             total.add(sharper, seen, now[i]([maps[:, k : k + 1] for maps in plan.weights]))
             seen = sharper
-    assert isinstance(target, Tensor) and ends
-    for i, total in enumerate(sums):
-        fused = total.restored(sigmas[i + 1], scale)
-        target = TONES[config.tone] * fused + upsample(target[:, None], *fused.shape[-2:])[:, 0]
-        sums[i] = BandSum(0.0)  # its memory is free
-    return within(target, *ends)
+        share = 1 / count if plan.base is None else resample(plan.base[:, k : k + 1], *base.shape[-2:])
+        return (share * base)[:, 0]
+
+    target = reduce(torch.add, map(added, range(count)))
+    for sigma in sigmas[1:]:
+        fused = sums.pop(0).restored(sigma, scale)
+        target = upsample(target[:, None], *fused.shape[-2:])[:, 0].add(fused, alpha=TONES[config.tone])
+    return target
+
+
+def bounded(image: Image, load: Load, count: int) -> Image:
+    """An image held to what its sources show around each pixel, channel by channel."""
+    low, high = torch.full_like(image, torch.inf), torch.full_like(image, -torch.inf)
+    for k in range(count):
+        for source, least, most in zip(load(k).split(1, 2), low.split(1, 1), high.split(1, 1), strict=True):
+            lowest, highest = surroundings(source)
+            torch.minimum(least, lowest, out=least)
+            torch.maximum(most, highest, out=most)
+    return within(image, low, high)

@@ -212,7 +212,7 @@ def test_speed_end_to_end(data: Path, tiny: Path, tmp_path: Path, monkeypatch: p
     small = ["repeats=1", "megapixels=0.01", "seeds=2", f"data={data}", f"out={tmp_path}", f"prior.path={tiny}"]
     assert main(["speed", *small]) == 0
     sections = json.loads((tmp_path / "speed.json").read_text())["sections"]
-    assert len(sections) == 7 and all(sections.values())
+    assert len(sections) == 10 and all(sections.values())
     cost = {row["setting"]: row for row in sections["What a fusion costs"]}
     assert cost["prior in the loop"]["evaluations"] > cost["prior in the loop, static weights"]["evaluations"] == 8
     assert cost["preset, static weights"]["evaluations"] == 0 < cost["preset"]["evaluations"] < 4

@@ -47,8 +47,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 if self.whole and path.is_file():
                     path.replace(previous(path))
         except (OSError, RuntimeError) as error:
-            reason = first_line(error.__context__ or error)  # torch covers a full disk with its own complaint
-            raise RunError(f"{path}: cannot be written ({reason}); the checkpoint before is kept") from error
+            cause = error if isinstance(error, OSError) else error.__context__  # torch covers it with its own complaint
+            if not isinstance(cause, OSError):  # as where a process that reads images was ended
+                raise
+            raise RunError(f"{path}: cannot be written ({first_line(cause)}); the checkpoint before is kept") from error
         self.whole = True
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 
+from dig2dig.errors import RunError
 from dig2dig.inference.interrupts import Interrupted
 from dig2dig.tracking.progress import Progress
-from dig2dig.training.checkpoints import Diverged, WeightAverage
+from dig2dig.training.checkpoints import AtomicCheckpointIO, Diverged, WeightAverage
 from dig2dig.training.guard import LATE, Guard
 
 
@@ -128,3 +129,18 @@ def test_what_else_watches_a_step_reads_nothing_of_the_device() -> None:
             callback.on_train_batch_end(trainer, module, {}, None, step)
     bar.bar.close()
     assert average.count == 49
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(RuntimeError("a worker was ended"), RuntimeError), (OSError(28, "full"), RunError)]
+)
+def test_only_a_disk_fails_a_checkpoint_in_words(error: Exception, kind: type, tmp_path: Path, monkeypatch) -> None:
+    """A process that reads images and is ended amid the write is no fault of the disk: a signal came."""
+
+    def save(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(kind):
+        AtomicCheckpointIO(whole=True).save_checkpoint({}, tmp_path / "last.ckpt")
+    assert not list(tmp_path.iterdir())

@@ -209,6 +209,8 @@ def test_speed_end_to_end(data: Path, tiny: Path, tmp_path: Path, monkeypatch: p
     """Every section on small images: figures are there and hang together; how large they are is no test's business."""
     monkeypatch.setattr(comparators.ddfm, "__defaults__", ("code", 3))
     monkeypatch.setattr("dig2dig.benchmark.speed.SIDE", 64)
+    monkeypatch.setattr("dig2dig.benchmark.commands.PAIRS", 1)
+    monkeypatch.setattr("dig2dig.benchmark.commands.STEPS", 1)
     small = ["repeats=1", "megapixels=0.01", "seeds=2", f"data={data}", f"out={tmp_path}", f"prior.path={tiny}"]
     assert main(["speed", *small]) == 0
     sections = json.loads((tmp_path / "speed.json").read_text())["sections"]

@@ -102,9 +102,14 @@ def peak_memory(device: torch.device) -> float:
     """GiB at the peak so far: of the process, or of its tensors on a GPU; NaN where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    return of_process("VmHWM")
+
+
+def of_process(what: str) -> float:
+    """GiB that the system tells of this process, by its name in ``/proc``; NaN where it does not tell."""
     status = Path("/proc/self/status")  # getrusage counts what the parent of a new process had
     lines = status.read_text().splitlines() if status.is_file() else []
-    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("VmHWM")), float("nan"))
+    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith(what)), float("nan"))
 
 
 def windows(config: SpeedConfig, fuser: Fuser) -> Section:

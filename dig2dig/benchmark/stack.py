@@ -19,7 +19,7 @@ from dig2dig.api import fuse_files
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import StackConfig
 from dig2dig.benchmark.datasets import example_pair, names
-from dig2dig.benchmark.sections import peak_memory
+from dig2dig.benchmark.sections import of_process, peak_memory
 from dig2dig.benchmark.tables import markdown
 from dig2dig.priors.load import open_prior
 
@@ -73,7 +73,7 @@ def measure(folder: Path, file: Path, config: StackConfig) -> tuple[float, float
 
     def watch() -> None:
         while not ended.wait(0.05):
-            own[0] = max(own[0], own_memory())
+            own[0] = max(own[0], of_process("RssAnon"))  # without pages of files
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -85,13 +85,6 @@ def measure(folder: Path, file: Path, config: StackConfig) -> tuple[float, float
         ended.set()
         watcher.join()
     return seconds, own[0], peak_memory(next(iter(prior.parameters())).device)
-
-
-def own_memory() -> float:
-    """GiB that this process has for itself alone, without pages of files; NaN where the system does not tell."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("RssAnon")), float("nan"))
 
 
 def psnr(image: np.ndarray, ideal: np.ndarray) -> float:

@@ -1,5 +1,6 @@
 """What belongs to a picture stays with it: profiles, EXIF, places, resolution, alpha; in every format of a result."""
 
+import functools
 import io
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def exif(orientation: int = 1) -> bytes:
     return tags.tobytes()
 
 
+@functools.cache  # a profile holds the second in which it was made
 def icc(grey: bool) -> bytes:
     if not grey:
         return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -91,7 +91,7 @@ def read_pair(pair: Pair, reading: Reading) -> Sample | Failure:
     except MemoryError:
         return Failure(pair.name, f"{pair.name}: not enough memory to read its sources")
     arrays, masks = transformed(list(images.values()), list(valids.values()), reading.transform)
-    tensors = [torch.from_numpy(np.atleast_3d(array).transpose(2, 0, 1)) for array in arrays]
+    tensors = [torch.from_numpy(np.atleast_3d(np.ascontiguousarray(array)).transpose(2, 0, 1)) for array in arrays]
     valid = stacked(masks, tensors[0].shape[-2:])
     sources, chroma = split(tensors, reading.task, valid, room)
     picture = pictures[reference]

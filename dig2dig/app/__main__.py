@@ -15,7 +15,6 @@ from dig2dig.errors import RunError, told
 def main(argv: list[str]) -> int:
     """Serves the page until it is interrupted, and gives the exit code."""
     config = load(AppConfig, argv)
-    # 6.31 is tested; CVE-2026-28414 to -28416 end with 6.7, GHSA-j36p-7w88-g82j with 6.16, an open redirect after 6.17
     if not find_spec("gradio"):
         raise RunError("the page needs Gradio: pip install 'dig2dig[app]'")
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}  # read when it is imported

@@ -78,7 +78,7 @@ def seconds(repeats: int, *command: str) -> float:
     taken = []
     for _ in range(repeats):
         with TemporaryDirectory() as out:
-            arguments = [argument.replace("OUT", out) for argument in command]
+            arguments = [argument.replace("out=OUT", f"out={out}") for argument in command]
             started = time.perf_counter()
             subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
             taken.append(time.perf_counter() - started)

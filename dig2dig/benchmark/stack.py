@@ -21,6 +21,7 @@ from dig2dig.benchmark.config import StackConfig
 from dig2dig.benchmark.datasets import example_pair, names
 from dig2dig.benchmark.sections import of_process, peak_memory
 from dig2dig.benchmark.tables import markdown
+from dig2dig.priors.denoiser import pick_device
 from dig2dig.priors.load import open_prior
 
 BLUR = 6.0  # standard deviation between the first and the last layer, pixels
@@ -54,22 +55,21 @@ def make_stack(folder: Path, megapixels: float, count: int) -> tuple[np.ndarray,
     photo = example_pair(height, height * 4 // 3)[0, 0, 0].numpy()
     ramp = np.linspace(0, 1, photo.shape[1], dtype=np.float32) + 0.3 * np.sin(np.arange(height)[:, None] / height * 9)
     layer = np.rint((ramp - ramp.min()) / np.ptp(ramp) * (count - 1))
-    mean = np.zeros_like(photo)
-    for k in range(count):
-        plane = np.zeros_like(photo)
-        for other in range(count):
-            inside = layer == other
-            sigma = BLUR * abs(other - k) / (count - 1)
-            plane[inside] = (cv2.GaussianBlur(photo, (0, 0), sigma) if sigma else photo)[inside]
-        stored = np.rint(255 * plane).astype(np.uint8)
-        mean += stored / np.float32(255 * count)
-        cv2.imwrite(str(folder / f"{k:03}.png"), np.dstack([stored, stored, np.minimum(stored, 254)]))
+    planes = np.zeros((count, *photo.shape), np.uint8)
+    for distance in range(count):  # from the layer that is sharp
+        sigma = BLUR * distance / (count - 1)
+        blurred = np.rint(255 * (cv2.GaussianBlur(photo, (0, 0), sigma) if sigma else photo)).astype(np.uint8)
+        for k in range(count):
+            np.copyto(planes[k], blurred, where=abs(layer - k) == distance)
+    for k, plane in enumerate(planes):
+        cv2.imwrite(str(folder / f"{k:03}.png"), np.dstack([plane, plane, np.minimum(plane, 254)]))
+    mean = (planes.mean(0) / 255).astype(np.float32)
     return photo, mean
 
 
 def measure(folder: Path, file: Path, config: StackConfig) -> tuple[float, float, float]:
     """Seconds from files to file, and GiB at the peak: of the process's own memory, and with pages of files."""
-    prior, ended, own = open_prior(config.prior), threading.Event(), [0.0]
+    prior, ended, own = open_prior(config.prior, pick_device(config.device)), threading.Event(), [0.0]
 
     def watch() -> None:
         while not ended.wait(0.05):

@@ -76,7 +76,8 @@ def gradient_preservation(fused: Image, sources: Sources) -> Scores:
 
     Reference: Xydeas and Petrovic, "Objective image fusion performance measure", 2000.
     """
-    return gradient_preservation_of(*both(fused, sources))
+    f, s = both(fused, sources)
+    return gradient_preservation_of(f.float(), s.float()).double()  # whole numbers: derivatives and squares stay exact
 
 
 def gradient_preservation_of(fused: Tensor, sources: Tensor) -> Scores:
@@ -100,7 +101,8 @@ def fusion_artefacts(fused: Image, sources: Sources) -> Scores:
     Reference: Shreyamsha Kumar, "Multifocus and multispectral image fusion based on pixel significance using discrete
     cosine harmonic wavelet transform", 2013.
     """
-    return fusion_artefacts_of(*both(fused, sources))
+    f, s = both(fused, sources)
+    return fusion_artefacts_of(f.float(), s.float()).double()  # whole numbers: derivatives and squares stay exact
 
 
 def fusion_artefacts_of(fused: Tensor, sources: Tensor) -> Scores:

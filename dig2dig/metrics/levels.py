@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+import cv2
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -65,12 +67,17 @@ def gaussian(size: int, sigma: float, total: float | None = None) -> list[float]
 def slide(images: Tensor, weights: Sequence[float]) -> Tensor:
     """Weighted sums over square windows inside the images, with the same weights along rows and columns.
 
-    One image at a time, tap by tap: on a CPU this is many times faster than a convolution in float64.
+    On a CPU a convolution in float64 takes many times as long as tap by tap, and OpenCV, without derivatives, a third.
     """
+    first, last = len(weights) // 2, (len(weights) - 1) // 2
 
     def one(image: Tensor) -> Tensor:
+        height, width = image.shape
+        if image.is_cpu and not image.requires_grad:
+            found = cv2.sepFilter2D(image.numpy(), -1, np.asarray(weights), np.asarray(weights))
+            return torch.from_numpy(found)[first : height - last, first : width - last]
         for axis in (-2, -1):
-            length = image.shape[axis] - len(weights) + 1
+            length = image.shape[axis] - first - last
             total = image.narrow(axis, 0, length) * weights[0]
             for i, weight in enumerate(weights[1:], 1):
                 total.add_(image.narrow(axis, i, length), alpha=weight)

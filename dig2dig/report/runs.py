@@ -91,7 +91,7 @@ def scores_over_pairs(cards: Sequence[PairView]) -> list[list[str]]:
     methods: dict[str, list[Panel]] = {}
     for _, panel in results:
         methods.setdefault(panel.label, []).append(panel)
-    head = ["pair", "method", *(f"{name} {'↑' if METRICS[name].higher_is_better else '↓'}" for name in names)]
+    head = ["pair", "method", *(f"{name} {METRICS[name].arrow}" for name in names)]
     means = [line(f"mean of {len(panels)} pairs", label, panels) for label, panels in methods.items()]
     return [head, *means, *(line(pair, panel.label, [panel]) for pair, panel in results if panel.role == "result")]
 

@@ -1,8 +1,9 @@
 """Bands of a linear scale space, summed source by source, with the energy that their average loses given back."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d
 
 from dig2dig.fusion.resample import coarseness, downsample, resample, smooth, upsample
 from dig2dig.shapes import Image, Maps
@@ -16,7 +17,18 @@ Energy that is given back makes an edge steeper, and so overshoots it. More than
 
 def surroundings(sources: Maps) -> tuple[Image, Image]:
     """Least and greatest value of all sources, (b, k, c, h, w), in 3×3 pixels around each one, (b, c, h, w)."""
-    return -max_pool2d(-sources.amin(1), 3, 1, 1), max_pool2d(sources.amax(1), 3, 1, 1)
+    return _around(sources.amin(1), torch.minimum), _around(sources.amax(1), torch.maximum)
+
+
+def _around(images: Image, extreme: Callable[..., Tensor]) -> Image:
+    """Least or greatest value in 3×3 pixels; pooling takes twenty times as long on a CPU."""
+    for axis in (-2, -1):
+        length, found = images.shape[axis] - 1, images.clone()
+        for here, there in ((0, 1), (1, 0)):
+            part = found.narrow(axis, here, length)
+            extreme(part, images.narrow(axis, there, length), out=part)
+        images = found
+    return images
 
 
 def within(image: Image, low: Image, high: Image) -> Image:

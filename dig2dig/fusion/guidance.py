@@ -157,10 +157,10 @@ def bands(
         fused = fused * resample(step.factor[:, None], *fused.shape[-2:])[:, 0]
     target = tone * fused + upsample(target[:, None], *fused.shape[-2:])[:, 0]
     whole = upsample(target[:, None], *step.sources.shape[-2:])[:, 0]
-    if any(step.sigma_next):
+    if any(step.sigma_next) and sigma_n > 0:  # else no network sees it
         low, high = (bound.view(-1, 1, 1, 1) for bound in step.sources.flatten(1).aminmax(dim=1))
         whole = whole.clamp(low, high)
-    else:  # nothing sharper follows
+    elif not any(step.sigma_next):  # nothing sharper follows
         whole = within(whole, *surroundings(step.sources))
     return proximal(x0_hat, whole, step.alpha_bar, sigma_n), BandState(target, seen)
 

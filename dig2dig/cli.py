@@ -22,7 +22,7 @@ from dig2dig.options import read_yaml
 T = TypeVar("T")
 
 SHORT = {"research", "tone"}  # options of the sampler that may stand at the top
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"(?!bundled/)[\w.-]+/[\w.-]+(@[\w.-]+)?")
 RECORD = "record"  # top-level key of a run.yaml that holds facts, not options; load ignores it
 
 
@@ -81,13 +81,18 @@ def _check_record(path: str, values: Mapping[str, Any], config: object, given: s
         said = any(".".join(parts[: n + 1]) in given for n in range(len(parts)))
         return found if isinstance(found, str) and found == wanted and not said else ""
 
-    prior = "prior.path" if hasattr(getattr(config, "prior", None), "path") else "prior"
     if out := decides("out"):
         raise UserError(f"{path}: the record of a run does not say where to write; give out={out} or another folder")
     if decides("logger.wandb.mode") == "online":
         raise UserError(f"{path}: the record of a run does not log online; give logger.wandb.mode=online or offline")
-    if (name := decides(prior)) and HUB_ID.fullmatch(name) and not Path(name).exists():
-        raise UserError(f"{path}: names the prior {name} of a hub; to fetch it, give {prior}={name}")
+    for key in ("prior", "prior.path", "adapter", "prior.adapter", "weights", "sampler.weights"):
+        if is_hub_id(name := decides(key)):
+            raise UserError(f"{path}: names {name} of a hub; to fetch it, give {key}={name}")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is a hub's, as OWNER/NAME or OWNER/NAME@REVISION, and that of no file or folder here."""
+    return bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
 
 
 def preset_file(name: str) -> Path | None:

@@ -18,11 +18,14 @@ class Hub(BaseHTTPRequestHandler):
 
     root: ClassVar[Path]
     asked: ClassVar[list[str]]
+    revisions: ClassVar[set[str]]  # of which files were asked for
     mute: ClassVar[str]  # what is not answered
 
     def do_GET(self) -> None:
-        name = self.path.rpartition("/main/")[2].rpartition(f"/{'a' * 40}/")[2]
-        Hub.asked.append(f"{self.command} {name}")
+        _, _, place = self.path.partition("/resolve/")
+        revision, _, name = place.partition("/")
+        Hub.revisions |= {revision} - {""}
+        Hub.asked.append(f"{self.command} {name or self.path}")
         if Hub.mute and Hub.mute in self.path:
             time.sleep(10)
             self.send_error(404)  # ends the request that nobody waits for any more
@@ -56,7 +59,7 @@ class Server(ThreadingHTTPServer):
 
 def serve(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     """A hub that has the files of a folder under any name."""
-    Hub.root, Hub.asked, Hub.mute = root, [], ""
+    Hub.root, Hub.asked, Hub.revisions, Hub.mute = root, [], set(), ""
     server = Server(("127.0.0.1", 0), Hub)
     Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     use(monkeypatch, server.server_address[1])

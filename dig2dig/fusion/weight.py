@@ -19,10 +19,11 @@ from dig2dig.config import SamplerConfig
 from dig2dig.errors import PriorError
 from dig2dig.fusion.bands import blurred
 from dig2dig.fusion.resample import coarseness, resample, upsample
-from dig2dig.priors.files import file_sha256
+from dig2dig.priors.files import fetched_folder, file_sha256
 from dig2dig.shapes import Gains, Image, Maps, Sources, Weights
 
 BUNDLED = Path(__file__).with_name("bundled")
+FILE, SETTINGS = "weights.safetensors", "sampler.yaml"
 SIGMA_TOP = 8.0
 """Noise level, above that of the first step, whose gains are features of every level."""
 FEATURES = 8
@@ -135,20 +136,22 @@ class WeightNetwork(nn.Module):
         """
         b, k = space[0].shape[:2]
         levels: list[Level] = []
-        hidden = None
+        hidden, spare = None, not torch.is_grad_enabled()  # large images have no room for copies
         for i, maps in enumerate(features(space, gains, sigmas, self.settings.guidance.scale)):
             h, w = maps.shape[-2:]
             z = self.first(maps.flatten(0, 1).contiguous(memory_format=torch.channels_last))
-            z = z + self.level[i, :, None, None]
+            z += self.level[i, :, None, None]
             if hidden is not None:
-                z = z + interpolate(hidden, (h, w), mode="bilinear")
-            hidden = self.second(silu(z))
-            own = silu(hidden)
+                z += interpolate(hidden, (h, w), mode="bilinear")
+            hidden = self.second(silu(z, spare))
+            del z
+            own = silu(hidden, spare and i == len(sigmas))  # the last level has no finer one
             each = own.unflatten(0, (b, k))
-            joint = (
-                self.own(own).unflatten(0, (b, k)) + self.shared(torch.cat([each.mean(1), each.amax(1)], 1))[:, None]
-            )
-            logit, scale = self.last(silu(joint.flatten(0, 1))).float().unflatten(0, (b, k)).split(1, 2)
+            shared = self.shared(torch.cat([each.mean(1), each.amax(1)], 1))
+            joint = self.own(own).unflatten(0, (b, k))
+            joint += shared[:, None]
+            del own, each
+            logit, scale = self.last(silu(joint.flatten(0, 1), spare)).float().unflatten(0, (b, k)).split(1, 2)
             levels.append(Level(logit.softmax(1), scale.mean(1).tanh().exp()))
         return levels
 
@@ -190,22 +193,23 @@ def features(space: Sequence[Maps], gains: Sequence[Maps], sigmas: Sequence[floa
 def save_weights(network: WeightNetwork, folder: Path) -> None:
     """Writes ``weights.safetensors``, and ``sampler.yaml`` with the settings that the weights belong to."""
     tensors = {name: value.detach().cpu().float().contiguous() for name, value in network.state_dict().items()}
-    write_atomically(folder / "weights.safetensors", save(tensors))
-    write_atomically(folder / "sampler.yaml", to_yaml(network.settings).encode())
+    write_atomically(folder / FILE, save(tensors))
+    write_atomically(folder / SETTINGS, to_yaml(network.settings).encode())
 
 
 def weights_folder(name: str) -> Path:
     """The folder that ``sampler.weights`` names; PriorError if there is none."""
-    folder = BUNDLED / name.removeprefix("bundled/") if name.startswith("bundled/") else Path(name)
-    if not (folder / "weights.safetensors").is_file():
+    bundled = name.startswith("bundled/")
+    folder = BUNDLED / name.removeprefix("bundled/") if bundled else fetched_folder(name, SETTINGS, FILE)
+    if not (folder / FILE).is_file():
         sets = ", ".join(f"bundled/{path.name}" for path in sorted(BUNDLED.glob("*/")))
-        raise PriorError(f"sampler.weights={name}: no weights.safetensors there; give gain, {sets} or a folder")
+        raise PriorError(f"sampler.weights={name}: no {FILE} there; give gain, {sets}, a folder or a hub id")
     return folder
 
 
 def weights_sha256(name: str) -> str:
     """SHA-256 of the learned weights that ``sampler.weights`` names; empty for ``gain``."""
-    return "" if name == "gain" else file_sha256(weights_folder(name) / "weights.safetensors")
+    return "" if name == "gain" else file_sha256(weights_folder(name) / FILE)
 
 
 def load_weights(name: str) -> WeightNetwork:
@@ -216,11 +220,11 @@ def load_weights(name: str) -> WeightNetwork:
 @lru_cache(maxsize=8)
 def _load(folder: Path, _: str) -> WeightNetwork:
     """Once for each content of the file."""
-    settings = from_yaml(SamplerConfig, folder / "sampler.yaml")
+    settings = from_yaml(SamplerConfig, folder / SETTINGS)
     if settings is None:
         raise PriorError(f"{folder / 'sampler.yaml'}: missing or damaged; export the weights again")
     try:
-        found: dict[str, Any] = load((folder / "weights.safetensors").read_bytes())
+        found: dict[str, Any] = load((folder / FILE).read_bytes())
         network = WeightNetwork(settings, found["level"].shape[1])
         network.load_state_dict(found)
     except (SafetensorError, KeyError, RuntimeError) as error:

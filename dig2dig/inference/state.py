@@ -122,7 +122,7 @@ def make_record(config: InferConfig) -> dict[str, Any]:
     """SHA-256 of prior, adapter and learned weights, and the versions that a result depends on."""
     prior, versions = config.prior, {package: version(package) for package in RECORDED}
     versions["python"] = platform.python_version()
-    adapter = file_sha256(adapter_file(Path(prior.adapter))) if prior.adapter else ""
+    adapter = file_sha256(adapter_file(prior.adapter)) if prior.adapter else ""
     hashes = {"prior_sha256": prior_sha256(prior.path), "adapter_sha256": adapter}
     if is_rig(config.align):
         read_rig(Path(config.align))  # refused before anything is written
@@ -143,14 +143,12 @@ def refuse_other_bytes(config: InferConfig, record: dict[str, Any], files: Itera
 
 def resolve(config: InferConfig) -> InferConfig:
     """The configuration with absolute paths."""
-    prior = replace(config.prior, adapter=absolute(config.prior.adapter))
-    if Path(prior.path).exists():
-        prior = replace(prior, path=absolute(prior.path))
+    prior = replace(config.prior, path=existing(config.prior.path), adapter=existing(config.prior.adapter))
     sources = {modality: absolute(source) for modality, source in config.sources.items()}
     paths = {name: absolute(getattr(config, name)) for name in ("manifest", "stacks", "out")}
     sampler, learned = config.sampler, config.sampler.weights
     if learned != "gain" and not learned.startswith("bundled/"):
-        sampler = replace(sampler, weights=absolute(learned))
+        sampler = replace(sampler, weights=existing(learned))
     align = absolute(config.align) if is_rig(config.align) else config.align
     return replace(config, sources=sources, prior=prior, sampler=sampler, align=align, **paths)
 
@@ -158,6 +156,11 @@ def resolve(config: InferConfig) -> InferConfig:
 def absolute(path: str) -> str:
     """A path that holds wherever a run is repeated from; empty stays empty."""
     return path and str(Path(path).absolute())
+
+
+def existing(path: str) -> str:
+    """The absolute path of what is on this disk; other names, as hub ids, stay as they are."""
+    return absolute(path) if Path(path).exists() else path
 
 
 def shaping(config: InferConfig, record: dict[str, Any]) -> tuple[object, ...]:

@@ -8,6 +8,7 @@ from lightning import LightningModule
 from datamodules.pairs import Failure, Sample
 from dig2dig.cli import from_dict, to_dict
 from dig2dig.config import FusionConfig
+from dig2dig.fusion.weight import load_weights
 from dig2dig.modules.fuser import Fuser
 from dig2dig.modules.results import Result, Results, Tracing
 from dig2dig.modules.scores import PairScores
@@ -36,6 +37,8 @@ class FusionModule(LightningModule):
         self.denoiser = denoiser or open_prior(self.config.prior)
         if self.config.prior.offload:
             offload(self.denoiser, self.denoiser.device)  # before a strategy moves it
+        learned = self.config.sampler.weights
+        self.weights = None if learned == "gain" else load_weights(learned)  # once: a record tells what was opened
         self.tracing, self.scores = tracing or Tracing(), PairScores()
 
     def on_predict_start(self) -> None:
@@ -47,11 +50,11 @@ class FusionModule(LightningModule):
 
     def predict_step(self, batch: Sequence[Sample | Failure], _: int = 0) -> Results:
         """Fuses the pairs of a batch."""
-        return Results(Fuser(self.denoiser, self.config, self.tracing)(batch, self.device))
+        return Results(Fuser(self.denoiser, self.config, self.tracing, self.weights)(batch, self.device))
 
     def validation_step(self, batch: Sequence[Sample | Failure], _: int = 0) -> dict[str, list[Result]]:
         """Fuses the pairs of a batch with every step and estimate, and keeps their scores."""
-        return self.scores.add(Fuser(self.denoiser, self.config, Tracing(None, None))(batch, self.device))
+        return self.scores.add(Fuser(self.denoiser, self.config, Tracing(None, None), self.weights)(batch, self.device))
 
     def on_validation_epoch_end(self) -> None:
         """Logs the means over all pairs of all processes."""

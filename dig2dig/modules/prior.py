@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ def starting_prior(config: TrainConfig) -> Denoiser:
         return build_prior(net.channels, net.layers, net.patch, net.prediction)
     denoiser = load_prior(config.prior, config.prior_sha256, "fp32")
     if config.adapter:
-        merge_adapter(denoiser, Path(config.adapter), config.prior)
+        merge_adapter(denoiser, config.adapter, config.prior)
     return denoiser
 
 

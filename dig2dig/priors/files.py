@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dig2dig.cli import is_hub_id
 from dig2dig.errors import PriorError, first_line
 from dig2dig.priors.judge import check_network, check_pipeline, check_scheduler
 
@@ -134,9 +135,7 @@ def prior_sha256(path: str | Path = "bundled") -> str:
 
 def prior_files(path: str) -> PriorFiles:
     """The files of the bundled prior, of a folder, or of a hub id, which are fetched."""
-    if path != "bundled" and not Path(path).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
-        return _fetched(path)
-    return _on_disk(path, BUNDLED if path == "bundled" else Path(path))
+    return _on_disk(path, BUNDLED if path == "bundled" else fetched_folder(path))
 
 
 def _on_disk(name: str, folder: Path) -> PriorFiles:
@@ -147,32 +146,42 @@ def _on_disk(name: str, folder: Path) -> PriorFiles:
 
 
 @cache  # a process keeps the revision that it began with, and asks for it once
-def _fetched(name: str) -> PriorFiles:
+def fetched_folder(name: str, *files: str) -> Path:
+    """The folder that a name stands for; of a hub id ``files`` are fetched, or those of a prior once it is judged."""
+    if not is_hub_id(name):
+        return Path(name)
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
-    def judged() -> Answer:
-        info = HfApi().model_info(name, timeout=LIMIT / 2)
+    repository, _, revision = name.partition("@")
+    asked: dict[str, Any] = {"repo_id": repository, "revision": revision or None}
+
+    def get(file: str) -> Path:  # by the revision's name: so the cache notes what it stands for without a network
+        return Path(hf_hub_download(**asked, filename=file, etag_timeout=LIMIT / 2))
+
+    def choose() -> Answer:
+        info = HfApi().model_info(**asked, timeout=LIMIT / 2)
         names = [sibling.rfilename for sibling in info.siblings or ()]
-        # no revision: so the cache notes which one the name stands for, for the day without a network
-        return info.sha, _judged(name, names, lambda file: Path(hf_hub_download(name, file, etag_timeout=LIMIT / 2)))
+        return info.sha, [get(files[0]).name, *files[1:]] if files else _judged(name, names, get)
 
     try:
-        revision, names = _answer(judged)
-        config, scheduler, *weights = (Path(hf_hub_download(name, file, revision=revision)) for file in names)
-        return PriorFiles(config.parents[names[0].count("/")], config, scheduler, weights)
+        asked["revision"], chosen = _answer(choose)
+        *_, last = [Path(hf_hub_download(**asked, filename=file)) for file in chosen]
+        return last.parents[chosen[-1].count("/")]
     except PriorError:
         raise
     except Exception as error:  # what the hub's client raises differs from release to release
         silent = isinstance(error, TimeoutError) or "Timeout" in type(error).__name__
         reason = "it does not answer" if silent else f"{type(error).__name__}: {first_line(error)}"
-        try:
-            return _on_disk(name, Path(snapshot_download(name, local_files_only=True, allow_patterns=[])))
-        except PriorError as found:
-            raise PriorError(f"{found} (the Hugging Face hub: {reason})") from error
+        asked["revision"] = revision or None
+        try:  # what an earlier run has fetched
+            kept = Path(snapshot_download(**asked, local_files_only=True, allow_patterns=[]))
+            return kept if files else _on_disk(name, kept).folder
+        except PriorError as missing:
+            raise PriorError(f"{missing} (the Hugging Face hub: {reason})") from error
         except (OSError, ValueError):
             raise PriorError(
                 f"{name}: neither a local folder nor to be had from the Hugging Face hub ({reason}); give a folder, "
-                f"or fetch it where the hub can be reached: hf download {name}"
+                f"or fetch it where the hub can be reached: hf download {repository}"
             ) from error
 
 

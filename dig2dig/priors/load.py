@@ -46,7 +46,7 @@ def open_prior(config: PriorConfig, device: str | torch.device = "cpu") -> Denoi
     """The prior of a configuration on a device, its adapter merged, in the precision and windows that it asks for."""
     denoiser = load_prior(config.path, config.sha256, config.precision, config.window)
     if config.adapter:
-        merge_adapter(denoiser, Path(config.adapter), config.path)
+        merge_adapter(denoiser, config.adapter, config.path)
     if config.precision == "bf16":
         denoiser.network.to(torch.bfloat16)
     if config.compile:

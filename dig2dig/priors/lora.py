@@ -10,7 +10,7 @@ from safetensors.torch import save
 from dig2dig.atomic import write_atomically
 from dig2dig.errors import PriorError, RunError
 from dig2dig.priors.denoiser import Denoiser
-from dig2dig.priors.files import prior_sha256, read_json, read_weights
+from dig2dig.priors.files import fetched_folder, prior_sha256, read_json, read_weights
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"]  # attention, and the residual blocks' convolutions
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's own names
@@ -54,17 +54,19 @@ def save_adapter(denoiser: Denoiser, folder: Path, prior: str, rank: int, alpha:
     write_atomically(folder / CONFIG, f"{json.dumps(config, indent=2)}\n".encode())
 
 
-def adapter_file(folder: Path) -> Path:
-    """The file that holds an adapter's weights; a folder without one is a PriorError."""
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise PriorError(f"{folder / name}: no such file; an adapter is a folder with {CONFIG} and {WEIGHTS}")
+def adapter_file(name: str) -> Path:
+    """The file with the weights of an adapter, a folder or hub id; PriorError if there is none."""
+    folder = fetched_folder(name, CONFIG, WEIGHTS)
+    for file in (CONFIG, WEIGHTS):
+        if not (folder / file).is_file():
+            raise PriorError(f"{folder / file}: no such file; an adapter is a folder with {CONFIG} and {WEIGHTS}")
     return folder / WEIGHTS
 
 
-def merge_adapter(denoiser: Denoiser, folder: Path, prior: str) -> None:
+def merge_adapter(denoiser: Denoiser, adapter: str, prior: str) -> None:
     """Adds adapters to the prior's weights; PriorError if files are missing, damaged, or belong to another prior."""
-    weights = adapter_file(folder)
+    weights = adapter_file(adapter)
+    folder = weights.parent
     config, state = read_json(folder / CONFIG), read_weights(weights)
     expected, found = config.get("base_sha256"), prior_sha256(prior)
     if expected not in (None, found):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,8 @@ from PIL import Image
 
 import infer
 from dig2dig.atomic import write_atomically
-from dig2dig.config import PriorConfig
 from dig2dig.fusion.sampler import fuse
-from dig2dig.fusion.weight import weights_folder
+from dig2dig.fusion.weight import load_weights, weights_folder
 from dig2dig.inference.interrupts import Interrupted, heed_signals
 from dig2dig.modules.fuser import SMALL_WINDOW
 from dig2dig.priors.denoiser import Denoiser
@@ -142,7 +142,7 @@ def test_a_network_with_other_bytes_ends_a_resumed_and_a_repeated_run(
         denoiser = load_prior(prior)
         add_adapter(denoiser, 2, 2.0)
         save_adapter(denoiser, pairs / "adapter", str(prior), 2, 2.0)
-        options, file = [*options, f"prior.adapter={pairs / 'adapter'}"], adapter_file(pairs / "adapter")
+        options, file = [*options, f"prior.adapter={pairs / 'adapter'}"], adapter_file(str(pairs / "adapter"))
     if what == "weights":
         shutil.copytree(weights_folder("bundled/ivf"), pairs / "weights")
         options, file = [*options, f"sampler.weights={pairs / 'weights'}"], pairs / "weights" / "weights.safetensors"
@@ -163,18 +163,24 @@ def test_a_network_with_other_bytes_ends_a_resumed_and_a_repeated_run(
         assert infer.main([record, f"out={pairs / 'bundled'}", "prior.path=bundled"]) == 0
 
 
-def test_a_prior_that_is_replaced_while_a_run_begins_ends_it(
-    pairs: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize("what", ["prior", "weights"])
+def test_a_network_that_is_replaced_while_a_run_begins_ends_it(
+    what: str, pairs: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    prior = shutil.copytree(tiny, pairs / "prior")
+    prior, learned = shutil.copytree(tiny, pairs / "prior"), pairs / "weights"
     (prior / CHECKSUMS).unlink()
+    shutil.copytree(weights_folder("bundled/ivf"), learned)
+    file, name, opens = {
+        "prior": (weights_files(prior)[0], "open_prior", open_prior),
+        "weights": (learned / "weights.safetensors", "load_weights", load_weights),
+    }[what]
 
-    def late(config: PriorConfig) -> Denoiser:
-        alter(weights_files(prior)[0])
-        return open_prior(config)
+    def late(asked: Any) -> object:
+        alter(file)
+        return opens(asked)
 
-    monkeypatch.setattr("dig2dig.modules.fusion.open_prior", late)
-    assert run(pairs, f"prior.path={prior}") == 2
+    monkeypatch.setattr(f"dig2dig.modules.fusion.{name}", late)
+    assert run(pairs, f"prior.path={prior}", f"sampler.weights={learned}") == 2
     assert "were written while they were read" in capsys.readouterr().err
     assert not (pairs / "out" / "run.yaml").exists()
 

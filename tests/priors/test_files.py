@@ -16,10 +16,12 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from dig2dig.errors import PriorError
+from dig2dig.fusion.weight import FILE, SETTINGS, load_weights, weights_folder, weights_sha256
 from dig2dig.priors import files
 from dig2dig.priors.build import build_prior, save_prior
 from dig2dig.priors.files import CHECKSUMS, file_sha256, prior_sha256, weights_files
 from dig2dig.priors.load import load_prior
+from dig2dig.priors.lora import CONFIG, WEIGHTS, adapter_file
 from tests.hub import Hub, got, serve, use
 
 PLAIN = "diffusion_pytorch_model.safetensors"
@@ -36,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees what another one fetched."""
-    files._fetched.cache_clear()
+    files.fetched_folder.cache_clear()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
 
@@ -290,10 +292,33 @@ def test_a_hub_id_is_fetched_with_one_set_of_weights(hub: type[Hub], folder: Pat
     assert prior_sha256("someone/prior") == prior_sha256(folder) and len(hub.asked) == count
     # later without a network: offline by choice, a hub that is silent, and none at all
     for attribute, value in (("HF_HUB_OFFLINE", True), ("HF_HUB_OFFLINE", False)):
-        files._fetched.cache_clear()
+        files.fetched_folder.cache_clear()
         monkeypatch.setattr(constants, attribute, value)
         use(monkeypatch, 9)
         assert same(Path("someone/prior"), whole) and len(hub.asked) == count
+
+
+def test_a_revision_of_a_hub_id(hub: type[Hub], folder: Path) -> None:
+    assert same(Path("someone/prior@v1.2"), load_prior(folder))
+    assert hub.revisions == {"v1.2", "a" * 40} and "GET /api/models/someone/prior/revision/v1.2" in hub.asked
+
+
+def test_learned_weights_and_adapters_of_a_hub(hub: type[Hub], folder: Path, monkeypatch) -> None:
+    for file in (SETTINGS, FILE):
+        (folder / file).write_bytes((weights_folder("bundled/ivf") / file).read_bytes())
+    for file in (CONFIG, WEIGHTS):
+        (folder / file).write_text(file)
+    expected = file_sha256(folder / FILE)
+    assert weights_sha256("someone/weights@v2") == expected and "v2" in hub.revisions
+    assert load_weights("someone/weights@v2").settings == load_weights("bundled/ivf").settings
+    assert got(hub) == {SETTINGS, FILE}
+    assert adapter_file("someone/adapter").read_text() == WEIGHTS
+    assert got(hub) == {SETTINGS, FILE, CONFIG, WEIGHTS}
+    files.fetched_folder.cache_clear()
+    use(monkeypatch, 9)  # later without a network
+    assert weights_sha256("someone/weights@v2") == expected
+    with pytest.raises(PriorError, match=r"^someone/others: neither a local folder nor to be had"):
+        weights_sha256("someone/others")
 
 
 def test_shards_are_fetched(hub: type[Hub], folder: Path) -> None:
@@ -325,7 +350,7 @@ def test_a_silent_hub_ends_in_time(mute: str, hub: type[Hub], monkeypatch: pytes
 def test_a_silent_hub_does_not_hinder_what_is_cached(hub: type[Hub], folder: Path, monkeypatch) -> None:
     whole = load_prior("someone/cached")
     for mute in ("/api/", "unet/config.json"):
-        files._fetched.cache_clear()
+        files.fetched_folder.cache_clear()
         monkeypatch.setattr(files, "LIMIT", 1.0)
         hub.mute = mute
         start = time.perf_counter()
@@ -347,6 +372,6 @@ def test_a_half_fetched_prior_without_a_network_is_one_line(hub: type[Hub], fold
     load_prior("someone/half")
     (cached,) = (Path(constants.HF_HUB_CACHE)).glob(f"*half/snapshots/*/unet/{PLAIN}")
     cached.unlink()
-    files._fetched.cache_clear()
+    files.fetched_folder.cache_clear()
     use(monkeypatch, 9)
     assert f"someone/half/unet/{PLAIN}: no such file" in error_of("someone/half")

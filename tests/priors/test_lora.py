@@ -71,7 +71,7 @@ def test_adapters_are_a_small_file_that_merges(attentive: Path, tmp_path: Path) 
         merged = open_prior(PriorConfig(prior, str(folder), precision="fp32"))
         torch.testing.assert_close(estimate(merged), expected, rtol=1e-4, atol=1e-5)
         weights = sum(weight.numel() for weight in merged.parameters())
-        assert adapter_file(folder).stat().st_size < share * 4 * weights
+        assert adapter_file(str(folder)).stat().st_size < share * 4 * weights
         assert convert(["merge", prior, str(folder), str(tmp_path / "merged")]) == 0
         torch.testing.assert_close(estimate(load_prior(tmp_path / "merged", precision="fp32")), expected)
 
@@ -82,11 +82,11 @@ def test_adapters_of_another_prior_are_refused(attentive: Path, tmp_path: Path) 
     folder = tmp_path / "adapter"
     save_adapter(denoiser, folder, str(attentive), 2, 2.0)
     with pytest.raises(PriorError, match=r"belongs to .*not to bundled"):
-        merge_adapter(load_prior(), folder, "bundled")
+        merge_adapter(load_prior(), str(folder), "bundled")
     config = json.loads((folder / "adapter_config.json").read_text()) | {"base_sha256": None}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(PriorError, match="do not fit"):
-        merge_adapter(load_prior(), folder, "bundled")
+        merge_adapter(load_prior(), str(folder), "bundled")
     with pytest.raises(PriorError, match="no such file; an adapter is"):
         open_prior(PriorConfig("bundled", str(tmp_path)))
     assert convert(["merge", "bundled", str(tmp_path), str(tmp_path / "out")]) == 2

@@ -56,7 +56,15 @@ def scenes(config: InferConfig, tell: Tell = silent) -> list[Pair]:
         pairs = read_manifest(Path(config.manifest))
     else:
         pairs = find_stacks(Path(config.stacks)) if config.stacks else find_pairs(config.sources, tell)
-    return expand(pairs, config.sequence, config.reference)
+    return part_of(expand(pairs, config.sequence, config.reference), config.shard)
+
+
+def part_of(pairs: list[Pair], shard: str) -> list[Pair]:
+    """Part I of N, from ``I/N``: every N-th scene, a video or volume with all its frames."""
+    index, count = map(int, shard.split("/"))
+    scenes = {pair.name: pair.name if pair.frame is None else pair.series for pair in pairs}
+    mine = {*list(dict.fromkeys(scenes.values()))[index - 1 :: count]}
+    return [pair for pair in pairs if scenes[pair.name] in mine]
 
 
 def find_pairs(sources: Mapping[str, str], tell: Tell = silent) -> list[Pair]:

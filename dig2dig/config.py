@@ -33,9 +33,7 @@ class DigConfig(Checked, heading="sampler.dig."):
     smoothing_noise: float = option(16.0, "pixels of smoothing added per unit of noise level", least=0)
     refresh: int = option(2, "measure gains every so many steps, and interpolate between", least=1)
     reduce: float = option(
-        0.007,
-        "measure gains on smaller images above this noise level, at least 0.15 if guidance needs estimates; 0 = never",
-        least=0,
+        0.007, "measure gains on smaller images above this noise level (0.15 with estimates); 0 = never", least=0
     )
 
 
@@ -49,10 +47,7 @@ class GuidanceConfig(Checked, heading="sampler.guidance."):
         "DDFM's EM; the posterior's gradient",
     )
     sigma_n: float = common(
-        0.0,
-        "noise assumed in the sources, for [-1, 1]: a larger value favours the prior; 0 = sources alone",
-        least=0,
-        most=100,
+        0.0, "noise assumed in the sources, for [-1, 1]: more favours the prior; 0 = sources alone", least=0, most=100
     )
     scale: float = option(32.0, "bands: pixels of blur per unit of noise level", above=0)
     energy: float = option(1.0, "bands: share of the energy lost by averaging that is restored", least=0, most=1)
@@ -81,9 +76,7 @@ class SamplerConfig(Checked, heading="sampler."):
     grid: Literal["uniform", "logsnr", "gain"] = option("logsnr", "steps are spread evenly in time, log-SNR or gain")
     sigma_start: float | None = option(8.0, "noise level of the first step; null = pure noise", above=0)
     sigma_end: float | None = option(0.03, "noise level of the last step; null = the schedule's smallest", above=0)
-    weights: str = common(
-        "gain", "gain: a softmax of the gains; bundled: learned from them; or a FOLDER that train.py made"
-    )
+    weights: str = common("gain", "gain: a softmax of the gains; bundled: learned from them; or a folder or hub id")
     tone: Literal["natural", "balanced", "vivid"] = common(
         "balanced", "contrast: every band times 0.8, 1 or 1.25; tone=vivid is short for it"
     )
@@ -108,8 +101,8 @@ class SamplerConfig(Checked, heading="sampler."):
 class PriorConfig(Checked, heading="prior."):
     """Which pretrained denoiser, and how it is run."""
 
-    path: str = common("bundled", "bundled, a diffusers folder or hub id, or an ADM .pt checkpoint")
-    adapter: str = common("", "folder of a LoRA adapter that train.py made for this prior; empty = none")
+    path: str = common("bundled", "bundled, a diffusers folder, a hub id (OWNER/NAME@REVISION) or an ADM .pt file")
+    adapter: str = common("", "folder or hub id of a LoRA adapter that train.py made for this prior; empty = none")
     sha256: str | None = option(None, "refuse weights whose file has another SHA-256")
     precision: Literal["auto", "fp32", "bf16"] = common(
         "auto", "auto = bf16 where the device has it natively; bf16 also keeps the weights in it, half the memory"
@@ -239,6 +232,7 @@ class InferConfig(FusionConfig):
     )
     allow_missing: bool = common(False, "fuse stacks that stop before others with the sources they have, at least 2")
     out: str = common("out", "folder for the results")
+    shard: str = option("1/1", "I/N: only part I of N of the pairs, for N jobs with a folder each")
     save: SaveConfig = option(SaveConfig, "what is written beside the fused image")
     report: ReportConfig = option(ReportConfig, "the page to look at results")
     batch_size: int = common(4, "images of equal size that are read together, and fused so if not exact", least=1)
@@ -255,6 +249,9 @@ class InferConfig(FusionConfig):
         example = "at least two are needed, as in sources.visible=DIR sources.infrared=DIR"
         require(bool(ways), f"no sources given: {example}")
         require(bool(self.out.strip()), "out is empty: give a folder for the results, as out=results")
+        index, _, count = self.shard.partition("/")
+        numbers = index.isdecimal() and count.isdecimal() and 0 < int(index) <= int(count)
+        require(numbers, f"shard must be I/N with I from 1 to N, as 2/8, not {self.shard!r}")
         require(len(ways) == 1, f"{' and '.join(ways)} contradict each other: give one of them")
         require(ways != ["sources"] or len(self.sources) >= 2, f"one source given: {example}")
         if self.sampler.weights == "bundled":

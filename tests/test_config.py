@@ -54,6 +54,8 @@ def test_later_layers_win_and_types_are_kept(tmp_path: Path) -> None:
         ("task=video", "expected one of ['ivf', 'mif', 'mef', 'mff']"),
         ("sampler.dig.temperature=0", "dig.temperature must be above 0"),
         ("batch_size=0", "batch_size must be at least 1"),
+        ("shard=0/4", "shard must be I/N with I from 1 to N, as 2/8, not '0/4'"),
+        ("shard=half", "shard must be I/N"),
         ("nowhere.yaml", "no config file 'nowhere.yaml'"),
         ("sampler={a: [", "cannot read"),
         ("sources=[a,b]", "sources"),

@@ -16,7 +16,7 @@ from dig2dig.report.page import Page, Row
 from dig2dig.report.pictures import view_of_files
 from dig2dig.report.views import PairView, Panel, read_fragment
 
-ASIDE = ("out", "report", "save", "logger", "trainer", "workers", "dry_run", "overwrite")  # no picture depends on them
+ASIDE = ("out", "shard", "report", "save", "logger", "trainer", "workers", "dry_run", "overwrite")  # shape no picture
 Rows = Mapping[str, Mapping[str, str]]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import infer
 from datamodules.pair_data import ReadAhead
-from datamodules.pairing import find_pairs
+from datamodules.pairing import Pair, find_pairs, part_of
 from datamodules.pairs import Reading, Sample, read_pair
 from datamodules.readers.pixels import image_size, read_image
 from dig2dig.atomic import write_atomically
@@ -114,6 +114,21 @@ def test_an_interrupted_run_goes_on(pairs: list[str], tmp_path: Path, tiny: Path
     assert again[0].stat().st_mtime_ns == again_before
     run(*arguments, "seed=1")  # another configuration makes all of it new
     assert (out / "a.png").stat().st_mtime_ns != kept
+
+
+def test_shards_make_every_pair_once_as_one_run_does(pairs: list[str], tmp_path: Path, tiny: Path) -> None:
+    outs = [tmp_path / "whole", tmp_path / "one", tmp_path / "two"]
+    for out, part in zip(outs, ("1/1", "1/2", "2/2"), strict=True):
+        assert run(*pairs, f"out={out}", f"prior.path={tiny}", f"shard={part}") == 0
+    whole, one, two = ({file.name: file.read_bytes() for file in out.glob("*.png")} for out in outs)
+    assert (set(one), set(two)) == ({"a.png", "c.png"}, {"b.png"}) and one | two == whole
+
+
+def test_a_shard_holds_a_video_with_all_its_frames() -> None:
+    frames = [Pair(f"film_{i}", {}, frame=i, series="film") for i in range(3)]
+    pairs = [*frames, *(Pair(name, {}, series="walk") for name in "abc")]  # images of one sequence are scenes
+    parts = [[pair.name for pair in part_of(pairs, f"{i}/2")] for i in (1, 2)]
+    assert parts == [["film_0", "film_1", "film_2", "b"], ["a", "c"]]
 
 
 def test_pictures_of_another_configuration_are_never_taken_for_done(

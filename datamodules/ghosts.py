@@ -71,11 +71,6 @@ def best_exposed(sources: Sequence[np.ndarray]) -> int:
     return int(np.argmax([((grey > 0.1) & (most < WHITE)).mean() for grey, most in light]))
 
 
-def moving(sources: Sequence[np.ndarray], reference: int, valids: Sequence[Valid] = (), slack: int = 1) -> list[Mask]:
-    """Where each source shows other things than the reference, (h, w)."""
-    return shown_once(sources, reference, valids, slack)[1]
-
-
 def shown_once(
     sources: Sequence[np.ndarray], reference: int, valids: Sequence[Valid] = (), slack: int = 1
 ) -> tuple[list[np.ndarray], list[Mask]]:

@@ -251,12 +251,8 @@ def temperatures(values: np.ndarray, camera: bytes) -> tuple[np.ndarray, str]:
 
     air, window, emissivity = _air(fields), share("window"), share("emissivity")
     left = values.astype(np.float64)
-    for passed, kelvin in (
-        (air, "atmosphere"),
-        (window, "window_kelvin"),
-        (air, "atmosphere"),
-        (emissivity, "reflected"),
-    ):
+    way = ((air, "atmosphere"), (window, "window_kelvin"), (air, "atmosphere"), (emissivity, "reflected"))
+    for passed, kelvin in way:
         left = (left - (1 - passed) * sent(fields[kelvin])) / passed if passed < 1 else left
     ratio = r1 / (r2 * np.maximum(left + o, 1e-6)) + f
     degrees = b / np.log(np.maximum(ratio, 1 + 1e-9)) - KELVIN

@@ -6,15 +6,13 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-from scipy.stats import rankdata
-
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import QualityConfig
 from dig2dig.benchmark.datasets import Case, centre, names
 from dig2dig.benchmark.rows import Row as Scored
+from dig2dig.benchmark.tables import collect
 from dig2dig.cli import to_yaml
-from dig2dig.metrics import MAIN, METRICS
+from dig2dig.metrics import MAIN
 from dig2dig.priors.files import prior_sha256
 from dig2dig.report.page import Page, Row, render
 from dig2dig.report.pictures import view_of_files
@@ -59,14 +57,11 @@ def write_gallery(
 
 def worst(cases: Sequence[Case], rows: Sequence[Scored], config: QualityConfig) -> list[Case]:
     """The pairs of each task on which the reference has the worst mean rank, as a share of the methods there."""
-    signs = {name: 1 if METRICS[name].higher_is_better else -1 for name in MAIN}
 
     def standing(case: Case) -> float:
-        own = [row for row in rows if (row["dataset"], row["name"]) == (case.dataset, case.pair.name)]
-        values = np.array([[sign * float(row.get(name) or "nan") for name, sign in signs.items()] for row in own])
-        ranks = rankdata(-values, axis=0).mean(1) / len(own)
-        own_ranks = [float(rank) for rank, row in zip(ranks, own, strict=True) if row["method"] == config.reference]
-        return max(own_ranks, default=0.0)
+        scores = collect([row for row in rows if (row["dataset"], row["name"]) == (case.dataset, case.pair.name)])
+        ranks = dict(zip(scores.methods, scores.ranks.mean(1) / max(1, len(scores.methods)), strict=True))
+        return float(ranks.get(config.reference, 0.0))
 
     tasks = {case.task: [one for one in cases if one.task == case.task] for case in cases}
     each = max(1, config.report // max(1, len(tasks)))

@@ -137,7 +137,7 @@ def write_tables(rows: Sequence[Row], config: QualityConfig, out: Path) -> None:
     for stretch, shown in reversed([*pd.DataFrame(rows).groupby("stretch")] if rows else []):
         parts.append(f"# Stretch: {stretch}\n")
         for task, of_task in shown.groupby("task", sort=False):
-            parts += _section(f"{task}, all datasets", of_task, config.reference, out / f"{stretch}_{task}.png")
+            parts += _section(f"{task}, all datasets", of_task, config.reference, out / f"{stretch}_{task}_steps.png")
             by_k = [(f"K = {k}", group) for k, group in of_task.groupby("k")]
             for name, group in (*of_task.groupby("dataset", sort=False), *(by_k if len(by_k) > 1 else ())):
                 parts += _section(f"{task}: {name}", group, config.reference)
@@ -150,8 +150,7 @@ def _section(title: str, rows: pd.DataFrame, reference: str, plot: Path | None =
     if reference in scores.methods and len(scores.methods) > 1:
         parts.append(tests_table(scores, reference))
     if plot:
-        _plot(scores, title, plot)
-        _plot_steps(scores, title, plot.with_stem(plot.stem + "_steps"))
+        _plot_steps(scores, title, plot)
     return parts
 
 
@@ -175,23 +174,4 @@ def _plot_steps(scores: Scores, title: str, path: Path) -> None:
     axis.invert_yaxis()
     axis.legend(fontsize=8)
     axis.set_title(title, fontsize=10)
-    figure.savefig(path)
-
-
-def _plot(scores: Scores, title: str, path: Path) -> None:
-    """Mean rank of each method, and rank against seconds."""
-    rank, seconds = scores.ranks.mean(1), scores.cost[:, 0]
-    order = np.argsort(-rank)
-    colours = ["#D55E00" if name in ("dig2dig", "universal") else "#0072B2" for name in scores.methods]
-    figure = Figure(figsize=(10, 1.2 + 0.28 * len(order)), dpi=100, layout="constrained")
-    bars, cloud = figure.subplots(1, 2)
-    bars.barh([scores.methods[i] for i in order], rank[order], color=[colours[i] for i in order])
-    bars.set_xlabel("mean rank, 1 is best")
-    for i in np.flatnonzero(~np.isnan(seconds)):
-        at = max(seconds[i], 1e-3), rank[i]
-        cloud.plot(*at, "o", color=colours[i])
-        cloud.annotate(scores.methods[i], at, xytext=(4, 2), textcoords="offset points", fontsize=7)
-    cloud.set(xscale="log", xlabel="seconds an image", ylabel="mean rank")
-    cloud.invert_yaxis()
-    figure.suptitle(title, fontsize=10)
     figure.savefig(path)

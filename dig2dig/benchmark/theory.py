@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm import tqdm
@@ -30,7 +29,7 @@ from dig2dig.priors.denoiser import Denoiser
 
 
 def run(config: TheoryConfig) -> int:
-    """Fuses every photograph's variants with every method, and writes rows, tables and plots."""
+    """Fuses every photograph's variants with every method, and writes rows and tables."""
     photos, out = list_images(config.data)[: config.limit or None], Path(config.out)
     rows, kept = Rows(out / "results.csv", ("scene", "photo", "method")), []
     fuser = open_fuser(config)
@@ -47,7 +46,6 @@ def run(config: TheoryConfig) -> int:
                 kept.append(known)
         rows.save()
     rows.finish(kept, tables(kept))
-    plot(kept, out / "covariance.png")
     return 0
 
 
@@ -112,16 +110,3 @@ def spearman(a: np.ndarray, b: np.ndarray) -> str:
     if np.ptp(a) < 1e-12 or np.ptp(b) < 1e-12:
         return ""
     return f"{float(np.asarray(spearmanr(a, b))[0]):+.2f}"
-
-
-def plot(rows: list[Row], path: Path) -> None:
-    """Covariance against PSNR, one point for each photograph and method."""
-    scenes = pd.DataFrame(rows).astype({"covariance": float, "psnr": float}).groupby("scene", sort=False)
-    figure = Figure(figsize=(5.5 * len(scenes), 4.2), dpi=100, layout="constrained")
-    for axis, (scene, shown) in zip(figure.subplots(1, len(scenes), squeeze=False)[0], scenes, strict=True):
-        for i, (method, points) in enumerate(shown.groupby("method", sort=False)):
-            axis.plot(points["covariance"], points["psnr"], "os^vD<>ph*x+"[i % 12], ms=4, label=method)
-        axis.set_title(scene, fontsize=10)
-        axis.set(xlabel="summed covariance of weight and contribution", ylabel="PSNR against the ideal, dB")
-        axis.legend(fontsize=6)
-    figure.savefig(path)

@@ -72,10 +72,9 @@ def slide(images: Tensor, weights: Sequence[float]) -> Tensor:
     first, last = len(weights) // 2, (len(weights) - 1) // 2
 
     def one(image: Tensor) -> Tensor:
-        height, width = image.shape
         if image.is_cpu and not image.requires_grad:
-            found = cv2.sepFilter2D(image.numpy(), -1, np.asarray(weights), np.asarray(weights))
-            return torch.from_numpy(found)[first : height - last, first : width - last]
+            found = torch.from_numpy(cv2.sepFilter2D(image.numpy(), -1, np.asarray(weights), np.asarray(weights)))
+            return found[first : len(found) - last, first : found.shape[1] - last]
         for axis in (-2, -1):
             length = image.shape[axis] - first - last
             total = image.narrow(axis, 0, length) * weights[0]

@@ -41,6 +41,7 @@ def data(tmp_path_factory) -> Path:
             stack = root / "multi_exposure" / "Stacks" / f"e{i + 1}" / f"{name}.png"
             write(EXAMPLES / "multi_exposure_stack" / kind / "Tower.png", stack, top)
     (root / "infrared_visible" / "Tiny" / "published_metrics").mkdir()
+    write(EXAMPLES / "multi_focus" / "near" / "mountain.png", root / "multi_focus" / "one_scene" / "1.png", 0)
     return root
 
 
@@ -75,7 +76,6 @@ def test_quality_end_to_end_and_again(data: Path, tmp_path: Path, monkeypatch) -
     text = (tmp_path / "table.md").read_text()
     assert "K = " not in text  # one K for each task here
     assert "## ivf, all datasets (2 pairs or stacks)" in text and "# Stretch: minmax" in text
-    assert (tmp_path / "none_mef.png").is_file()
     page = (tmp_path / "report.html").read_text()
     assert page.count('<article class="card"') == 4 and page.count('data-label="ddfm-unstretched"') == 2
     assert f"{float(by_method['laplacian']['SD']):.4g}<sup" in page and 'data-label="Visible"' in page

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.ghosts import MOST, best_exposed, increasing, mapping, moving, shown_once, without_ghosts
+from datamodules.ghosts import MOST, best_exposed, increasing, mapping, shown_once, without_ghosts
 from datamodules.pairing import Pair, find_pairs
 from datamodules.pairs import Reading, Sample, read_pair
 from dig2dig.cli import load_strictly
@@ -58,7 +58,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 def test_a_thing_that_moves_is_found_and_shown_once(k: int, colour: bool) -> None:
     sources, columns = stack(k, colour)
     reference = k // 2
-    masks = moving(sources, reference)
+    masks = shown_once(sources, reference)[1]
     cleaned, _ = shown_once(sources, reference)
     for i in range(k):
         if i == reference:
@@ -90,7 +90,7 @@ def test_what_a_clipped_reference_cannot_say_is_kept_and_what_it_denies_is_not()
     still, masks = shown_once([dark, reference], 1)
     assert not masks[0].any() and still[0] is dark
     light[disc(190)] = 0.01  # no white thing is that dark
-    masks = moving([exposed(light, 0.15), reference], 1)
+    masks = shown_once([exposed(light, 0.15), reference], 1)[1]
     assert iou(masks[0], disc(190)) > 0.7
 
 
@@ -100,7 +100,7 @@ def test_grey_beside_colour() -> None:
     cleaned, masks = shown_once(sources, 1)
     assert [image.shape for image in cleaned] == [image.shape for image in sources]
     assert iou(masks[0], disc(columns[0]) | disc(columns[1])) > 0.6
-    assert moving([sources[0], sources[2]], 0)[1].any()
+    assert shown_once([sources[0], sources[2]], 0)[1][1].any()
 
 
 def test_pixels_without_data_are_neither_compared_nor_changed() -> None:
@@ -112,7 +112,7 @@ def test_pixels_without_data_are_neither_compared_nor_changed() -> None:
     assert not (masks[0] & ~valid).any() and (cleaned[0][~valid] == 0).all()
     assert (masks[0] & disc(columns[1])).sum() > 0.8 * (disc(columns[1]) & valid).sum()
     nothing = np.zeros((120, 240), bool)
-    assert not moving(sources, 1, [nothing, None, None])[0].any()
+    assert not shown_once(sources, 1, [nothing, None, None])[1][0].any()
 
 
 def test_notes_and_the_choice_of_the_reference() -> None:
@@ -127,7 +127,7 @@ def test_notes_and_the_choice_of_the_reference() -> None:
     other = {"a": exposed(scene(False), 1.0), "b": exposed(scene(False), 1.0)}
     other["b"][:, :108] = 0.02
     kept, notes = without_ghosts(other, dict.fromkeys(other), "a")
-    assert moving(list(other.values()), 0)[1].mean() > MOST
+    assert shown_once(list(other.values()), 0)[1][1].mean() > MOST
     assert "not taken for motion" in notes[0] and kept["b"] is other["b"]
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate, silu
 
 from dig2dig.atomic import write_atomically
 from dig2dig.cli import from_yaml, to_yaml
-from dig2dig.config import SamplerConfig
+from dig2dig.config import BROUGHT, SamplerConfig
 from dig2dig.errors import PriorError
 from dig2dig.fusion.bands import blurred
 from dig2dig.fusion.resample import coarseness, resample, upsample
@@ -138,13 +138,10 @@ class WeightNetwork(nn.Module):
         levels: list[Level] = []
         hidden, spare = None, not torch.is_grad_enabled()  # large images have no room for copies
         for i, maps in enumerate(features(space, gains, sigmas, self.settings.guidance.scale)):
-            h, w = maps.shape[-2:]
-            z = self.first(maps.flatten(0, 1).contiguous(memory_format=torch.channels_last))
-            z += self.level[i, :, None, None]
-            if hidden is not None:
-                z += interpolate(hidden, (h, w), mode="bilinear")
-            hidden = self.second(silu(z, spare))
-            del z
+            together = 1 if spare else b * k
+            parts = maps.flatten(0, 1).split(together)
+            coarser = [None] * len(parts) if hidden is None else hidden.split(together)
+            hidden = torch.cat([self._hidden(*both, i) for both in zip(parts, coarser, strict=True)])
             own = silu(hidden, spare and i == len(sigmas))  # the last level has no finer one
             each = own.unflatten(0, (b, k))
             shared = self.shared(torch.cat([each.mean(1), each.amax(1)], 1))
@@ -154,6 +151,14 @@ class WeightNetwork(nn.Module):
             logit, scale = self.last(silu(joint.flatten(0, 1), spare)).float().unflatten(0, (b, k)).split(1, 2)
             levels.append(Level(logit.softmax(1), scale.mean(1).tanh().exp()))
         return levels
+
+    def _hidden(self, maps: Tensor, coarser: Tensor | None, level: int) -> Tensor:
+        """Features of some sources at a level, from maps of them (n, 8, h, w) and their features at the coarser one."""
+        z = self.first(maps.contiguous(memory_format=torch.channels_last))
+        z += self.level[level, :, None, None]
+        if coarser is not None:
+            z += interpolate(coarser, maps.shape[-2:], mode="bilinear")
+        return self.second(silu(z, not torch.is_grad_enabled()))
 
 
 def scale_space(sources: Sources, sigmas: Sequence[float], scale: float) -> list[Maps]:
@@ -235,5 +240,4 @@ def _load(folder: Path, _: str) -> WeightNetwork:
 def adopted(config: SamplerConfig, settings: SamplerConfig) -> SamplerConfig:
     """A configuration with the steps, gains and bands that learned weights were trained with."""
     guidance = replace(config.guidance, kind="bands", scale=settings.guidance.scale)
-    same = {name: getattr(settings, name) for name in ("steps", "grid", "sigma_start", "sigma_end", "dig")}
-    return replace(config, guidance=guidance, **same)
+    return replace(config, guidance=guidance, **{name: getattr(settings, name) for name in BROUGHT})

@@ -19,7 +19,7 @@ USAGE = """dig2dig COMMAND …: image fusion with diffusion information gain
   train [CONFIG.yaml …] [key=value …]                train or adapt a prior; what train.py does
   rig TASK sources.NAME=DIR … out=rig.yaml           calibrate the cameras of one mount, for align=rig.yaml
   report RUN RUN … [out=FILE]                        compare runs on one page
-  benchmark COMMAND … [key=value …]                  quality, theory, degraded, flicker, align, speed
+  benchmark COMMAND … [key=value …]                  quality, speed, align, ghosts, stack, flicker, …
   metrics FUSED SOURCE SOURCE … [key=value …]        metrics of a fused picture against its sources
   prior convert|merge …                              convert an ADM checkpoint, merge an adapter
   app [key=value …]                                  a page to try fusion in the browser
@@ -33,7 +33,7 @@ FUSE = """dig2dig fuse TASK FILE FILE … [out=RESULT] [key=value …]
 
 Fuses the files of one scene into RESULT (by default fused with the suffix of the first file), or folders of scenes,
 paired by name, into the folder RESULT. TASK is ivf (visible first, then infrared), mif, mef, mff or universal; the
-first source decides the size and the depth. All options of dig2dig infer may follow, as sampler.steps=4."""
+first source decides the size and the depth. All options of dig2dig infer may follow, as align=auto."""
 
 PRIOR = """dig2dig prior convert CHECKPOINT.pt FOLDER     an ADM checkpoint as a diffusers folder
 dig2dig prior merge PRIOR ADAPTER FOLDER       a prior with a LoRA adapter in its weights, as a diffusers folder"""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.pairing import find_pairs
+from datamodules.pairing import expand, find_pairs
 from datamodules.pairs import Failure, read_pair
 from dig2dig.atomic import write_atomically
 from dig2dig.cli import load_strictly, preset_file
@@ -26,7 +26,7 @@ def preset(task: str, *overrides: str) -> SamplerConfig:
     """The sampling of a shipped preset, for :func:`dig2dig.fuse`.
 
     ``task`` is ``ivf``, ``mif``, ``mef``, ``mff`` or ``universal``; overrides are as on the command line, as
-    ``sampler.steps=4``. A ValueError says that there is no such preset or option.
+    ``sampler.tone=vivid``. A ValueError says that there is no such preset or option.
     """
     return preset_config(task, {"a": "a", "b": "b"}, *overrides).sampler
 
@@ -61,7 +61,7 @@ def fuse_files(
         task: Name of a preset.
         out: File for the result; its suffix is the format. None = nothing is written.
         prior: The denoiser, where it is; None = that of the preset, on a GPU if there is one. Give it for many scenes.
-        overrides: Options as on the command line, as ``sampler.steps=4``.
+        overrides: Options as on the command line, as ``align=auto``.
 
     Returns:
         The picture, uint8 or uint16, (h, w) if grey and (h, w, 3) if colour.
@@ -86,7 +86,9 @@ def fuse_result(
     if isinstance(files, (str, Path)) or len(files) < 2:
         raise UserError("give at least two files of one scene")
     config = preset_config(task, named_sources(task, files), *overrides)
-    (pair,) = find_pairs(config.sources)
+    pair, *more = expand(find_pairs(config.sources))
+    if more:
+        raise UserError(f"{files[0]}: {len(more) + 1} frames or slices; dig2dig infer fuses videos and volumes")
     sample = read_pair(pair, reading(config))
     if isinstance(sample, Failure):
         raise UserError(sample.reason)

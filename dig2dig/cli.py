@@ -49,12 +49,15 @@ def load_strictly(schema: type[T], argv: Sequence[str]) -> T:
     """
     layer: Any = {}
     records: dict[str, dict[str, Any]] = {}
+    given = {argument.partition("=")[0] for argument in argv if "=" in argument and not is_file(Path(argument))}
     try:
         config = OmegaConf.structured(schema)
         for argument in argv:
             layer = _layer(schema, argument, records)
             config = OmegaConf.merge(config, layer)
         result = OmegaConf.to_object(config)
+        if hasattr(result, "check_given"):
+            result.check_given(given)
     except ConfigKeyError as error:
         raise UserError(_unknown(schema, layer, str(error.full_key))) from error
     except UserError:
@@ -63,7 +66,6 @@ def load_strictly(schema: type[T], argv: Sequence[str]) -> T:
         key = getattr(error, "full_key", None)
         raise UserError((f"{key}: " if key else "") + first_line(error)) from error
     assert isinstance(result, schema)
-    given = {argument.partition("=")[0] for argument in argv if "=" in argument and not is_file(Path(argument))}
     for path, values in records.items():
         _check_record(path, values, result, given)
     return result

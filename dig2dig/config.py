@@ -1,6 +1,7 @@
 """The schema of ``infer.py`` and what both scripts share: every option with its type, default, help and limits."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -186,6 +187,10 @@ class ReportConfig(Checked, heading="report."):
         return [name.strip() for name in self.baselines.split(",") if name.strip()]
 
 
+BROUGHT = ("steps", "grid", "sigma_start", "sigma_end", "dig")
+"""Options of the sampler that learned weights bring."""
+
+
 @dataclass
 class FusionConfig(Checked):
     """How one pair becomes one picture."""
@@ -204,6 +209,13 @@ class FusionConfig(Checked):
             require(number or sigma == "auto", f"noise.{modality} must be a number of 255 or auto, not {sigma}")
         for modality, factor in self.prefer.items():
             require(factor > 0, f"prefer.{modality} must be above 0, not {factor}")
+
+    def check_given(self, keys: Iterable[str]) -> None:
+        """Refuses options, typed by a person, that would have no effect."""
+        idle = re.compile(rf"sampler\.({'|'.join(BROUGHT)}|guidance\.(scale|energy))(\..*)?")
+        for key in keys if self.sampler.weights != "gain" else ():
+            told = f"{key} has no effect: learned weights bring their own; give sampler.weights=gain with it"
+            require(not idle.fullmatch(key), told)
 
 
 @dataclass

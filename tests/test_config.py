@@ -72,6 +72,10 @@ def test_mistakes_are_one_line(argument: str, line: str, capsys: pytest.CaptureF
 def test_contradictions_and_missing_sources_are_told(capsys: pytest.CaptureFixture) -> None:
     for arguments, line in (
         ([*SOURCES, "sampler.grid=gain", "sampler.dig.kind=static"], "needs gains"),
+        (
+            ["ivf", *SOURCES, "sampler.dig.kind=gain"],
+            "kind has no effect: learned weights bring their own",
+        ),
         ([*SOURCES, "task=mef", "sampler.weights=bundled"], "no weights are bundled for task=mef"),
         ([], "no sources given"),
     ):

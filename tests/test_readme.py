@@ -130,7 +130,7 @@ PLACES |= {
     for place in ("sources", "data.sources")
 }
 SHORT = {
-    "infer": "sampler.steps=2",
+    "infer": "sampler.weights=gain sampler.steps=2",
     "train": "optim.steps=2 data.crop=64 data.val_crop=32 data.batch_size=2 data.workers=0 logger.wandb.mode=disabled",
 }
 """What keeps each command short."""

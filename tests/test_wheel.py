@@ -74,7 +74,7 @@ def test_it_infers_with_a_preset_by_name(command: Path, tmp_path: Path) -> None:
         (tmp_path / side).mkdir()
         with Image.open(EXAMPLES / "infrared_visible" / side / "00537D.png") as picture:
             picture.crop((200, 180, 264, 228)).save(tmp_path / side / "x.png")
-    options = ["sources.visible=visible", "sources.infrared=infrared", "out=out", "sampler.steps=2"]
+    options = ["sources.visible=visible", "sources.infrared=infrared", "out=out"]
     done = run(command, tmp_path, "infer", "ivf", *options, "trainer.accelerator=cpu")
     assert done.returncode == 0 and "1 fused, 0 failed" in done.stdout, done.stderr
     assert (tmp_path / "out" / "report.html").is_file()

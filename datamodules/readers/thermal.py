@@ -46,7 +46,7 @@ FIELDS = {  # of the record of a camera: offset and kind; temperatures are in ke
     "O": (0x308, "i"),
     "R2": (0x30C, "f"),
 }
-INFRARED = {"infrared", "ir", "thermal", "lwir", "mwir", "flir"}
+INFRARED = {"infrared", "ir", "tir", "thermal", "lwir", "mwir", "flir"}
 NEAR = {"near", "nir", "swir"}
 DJI = "DJI keeps its temperatures in a form that only its own library reads; export TIFF with the DJI Thermal SDK"
 NO_VISIBLE = "a thermal JPEG without an embedded visible picture; give the visible files"

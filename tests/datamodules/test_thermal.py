@@ -81,6 +81,7 @@ def flir(path: Path, visible: np.ndarray | None = VISIBLE, stored: str = "swappe
 @pytest.mark.parametrize(
     ("modality", "infrared"),
     [("infrared", True), ("IR", True), ("thermal_left", True), ("ir2", True), ("lwir", True), ("mwir-cam", True),
+     ("tir", True),
      ("visible", False), ("nir", False), ("near_infrared", False), ("third", False), ("fir", False), ("", False)],
 )  # fmt: skip
 def test_names_that_show_heat(modality: str, infrared: bool) -> None:

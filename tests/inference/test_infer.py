@@ -320,7 +320,7 @@ def test_two_processes_write_every_pair_once(tmp_path: Path) -> None:
             (tmp_path / side).mkdir(exist_ok=True)
             Image.fromarray(pixels if side == "visible" else 255 - pixels).save(tmp_path / side / f"{name}.png")
     sources = [f"sources.{side}={tmp_path / side}" for side in ("visible", "infrared")]
-    options = [*sources, "sampler.steps=2", "batch_size=1", "trainer.accelerator=cpu"]
+    options = [*sources, "batch_size=1", "trainer.accelerator=cpu"]
     assert infer.main([str(ROOT / "configs" / "ivf.yaml"), *options, f"out={tmp_path / 'one'}"]) == 0
     two_processes = ["trainer.devices=2", "trainer.strategy=ddp", f"out={tmp_path / 'two'}"]
     command = [sys.executable, "infer.py", "configs/ivf.yaml", *options, *two_processes]

@@ -16,7 +16,8 @@ from datamodules.pairs import Failure, Reading, pair_digest, read_pair
 from datamodules.readers import medical
 from datamodules.readers import video as frames
 from datamodules.readers.source import series_range
-from dig2dig.errors import ImageError
+from dig2dig.api import fuse_files
+from dig2dig.errors import ImageError, UserError
 from tests.conftest import ROOT
 from tests.corpus import picture
 from tests.runs import rows, run, save
@@ -30,6 +31,13 @@ def film(path: Path, seed: int, count: int = 5) -> list[np.ndarray]:
     path.parent.mkdir(exist_ok=True)
     frames.write_video(path, made, 12.5)
     return made
+
+
+def test_one_call_for_one_scene_refuses_a_film(tmp_path: Path) -> None:
+    for name in "ab":
+        film(tmp_path / f"{name}.mp4", ord(name))
+    with pytest.raises(UserError, match=r"a\.mp4: 5 frames or slices; dig2dig infer fuses videos"):
+        fuse_files([tmp_path / "a.mp4", tmp_path / "b.mp4"], "ivf")
 
 
 def test_videos_are_read_in_any_order_and_written(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def seams(difference: Tensor) -> dict[str, float]:
 
 
 def spread(config: SpeedConfig, fuser: Fuser) -> Section:
-    """Metrics of the preset and of its naive form over seeds, on pairs of each dataset."""
+    """Metrics of the training-free preset and of its naive form over seeds, on pairs of each dataset."""
     try:
         cases = find_cases(config.data, half="second", limit=config.limit)
     except PairingError:
@@ -156,7 +156,7 @@ def spread(config: SpeedConfig, fuser: Fuser) -> Section:
     pairs = [(case.task, read_case(case, CROP).sources[None]) for case in cases] or [("ivf", example_pair(CROP, CROP))]
     scores, statics = [], []  # (pairs, 2, seeds, metrics) and (pairs, metrics)
     for task, sources in tqdm(pairs, desc="spread"):
-        sources, settings = sources.to(fuser.device), (preset(task), naive(preset(task)))
+        sources, settings = sources.to(fuser.device), (preset(task, GAIN), naive(preset(task)))
         scores.append([[score(fuser, sources, one, seed) for seed in range(config.seeds)] for one in settings])
         statics.append(score(fuser, sources, preset(task, *SCOPES["static"].split()), 0))
     mean, deviation = np.mean(scores, 2), np.std(scores, 2, ddof=1)

@@ -20,13 +20,7 @@ from dig2dig.tracking.loggers import close, log_scalars, make_loggers
 from dig2dig.tracking.monitor import FusionMonitor
 from dig2dig.tracking.progress import Progress
 from dig2dig.tracking.trainer import build_trainer, prepare
-from dig2dig.training.checkpoints import (
-    AtomicCheckpointIO,
-    Diverged,
-    WeightAverage,
-    newest_checkpoint,
-    read_checkpoint,
-)
+from dig2dig.training.checkpoints import AtomicCheckpointIO, Diverged, WeightAverage, newest_checkpoint, read_checkpoint
 from dig2dig.training.guard import Guard
 from dig2dig.training.prior import PriorLearning
 from dig2dig.training.weights import WeightLearning

@@ -27,12 +27,8 @@ from dig2dig.training.checkpoints import export_folder, finish
 from dig2dig.training.prior import device_of, fusion_samples, write_prior
 from dig2dig.training.scenes import cached, training_scenes, without_mask
 
-SHOWN = {
-    "ivf": ("SD", "SF", "SCD", "VIF", "Qabf", "SSIM", "Nabf", "halo", "tone"),
-    "mif": ("SD", "SF", "SCD", "VIF", "Qabf", "SSIM", "Nabf", "halo", "tone"),
-    "mef": ("SD", "SF", "VIF", "Qabf", "MEF-SSIM", "Nabf", "halo", "tone"),
-    "mff": ("SD", "SF", "SCD", "VIF", "Qabf", "SSIM", "Nabf", "halo", "tone"),
-}
+SHOWN = dict.fromkeys(("ivf", "mif", "mff"), ("SD", "SF", "SCD", "VIF", "Qabf", "SSIM", "Nabf", "halo", "tone"))
+SHOWN["mef"] = ("SD", "SF", "VIF", "Qabf", "MEF-SSIM", "Nabf", "halo", "tone")
 """Metrics of the table before and after, by task."""
 
 

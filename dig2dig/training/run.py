@@ -103,17 +103,12 @@ def _shaping(config: TrainConfig) -> dict[str, Any]:
     return values | {name: getattr(config, name) for name in names}
 
 
-def make_callbacks(config: TrainConfig, guard: Guard, start: int) -> list[Callback]:
-    """Averaged weights, a progress bar, fusions to look at, and checkpoints of all that."""
-    callbacks: list[Callback] = [WeightAverage(config.optim.ema)] if config.optim.ema else []
-    if config.fast_dev_run:
-        return [*callbacks, guard]
-    return [*callbacks, Progress(config.optim.steps, "step", start), FusionMonitor(Path(config.out) / "fusion"), guard]
-
-
 def make_trainer(config: TrainConfig, guard: Guard, start: int, whole: bool) -> Trainer:
-    """Lightning's trainer with :func:`make_callbacks` and the loggers that the configuration names."""
+    """Lightning's trainer with averaged weights, a progress bar, fusions to look at, checkpoints, and loggers."""
     out, optim = Path(config.out), config.optim
+    callbacks: list[Callback] = [WeightAverage(optim.ema)] if optim.ema else []
+    if not config.fast_dev_run:
+        callbacks += [Progress(optim.steps, "step", start), FusionMonitor(out / "fusion")]
     trainer = build_trainer(
         config.trainer,
         default_root_dir=out,
@@ -127,7 +122,7 @@ def make_trainer(config: TrainConfig, guard: Guard, start: int, whole: bool) -> 
         fast_dev_run=config.fast_dev_run,
         logger=False,
         enable_checkpointing=False,
-        callbacks=make_callbacks(config, guard, start),
+        callbacks=[*callbacks, guard],
         plugins=[AtomicCheckpointIO(whole)],
     )
     if not config.fast_dev_run:  # now each process knows its rank

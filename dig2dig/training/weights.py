@@ -67,17 +67,13 @@ class WeightLearning:
         if config.learns_prior:
             write_prior(denoiser, config)
         before, after = self.scores(starting_prior(config), None), self.scores(denoiser, network)
-        rows = {self.start_name: before, "learned": after}
+        start = config.weights or f"the preset {config.fusion.task} with sampler.weights=gain"
+        rows = {start: before, "learned": after}
         if before:
             print(table(rows, len(self.held_out)))
         facts = WeightFacts(self.count, len(self.held_out), devices, rows if before else {})
         write_atomically(folder / "README.md", weight_card(config, network, facts).encode())
         return after
-
-    @property
-    def start_name(self) -> str:
-        """What the learned weights are compared with."""
-        return self.config.weights or f"the preset {self.config.fusion.task} with sampler.weights=gain"
 
     def scores(self, denoiser: Denoiser, network: WeightNetwork | None) -> dict[str, float]:
         """Mean metrics of the held-out pairs, whole images; of what the training started from without a network."""

@@ -53,8 +53,7 @@ def find_cases(data: str, datasets: str = "", half: str = "all", limit: int = 0)
         for dataset in sorted((Path(data) / folder).glob("*/")):
             known |= {dataset.name, folder, task}
             if not wanted or wanted & {dataset.name, folder, task}:
-                folders = sorted(dataset.glob("*/"))
-                sides = {path.name: str(path) for path in folders if path.name not in NO_SIDES}
+                sides = {path.name: str(path) for path in sorted(dataset.glob("*/")) if path.name not in NO_SIDES}
                 pairs = [pair for pair in (find_pairs(sides) if len(sides) > 1 else []) if len(pair.files) > 1]
                 split = math.ceil(len(pairs) / 2)
                 pairs = {"all": pairs, "first": pairs[:split], "second": pairs[split:]}[half]

@@ -103,6 +103,5 @@ def table(rows: dict[str, dict[str, float]], count: int) -> str:
     """Mean metrics of held-out pairs, a line for each form."""
     names, width = list(next(iter(rows.values()))), max(map(len, rows)) + 2
     lines = [f"{count} held-out pairs, means:", " " * width + "".join(f"{name:>10}" for name in names)]
-    for form, row in rows.items():
-        lines.append(f"{form:<{width}}" + "".join(f"{row[name]:>10.4f}" for name in names))
+    lines += [f"{form:<{width}}" + "".join(f"{row[name]:>10.4f}" for name in names) for form, row in rows.items()]
     return "\n".join(lines)

@@ -26,6 +26,8 @@ from dig2dig.metrics import ALL, MAIN, fusion_metrics
 from dig2dig.metrics.tone import bright_targets, targets
 from dig2dig.tracking.panels import to_png
 
+INFRARED = ("ir", "infrared")  # sides that show what is warm
+
 
 def run(config: QualityConfig) -> int:
     """Fuses and scores all that an earlier run has not, and writes the tables."""
@@ -58,9 +60,6 @@ class Picture:
     path: Path
     key: str  # changes with all that shaped the picture
     cost: Row  # seconds and evaluations of the fusion; empty for a picture of others
-
-
-INFRARED = ("ir", "infrared")  # sides that show what is warm
 
 
 class Judge:

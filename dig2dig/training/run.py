@@ -27,6 +27,7 @@ from dig2dig.training.weights import WeightLearning
 
 FOLDERS = ("checkpoints/", "prior/", "adapter/", "weights/", "scenes/", "fusion/", "log/", "tensorboard/", "wandb/")
 WRITTEN = ("config.yaml", "wandb_id", *FOLDERS)  # in OUT
+LAST = "checkpoints/last.ckpt"  # in OUT, the checkpoint that a run goes on from
 
 
 @told
@@ -67,11 +68,6 @@ def refuse_to_replace_inputs(config: TrainConfig, given: Sequence[Path]) -> None
     refuse_inputs(config.out, [out, *(out / name for name in WRITTEN)], [*read, *changed])
 
 
-def checkpoint_path(config: TrainConfig) -> Path:
-    """The checkpoint that a run goes on from."""
-    return Path(config.out) / "checkpoints" / "last.ckpt"
-
-
 def find_start(config: TrainConfig) -> tuple[TrainConfig, int, Path | None]:
     """The configuration with the prior's hash, the run's step and its checkpoint, 0 and None if new.
 
@@ -79,7 +75,7 @@ def find_start(config: TrainConfig) -> tuple[TrainConfig, int, Path | None]:
     """
     if config.prior:
         config = replace(config, prior_sha256=config.prior_sha256 or prior_sha256(config.prior))
-    found = None if config.fast_dev_run else newest_checkpoint(checkpoint_path(config))
+    found = None if config.fast_dev_run else newest_checkpoint(Path(config.out) / LAST)
     if found is None:
         return config, 0, None
     steps = int(found[1]["global_step"])
@@ -139,7 +135,7 @@ def fit(config: TrainConfig) -> None:
     config, start, stands = find_start(config)
     learning = WeightLearning(config) if config.learns_weights else PriorLearning(config)
     module, data, steps = learning.module, learning.data, config.optim.steps
-    path = checkpoint_path(config)
+    path = Path(config.out) / LAST
     guard = Guard(None if config.fast_dev_run else path, (config.save_every, config.val_every), start)
     trainer = make_trainer(config, guard, start, whole=stands == path)
     watched = bool(data.samples) and not config.fast_dev_run and start < steps

@@ -112,8 +112,10 @@ def prior_estimate(sources: Sources, level: NoiseLevels, fuser: Fuser) -> Source
 
 def non_local_means(sources: Sources, level: NoiseLevels) -> Sources:
     """Non-local means (Buades, Coll and Morel, 2005) of each source, with h = 0.8 sigma as scikit-image recommends."""
-    clean = partial(denoise_nl_means, patch_size=5, patch_distance=6, fast_mode=True, channel_axis=0)
-    pairs = zip(sources.flatten(0, 1).cpu().numpy(), level.flatten().tolist(), strict=True)
+    grey = sources.shape[2] == 1
+    clean = partial(denoise_nl_means, patch_size=5, patch_distance=6, fast_mode=True, channel_axis=None if grey else 0)
+    images = sources.flatten(0, 2 if grey else 1).cpu().numpy()
+    pairs = zip(images, level.flatten().tolist(), strict=True)
     cleaned = [clean(image, h=0.8 * sigma, sigma=sigma) if sigma else image for image, sigma in pairs]
     return torch.from_numpy(np.stack(cleaned)).to(sources).view(sources.shape)
 

@@ -23,6 +23,5 @@ class AppConfig:
     def __post_init__(self) -> None:
         require(0 <= self.port < 65536, f"port must lie in [0, 65535], not {self.port}")
         require(self.images >= 2, f"images must be at least 2, not {self.images}")
-        require(
-            min(self.megapixels, self.megabytes, self.waiting, self.total, self.minutes) > 0, "limits must be positive"
-        )
+        limits = (self.megapixels, self.megabytes, self.waiting, self.total, self.minutes)
+        require(min(limits) > 0, "limits must be positive")

@@ -99,11 +99,7 @@ class Done:
 
 
 def fuse_order(
-    order: Order,
-    denoiser: Denoiser,
-    limits: AppConfig,
-    folder: Path,
-    show: Callable[[Progress], None],
+    order: Order, denoiser: Denoiser, limits: AppConfig, folder: Path, show: Callable[[Progress], None]
 ) -> Done:
     """Fuses uploaded images and shows every step; the result lies in ``folder``; UserError in the page's terms."""
     options = overrides(order, limits.prior)

@@ -1,8 +1,8 @@
 """Work in a thread of its own, which is given up when nobody waits for it any more."""
 
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextvars import ContextVar
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any, TypeVar
@@ -11,22 +11,16 @@ from torch import nn
 
 T = TypeVar("T")
 BEAT = 0.5  # seconds in which a page that left is noticed
+_left: ContextVar[Event | None] = ContextVar("left", default=None)  # set when nobody waits for this thread's work
 
 
 class Stopped(Exception):
     """Nobody waits for the result."""
 
 
-class _Current(threading.local):
-    left: Event | None = None  # set when nobody waits for the work of this thread
-
-
-_current = _Current()
-
-
 def check(*_: Any) -> None:
     """Ends the work of this thread if nobody waits for it."""
-    if _current.left and _current.left.is_set():
+    if (left := _left.get()) and left.is_set():
         raise Stopped
 
 
@@ -50,7 +44,7 @@ def followed(work: Callable[[Callable[[T], None]], T]) -> Iterator[T | None]:
         shown.put(item)
 
     def run() -> None:
-        _current.left = left
+        _left.set(left)
         try:
             future.set_result(work(show))
         except BaseException as error:  # raised where the result is awaited

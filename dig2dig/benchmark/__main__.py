@@ -3,16 +3,7 @@
 import sys
 from importlib import import_module
 
-from dig2dig.benchmark.config import (
-    AlignConfig,
-    DegradedConfig,
-    FlickerConfig,
-    GhostsConfig,
-    QualityConfig,
-    SpeedConfig,
-    StackConfig,
-    TheoryConfig,
-)
+from dig2dig.benchmark import config as schemas
 from dig2dig.cli import load
 from dig2dig.errors import told
 
@@ -29,26 +20,18 @@ USAGE = """python -m dig2dig.benchmark COMMAND [FILE.yaml …] [key=value …]
 
 COMMAND --help lists its options."""
 
-SCHEMAS = dict(
-    quality=QualityConfig,
-    theory=TheoryConfig,
-    degraded=DegradedConfig,
-    flicker=FlickerConfig,
-    ghosts=GhostsConfig,
-    align=AlignConfig,
-    stack=StackConfig,
-    speed=SpeedConfig,
-)
+COMMANDS = ("quality", "theory", "degraded", "flicker", "ghosts", "align", "stack", "speed")
+"""Each one is a module, with a schema called after it."""
 
 
 @told
 def main(argv: list[str]) -> int:
     """Runs one benchmark and gives the exit code."""
-    if not argv or argv[0] not in SCHEMAS:
+    if not argv or argv[0] not in COMMANDS:
         asked = bool(argv) and argv[0] in ("--help", "-h")
         print(USAGE, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
-    config = load(SCHEMAS[argv[0]], argv[1:])
+    config = load(getattr(schemas, f"{argv[0].capitalize()}Config"), argv[1:])
     from dig2dig.tracking.trainer import prepare
 
     prepare()

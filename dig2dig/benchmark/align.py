@@ -24,8 +24,6 @@ from dig2dig.benchmark.rows import Row, Rows
 from dig2dig.benchmark.tables import markdown
 from dig2dig.errors import AlignmentError
 
-IDENTITY = ("dataset", "name", "warp")
-
 
 @dataclass(frozen=True)
 class Warp:
@@ -46,8 +44,9 @@ class Warp:
 
 def run(config: AlignConfig) -> int:
     """Registers moved pairs, and unrelated ones, and writes a table; rows of an earlier run are kept."""
-    rows = Rows(Path(config.out) / "results.csv", IDENTITY)
-    cases = [case for case in find_cases(config.data, config.datasets, limit=config.limit) if _two(case)]
+    rows = Rows(Path(config.out) / "results.csv", ("dataset", "name", "warp"))
+    found = find_cases(config.data, config.datasets, limit=config.limit)
+    cases = [case for case in found if case.task in ("ivf", "mif") and len(_files(case)) == 2]
     todo = [(case, warp) for case in cases for warp in range(config.warps)]
     kept = [
         rows.find(case.dataset, case.pair.name, str(warp)) or _measured(rows, case, warp, config.seed)
@@ -60,10 +59,6 @@ def run(config: AlignConfig) -> int:
     ]
     rows.finish(kept, table(kept, others))
     return 0
-
-
-def _two(case: Case) -> bool:
-    return case.task in ("ivf", "mif") and len(_files(case)) == 2
 
 
 def _files(case: Case) -> list[Path]:
@@ -93,15 +88,10 @@ def _measured(rows: Rows, case: Case, warp: int, seed: int) -> Row:
             row["own"] = f"{moved.errors(found.matrix, truth).max():.2f}"
     except AlignmentError as error:
         row = {"refused": str(error)}
-    side = max(moved.fixed.shape)
-    found_row = rows.put(
-        case.dataset,
-        case.pair.name,
-        str(warp),
-        row | {"side": str(side), "seconds": f"{time.process_time() - started:.2f}"},
-    )
+    row |= {"side": str(max(moved.fixed.shape)), "seconds": f"{time.process_time() - started:.2f}"}
+    row = rows.put(case.dataset, case.pair.name, str(warp), row)
     rows.save()
-    return found_row
+    return row
 
 
 def _own(rows: Rows, case: Case, fixed: np.ndarray, moving: np.ndarray) -> Row:
@@ -148,15 +138,13 @@ def make_warp(rng: np.random.Generator, fixed: np.ndarray, moving: np.ndarray) -
     bend[2, :2] = rng.uniform(-0.02, 0.02, 2) / (width, height)
     place = np.array([[1, 0, (width - 1) / 2 + shift[0]], [0, 1, (height - 1) / 2 + shift[1]], [0, 0, 1]])
     back = place @ bend @ turning @ around  # the new source's pixels to the published pair's
-    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
-    whole = cv2.warpPerspective(
-        np.ones(moving.shape, np.uint8), resizing(fixed.shape, moving.shape) @ back, (w, h), flags=flags
-    )
+    motion, flags = resizing(fixed.shape, moving.shape) @ back, cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    whole = cv2.warpPerspective(np.ones(moving.shape, np.uint8), motion, (w, h), flags=flags)
     share = 1.0 if view < 1 else min(0.85, 1 / view)  # the source sees more than the reference
     size = [round(side * share) for side in fixed.shape]
     top, left = ((side - part) // 2 for side, part in zip(fixed.shape, size, strict=True))
     cut = np.array([[1, 0, left], [0, 1, top], [0, 0, 1]], float)
-    new = drawn(moving, resizing(fixed.shape, moving.shape) @ back, (h, w)) * whole
+    new = drawn(moving, motion, (h, w)) * whole
     return Warp(fixed[top : top + size[0], left : left + size[1]], new, whole > 0, np.linalg.inv(back) @ cut, cut)
 
 

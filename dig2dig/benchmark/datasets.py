@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -21,8 +22,6 @@ from dig2dig.errors import ImageError, MethodError, PairingError, one_line
 
 # folder of a task, and its preset
 TASKS = {"infrared_visible": "ivf", "medical": "mif", "multi_exposure": "mef", "multi_focus": "mff"}
-
-
 NO_SIDES = ("peers", "published_metrics", "mask", "labels")  # folders of a dataset that hold no source
 
 
@@ -54,8 +53,7 @@ def find_cases(data: str, datasets: str = "", half: str = "all", limit: int = 0)
         for dataset in sorted((Path(data) / folder).glob("*/")):
             known |= {dataset.name, folder, task}
             if not wanted or wanted & {dataset.name, folder, task}:
-                folders = sorted(dataset.glob("*/"))
-                sides = {path.name: str(path) for path in folders if path.name not in NO_SIDES}
+                sides = {path.name: str(path) for path in sorted(dataset.glob("*/")) if path.name not in NO_SIDES}
                 pairs = [pair for pair in (find_pairs(sides) if len(sides) > 1 else []) if len(pair.files) > 1]
                 split = math.ceil(len(pairs) / 2)
                 pairs = {"all": pairs, "first": pairs[:split], "second": pairs[split:]}[half]
@@ -106,9 +104,7 @@ def read_targets(path: Path, height: int, width: int) -> Tensor:
 
 def read_luminance(path: Path) -> Tensor:
     """BT.601 luminance (1, h, w) of a picture, in [0, 1]."""
-    pixels = torch.from_numpy(read_image(path).copy())
-    image = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-    return luminance(image.float() / 255)
+    return luminance(torch.from_numpy(np.atleast_3d(read_image(path)).copy()).permute(2, 0, 1).float() / 255)
 
 
 def centre(images: Tensor, height: int, width: int = 0) -> Tensor:
@@ -121,12 +117,9 @@ def centre(images: Tensor, height: int, width: int = 0) -> Tensor:
 
 def example_pair(height: int, width: int, channels: int = 1) -> Tensor:
     """The bundled infrared-visible pair, (1, 2, channels, height, width): its middle, or all of it enlarged."""
-    images = []
-    for kind in ("visible", "infrared"):
-        pixels = read_image(shipped("examples") / "infrared_visible" / kind / "00036N.png", "L")
-        image = torch.from_numpy(pixels.copy()).view(1, 1, *pixels.shape[:2]).float() / 255
-        scale = max(height / image.shape[-2], width / image.shape[-1])
-        if scale > 1:
-            image = interpolate(image, scale_factor=scale * 1.001, mode="bicubic").clamp(0, 1)
-        images.append(centre(image, height, width))
-    return torch.stack(images, 1).expand(-1, -1, channels, -1, -1).contiguous()
+    files = [shipped("examples") / "infrared_visible" / kind / "00036N.png" for kind in ("visible", "infrared")]
+    pair = torch.from_numpy(np.stack([read_image(file, "L") for file in files]))[None].float() / 255
+    scale = max(height / pair.shape[-2], width / pair.shape[-1])
+    if scale > 1:
+        pair = interpolate(pair, scale_factor=scale * 1.001, mode="bicubic").clamp(0, 1)
+    return centre(pair, height, width)[:, :, None].expand(-1, -1, channels, -1, -1).contiguous()

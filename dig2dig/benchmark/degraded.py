@@ -29,6 +29,8 @@ from dig2dig.priors.windows import crop, pad
 from dig2dig.shapes import Image, Sources
 from dig2dig.tracking.panels import fusion_panel, to_png
 
+Method = Callable[[Sources, NoiseLevels], Image]
+
 
 def run(config: DegradedConfig) -> int:
     """Fuses and scores all that an earlier run has not, and writes the tables."""
@@ -37,8 +39,7 @@ def run(config: DegradedConfig) -> int:
     rows, fuser = Rows(Path(config.out) / "results.csv", ("dataset", "name", "method", "sigma")), open_fuser(config)
     for method in methods:
         make(method, "ivf", config, fuser)  # refuses an unknown name before any work
-    kept: list[Row] = []
-    failed: list[str] = []
+    kept, failed = list[Row](), list[str]()
     for case in tqdm(cases, desc="pairs"):
         with noted(failed):
             sample = read_case(case, config.crop)
@@ -64,8 +65,7 @@ def score(case: Case, sample: Sample, method: str, sigma: str, config: DegradedC
     (settings, run_method), digest = make(method, case.task, config, fuser), pair_digest(case.pair, Reading())
     key = hashed(settings, config.noisy, config.crop, config.seed, fuser.identity, digest)
     identity = (case.dataset, case.pair.name, method, sigma)
-    known = rows.find(*identity)
-    if known and known["key"] == key:
+    if known := rows.find(*identity, key=key):
         return known
     noisy, level = add_gaussian(sample, float(sigma), config.noisy, config.seed)
     fused = fuser(noisy, lambda sources: run_method(sources, level.to(fuser.device)))
@@ -77,9 +77,7 @@ def score(case: Case, sample: Sample, method: str, sigma: str, config: DegradedC
     return rows.put(*identity, row | {name: f"{float(value):.7g}" for name, value in scores.items()})
 
 
-def make(
-    method: str, task: str, config: DegradedConfig, fuser: Fuser
-) -> tuple[str, Callable[[Sources, NoiseLevels], Image]]:
+def make(method: str, task: str, config: DegradedConfig, fuser: Fuser) -> tuple[str, Method]:
     """Settings and function of a method: blind, given the noise, estimating it, or denoising first."""
     first, _, then = method.partition("+")
     if then in comparators.CLASSICAL and first in ("nlm", "prior"):

@@ -61,8 +61,7 @@ def make_frames(config: FlickerConfig, sensor: float, pan: int) -> Tensor:
     lefts = torch.linspace(MARGIN, config.crop - SQUARE - MARGIN, config.frames).long().tolist()
     for frame, left in zip(frames, lefts if not pan else [], strict=not pan):
         frame[:, :, top : top + SQUARE, left : left + SQUARE] = torch.tensor([0.2, 0.9]).view(2, 1, 1, 1)
-    noise = torch.randn(frames.shape, generator=generator) * sensor / 255
-    return (frames + noise).clamp(0, 1)
+    return (frames + torch.randn(frames.shape, generator=generator) * sensor / 255).clamp(0, 1)
 
 
 def changes(frames: Tensor, pan: int) -> Tensor:

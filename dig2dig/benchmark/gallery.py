@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -71,16 +72,10 @@ def worst(cases: Sequence[Case], rows: Sequence[Scored], config: QualityConfig) 
 def _card(case: Case, pictures: Pictures, rows: Sequence[Scored], config: QualityConfig) -> PairView:
     name, stretch = case.pair.name, "minmax" if config.stretch == "minmax" else "none"
     shown = [row for row in rows if (row["dataset"], row["name"], row["stretch"]) == (case.dataset, name, stretch)]
-    scores = {row["method"]: finite({key: row[key] for key in MAIN if row.get(key)}) for row in shown}
+    known = {row["method"]: finite({key: row[key] for key in MAIN if row.get(key)}) for row in shown}
     found = pictures[case.dataset, name]
     order = dict.fromkeys([config.reference, *names(config.methods), *config.variants, *found])
     ordered = {method: found[method] for method in order if method in found}
-    return view_of_files(
-        f"{case.dataset} {name}",
-        case.pair.files,
-        ordered,
-        Path(config.out),
-        known=scores | {method: {} for method in ordered if method not in scores},
-        ours=[config.reference],
-        prepare=lambda image: centre(image, config.crop),
-    )
+    known = {method: {} for method in ordered} | known
+    title, folder, cut = f"{case.dataset} {name}", Path(config.out), partial(centre, height=config.crop)
+    return view_of_files(title, case.pair.files, ordered, folder, known=known, ours=[config.reference], prepare=cut)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -89,21 +90,11 @@ def arrays(images: Tensor) -> list[np.ndarray]:
 
 def summary(values: np.ndarray) -> list[str]:
     """The columns of a dataset, from the measures of its stacks."""
-    kept, removed, found, right, share, change, fused = (mean(column) for column in values.T)
-    worst = values.max(0)
+    kept, removed, found, right, *static = pd.DataFrame(values).mean()  # of what is a number
     psnr = [f"{number:.1f}" for number in (kept, removed, values[:, 1].min())]
     counts = ["" if np.isnan(number) else f"{number:.2f}" for number in (found, right)]
-    return (
-        psnr
-        + counts
-        + [f"{number:.2f}" for pair in zip((share, change, fused), worst[4:], strict=True) for number in pair]
-    )
-
-
-def mean(values: np.ndarray) -> float:
-    """The mean of what is a number; NaN if nothing is."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else np.nan
+    pairs = zip(static, values[:, 4:].max(0), strict=True)
+    return [*psnr, *counts, *(f"{number:.2f}" for pair in pairs for number in pair)]
 
 
 def move(static: Images, reference: int, seed: int) -> Moved:
@@ -113,19 +104,13 @@ def move(static: Images, reference: int, seed: int) -> Moved:
     y, x = patch_of(static[reference], radius)
     generator = np.random.default_rng(seed)
     columns = np.linspace(radius, width - radius - 1, len(static) + 2).round().astype(int)[1:-1]
-    places = [
-        (int(row), int(column))
-        for row, column in zip(
-            generator.integers(radius, height - radius, len(static)), generator.permutation(columns), strict=True
-        )
-    ]
+    rows = generator.integers(radius, height - radius, len(static))
+    places = np.stack([rows, generator.permutation(columns)], 1).tolist()
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2) > 0
 
     def pasted(image: np.ndarray, row: int, column: int) -> np.ndarray:
-        result = image.copy()
-        result[row - radius : row + radius + 1, column - radius : column + radius + 1][disc] = image[
-            y - radius : y + radius + 1, x - radius : x + radius + 1
-        ][disc]
+        result, thing = image.copy(), image[y - radius : y + radius + 1, x - radius : x + radius + 1]
+        result[row - radius : row + radius + 1, column - radius : column + radius + 1][disc] = thing[disc]
         return result
 
     sources = [pasted(image, *place) for image, place in zip(static, places, strict=True)]
@@ -147,12 +132,10 @@ def patch_of(image: np.ndarray, radius: int) -> tuple[int, int]:
 
 def agreement(made: Moved, masks: Masks) -> tuple[float, float]:
     """Share of the moving pixels that are marked, and of the marked ones that move or lie close to what does."""
-    kernel = np.ones((2 * MARGIN + 1,) * 2, np.uint8)
-    near = [cv2.dilate(disc.astype(np.uint8), kernel) > 0 for disc in made.discs]
-    hit = sum((mask & disc).sum() for mask, disc in zip(masks, made.discs, strict=True))
-    right = sum((mask & disc).sum() for mask, disc in zip(masks, near, strict=True))
-    marked, moved = (sum(mask.sum() for mask in each) for each in (masks, made.discs))
-    return float(hit / moved) if moved else np.nan, float(right / marked) if marked else np.nan
+    kernel, marked, moved = np.ones((2 * MARGIN + 1,) * 2, np.uint8), np.stack(masks), np.stack(made.discs)
+    near = np.stack([cv2.dilate(disc.astype(np.uint8), kernel) > 0 for disc in moved])
+    hit, right = (marked & moved).sum(), (marked & near).sum()
+    return float(hit / moved.sum()) if moved.any() else np.nan, float(right / marked.sum()) if marked.any() else np.nan
 
 
 def fused(images: Images, task: str, fuser: Fuser) -> Tensor:

@@ -23,11 +23,8 @@ from dig2dig.shapes import Image, Sources
 
 # the change of each ablation in the task's preset
 GAIN = "sampler.weights=gain"
-SCOPES = dict(
-    static=f"{GAIN} sampler.dig.kind=static",
-    spatial=f"{GAIN} research.scope=spatial",
-    temporal=f"{GAIN} research.scope=temporal",
-)
+SCOPES = {"static": f"{GAIN} sampler.dig.kind=static"}
+SCOPES |= {scope: f"{GAIN} research.scope={scope}" for scope in ("spatial", "temporal")}
 DDFM = {"ddfm": "code", "ddfm-unstretched": "code", "ddfm-paper": "paper"}  # the first ends with a stretch
 
 
@@ -52,7 +49,7 @@ def sampler_of(method: str, task: str, variants: dict[str, str]) -> SamplerConfi
         raise MethodError(f"methods: {method}: no such folder")
     if kind == "peers" or method in comparators.CLASSICAL:
         return None
-    changes = {"dig2dig": "", "gain": "sampler.weights=gain", **SCOPES, **variants}
+    changes = {"dig2dig": "", "gain": GAIN, **SCOPES, **variants}
     if method in changes:
         return preset(task, *changes[method].split())
     if method in DDFM:

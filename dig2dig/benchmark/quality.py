@@ -26,6 +26,8 @@ from dig2dig.metrics import ALL, MAIN, fusion_metrics
 from dig2dig.metrics.tone import bright_targets, targets
 from dig2dig.tracking.panels import to_png
 
+INFRARED = ("ir", "infrared")  # sides that show what is warm
+
 
 def run(config: QualityConfig) -> int:
     """Fuses and scores all that an earlier run has not, and writes the tables."""
@@ -34,8 +36,7 @@ def run(config: QualityConfig) -> int:
     for method in methods:
         sampler_of(method, "ivf", config.variants)  # refuses an unknown name before any work
     judge = Judge(config, open_fuser(config), Rows(out / "results.csv"))
-    kept: list[Row] = []
-    failed: list[str] = []
+    kept, failed = list[Row](), list[str]()
     for case in tqdm(cases, desc="pairs"):
         with noted(failed):
             sample = read_case(case, config.crop)
@@ -59,9 +60,6 @@ class Picture:
     path: Path
     key: str  # changes with all that shaped the picture
     cost: Row  # seconds and evaluations of the fusion; empty for a picture of others
-
-
-INFRARED = ("ir", "infrared")  # sides that show what is warm
 
 
 class Judge:
@@ -104,8 +102,8 @@ class Judge:
         stretched, digest = method == "ddfm", pair_digest(case.pair, Reading())  # as DDFM is published
         key = hashed(*shaped_by, self.config.seed, self.config.crop, stretched, digest)
         path = Path(self.config.out) / "pictures" / case.dataset / method / f"{case.pair.name}.png"
-        earlier = self.rows.find(case.dataset, case.pair.name, method)
-        if path.is_file() and earlier and earlier["key"] == key:
+        earlier = self.rows.find(case.dataset, case.pair.name, method, key=key)
+        if path.is_file() and earlier:
             yield Picture(method, path, key, {name: earlier[name] for name in COST})
             return
         fused = self.fuse(sample, method, setting)
@@ -125,8 +123,8 @@ class Judge:
         wanted = ALL if self.config.metrics == "all" else (*MAIN, *EYE, *(["MEF-SSIM"] if case.task == "mef" else []))
         convention = self.config.convention
         identity = (case.dataset, case.pair.name, picture.method, stretch)
-        known = self.rows.find(*identity)
-        if known and (known["key"], known["convention"]) == (picture.key, convention) and all(map(known.get, wanted)):
+        known = self.rows.find(*identity, key=picture.key)
+        if known and known["convention"] == convention and all(map(known.get, wanted)):
             return known
         fused = centre(read_luminance(picture.path), self.config.crop)
         if fused.shape[-2:] != sample.sources.shape[-2:]:

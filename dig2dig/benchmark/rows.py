@@ -18,11 +18,12 @@ class Rows:
         known = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records") if path.is_file() else []
         self.rows: dict[tuple[str, ...], Row] = {tuple(row[column] for column in identity): row for row in known}
 
-    def find(self, *identity: str) -> Row | None:
-        """The row of an identity, or the first row whose identity starts with these columns."""
-        if len(identity) == len(self.identity):
-            return self.rows.get(identity)
-        return next((row for key, row in self.rows.items() if key[: len(identity)] == identity), None)
+    def find(self, *identity: str, key: str = "") -> Row | None:
+        """The row of an identity, or the first row whose identity starts with these columns; none of another key."""
+        found = self.rows.get(identity)
+        if len(identity) < len(self.identity):
+            found = next((row for known, row in self.rows.items() if known[: len(identity)] == identity), None)
+        return found if found and key in ("", found.get("key")) else None
 
     def put(self, *identity_and_row: str | Row) -> Row:
         """Adds or replaces a row."""

@@ -5,6 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def cost(config: SpeedConfig, fuser: Fuser) -> Section:
     }
     evaluations = {name: fuser(sources, setting).evaluations for name, setting in settings.items()}
     contenders: Contenders = {"bare network": forward(fuser)}
-    contenders |= {name: lambda setting=setting: fuser(sources, setting) for name, setting in settings.items()}
+    contenders |= {name: partial(fuser, sources, setting) for name, setting in settings.items()}
     seconds = in_turn(contenders, config.repeats, fuser.device)
     to_static = {name: ratio(seconds[name], seconds[against]) for name in seconds if name.startswith(loop)}
     close = {name: contenders[name] for name in (loop, against)}
@@ -154,24 +155,19 @@ def operators(config: SpeedConfig, fuser: Fuser) -> Section:
 
 def batches(config: SpeedConfig, fuser: Fuser) -> Section:
     """Images per second in batches of several sizes, and one step of a batch against the bare network."""
-    counts, pair, ours, loop = (1, 2, 4, 8), example_pair(SIDE, SIDE), preset(config.task), in_loop(config)
-    contenders: Contenders = {}
+    counts, pair, contenders = (1, 2, 4, 8), example_pair(SIDE, SIDE), Contenders()
+    settings = {"preset": preset(config.task), "prior in the loop": in_loop(config)}
     for n in counts:
         stack = pair.expand(n, -1, -1, -1, -1)
-        contenders[f"{n}"] = lambda stack=stack: fuser(stack, ours)
-        contenders[f"{n} loop"] = lambda stack=stack: fuser(stack, loop)
-        contenders[f"{n} bare"] = forward(fuser, n)
+        contenders |= {f"{n} {name}": partial(fuser, stack, setting) for name, setting in settings.items()}
+        contenders[f"{n} bare network"] = forward(fuser, n)
     seconds = in_turn(contenders, config.repeats, fuser.device)
-    rows = [
-        {
-            "batch": str(n),
-            "images/s, preset": float(np.median(n / seconds[f"{n}"])),
-            "images/s, prior in the loop": float(np.median(n / seconds[f"{n} loop"])),
-            "images/s, bare network": float(np.median(n / seconds[f"{n} bare"])),
-            "preset, × batch of one": ratio(n * seconds["1"], seconds[f"{n}"]),
-        }
-        for n in counts
-    ]
+    rows = []
+    for n in counts:
+        taken = {name: seconds[f"{n} {name}"] for name in (*settings, "bare network")}
+        rates = {f"images/s, {name}": float(np.median(n / one)) for name, one in taken.items()}
+        gain = ratio(n * seconds["1 preset"], taken["preset"])
+        rows.append({"batch": str(n)} | rates | {"preset, × batch of one": gain})
     return Section("Batches", f"Pairs of {SIDE} px that are fused together.", rows)
 
 
@@ -189,7 +185,7 @@ def adm(config: SpeedConfig, fuser: Fuser) -> Section:
         "prior in the loop, 4 steps": in_loop(config, "sampler.steps=4"),
     }
     contenders: Contenders = {"bare network": forward(big)}
-    contenders |= {name: lambda setting=setting: big(sources, setting) for name, setting in settings.items()}
+    contenders |= {name: partial(big, sources, setting) for name, setting in settings.items()}
     seconds = in_turn(contenders, min(config.repeats, 2), fuser.device)
     bare, parameters = seconds["bare network"], sum(weight.numel() for weight in denoiser.parameters())
     rows = [

@@ -63,8 +63,7 @@ def make_stack(folder: Path, megapixels: float, count: int) -> tuple[np.ndarray,
             np.copyto(planes[k], blurred, where=abs(layer - k) == distance)
     for k, plane in enumerate(planes):
         cv2.imwrite(str(folder / f"{k:03}.png"), np.dstack([plane, plane, np.minimum(plane, 254)]))
-    mean = (planes.mean(0) / 255).astype(np.float32)
-    return photo, mean
+    return photo, (planes.mean(0) / 255).astype(np.float32)
 
 
 def measure(folder: Path, file: Path, config: StackConfig) -> tuple[float, float, float]:

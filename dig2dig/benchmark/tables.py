@@ -45,11 +45,8 @@ class Scores:
 
 def collect(rows: Sequence[Row] | pd.DataFrame) -> Scores:
     """Scores of all methods that have every image, on the metrics that every row has."""
-    table = (
-        pd.DataFrame(rows)
-        .reindex(columns=["method", *IMAGE, *dict.fromkeys([*ALL, *SHOWN]), *COST], fill_value="")
-        .fillna("")
-    )
+    columns = ["method", *IMAGE, *dict.fromkeys([*ALL, *SHOWN]), *COST]
+    table = pd.DataFrame(rows).reindex(columns=columns, fill_value="").fillna("")
     table = table.groupby(["method", *IMAGE], sort=False).last()
     made, images = Counter(table.index.get_level_values("method")), len(table.groupby(IMAGE))
     methods = [method for method in made if made[method] == images]
@@ -58,11 +55,9 @@ def collect(rows: Sequence[Row] | pd.DataFrame) -> Scores:
     metrics = full if set(full) - {*MAIN, *SHOWN} else [name for name in full if name in MAIN]
     numbers = [np.array(chosen[name].replace("", "nan"), float).reshape(-1, images) for name in (*metrics, *COST)]
     values, cost = np.stack(numbers[:-2], -1), np.stack([column.mean(1) for column in numbers[-2:]], -1)
-    shown = {}
-    for name in [name for name in SHOWN if name not in metrics]:
-        column = chosen[name].replace("", "nan").astype(float).groupby("method", sort=False).mean()
-        if column.notna().any():
-            shown[name] = column.reindex(methods).to_numpy()
+    others = chosen[[name for name in SHOWN if name not in metrics]].replace("", "nan").astype(float)
+    means = others.groupby("method", sort=False).mean().reindex(methods).dropna(axis=1, how="all")
+    shown = {str(name): column.to_numpy() for name, column in means.items()}
     return Scores(methods, metrics, values, cost, sorted(set(made) - set(methods)), shown)
 
 

@@ -39,11 +39,9 @@ def run(config: TheoryConfig) -> int:
         for scene, sources in make_scenes(ideal, config, index).items():
             for method, sampler in methods(config).items():
                 key = hashed(sampler, config.crop, config.blur, config.sigma, config.seed, fuser.identity, photo.name)
-                known = rows.find(scene, photo.stem, method)
-                if not (known and known["key"] == key):
-                    measured = measure_bound(sources, ideal, fuser.denoiser, sampler, config.seed)
-                    known = rows.put(scene, photo.stem, method, {"key": key} | measured)
-                kept.append(known)
+                row = rows.find(scene, photo.stem, method, key=key)
+                row = row or {"key": key} | measure_bound(sources, ideal, fuser.denoiser, sampler, config.seed)
+                kept.append(rows.put(scene, photo.stem, method, row))
         rows.save()
     rows.finish(kept, tables(kept))
     return 0

@@ -143,14 +143,8 @@ def pair_view(
     height, width = result.image.shape[-2:]
     ours = Panel("fused", "result", file=file, scores=scores(result.fused, sample.sources))
     pictures = [*source_panels(sample, files, folder), (ours, small(result.image)), *baseline_panels(sample, names)]
-    card = PairView(
-        name=result.name,
-        facts=[*size_facts(height, width), f"{result.seconds:.2f} s", f"seed {result.seed}"],
-        width=width,
-        height=height,
-        panels=[],
-        modalities=list(sample.modalities),
-        times=[int(step.t[0]) for step in trace],
-        weights=[[round(float(one), 4) for one in step.weight[0].mean((1, 2, 3))] for step in trace],
-    )
+    facts = [*size_facts(height, width), f"{result.seconds:.2f} s", f"seed {result.seed}"]
+    times = [int(step.t[0]) for step in trace]
+    weights = [[round(float(one), 4) for one in step.weight[0].mean((1, 2, 3))] for step in trace]
+    card = PairView(result.name, facts, width, height, [], list(sample.modalities), times, weights)
     return illustrated(card, pictures, [trace[i] for i in evenly(len(trace), STEPS)])

@@ -1,5 +1,6 @@
 """The page of one run of ``infer.py``, and the page that compares several."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,28 +27,25 @@ def facts(config: InferConfig, record: Mapping[str, Any], rows: Rows) -> list[tu
     s, prior = config.sampler, config.prior
     pull = "sources alone" if s.guidance.sigma_n == 0 else f"sigma_n {s.guidance.sigma_n:g}"
     adapter = f" + {prior.adapter} {record.get('adapter_sha256', '')[:10]}" if prior.adapter else ""
-    noise = ", ".join(f"{modality} {sigma}" for modality, sigma in config.noise.items())
     versions = record.get("versions", {})
-    weights = [("weights", f"{s.weights} {record.get('weights_sha256', '')[:10]}")]
-    if s.weights == "gain":
-        weights = [
-            ("sampling", f"{s.steps} steps, {s.grid}"),
-            ("gains", f"{s.dig.kind}, temperature {s.dig.temperature:g}, {s.research.scope}"),
-        ]
-    weights += [("prefer", ", ".join(f"{m} {factor:g}" for m, factor in config.prefer.items()))] * bool(config.prefer)
-    weights += [("tone", s.tone)] * (s.tone != "balanced")
-    return [
+    learned = s.weights != "gain"
+    known = [
         ("pairs", f"{len(done)} fused, {len(rows) - len(done)} failed"),
         ("time", f"{sum(float(row['seconds']) for row in done):.1f} s"),
         ("task", config.task),
         ("sources", ", ".join(config.sources)),
-        *weights,
+        ("weights", f"{s.weights} {record.get('weights_sha256', '')[:10]}" if learned else None),
+        ("sampling", None if learned else f"{s.steps} steps, {s.grid}"),
+        ("gains", None if learned else f"{s.dig.kind}, temperature {s.dig.temperature:g}, {s.research.scope}"),
+        ("prefer", ", ".join(f"{modality} {factor:g}" for modality, factor in config.prefer.items()) or None),
+        ("tone", None if s.tone == "balanced" else s.tone),
         ("guidance", f"{s.guidance.kind}, {pull}"),
-        *([("noise", noise)] if noise else []),
+        ("noise", ", ".join(f"{modality} {sigma}" for modality, sigma in config.noise.items()) or None),
         ("prior", f"{prior.path} {record.get('prior_sha256', '')[:10]}{adapter}"),
         ("seed", str(config.seed)),
         ("dig2dig", f"{versions.get('dig2dig', '?')}, torch {versions.get('torch', '?')}"),
     ]
+    return [(term, value) for term, value in known if value is not None]
 
 
 def run_page(run: Run, rows: Rows, command: str) -> Page:
@@ -158,17 +156,15 @@ def compared_view(name: str, runs: Sequence[Finished], files: Mapping[str, Path]
 
 def comparison(runs: Sequence[Finished], folder: Path, pairs: int, command: str) -> Page:
     """The page that shows each pair as every run made it; those with most results first, then by name."""
-    count: dict[str, int] = {}
     files: dict[str, dict[str, Path]] = {}
     for run in reversed(runs):
-        for name, row in run.rows.items():
-            count[name] = count.get(name, 0) + (row["status"] == "done")
         try:
             files |= {pair.name: pair.files for pair in scenes(run.config)}
         except (PairingError, OSError):  # the sources are no longer there
             continue
     rows = [(f"{run.label}: {name}", row) for run in runs for name, row in sorted(run.rows.items())]
-    names = sorted((name for name in count if count[name]), key=lambda name: (-count[name], name))
+    count = Counter(name for run in runs for name, row in run.rows.items() if row["status"] == "done")
+    names = sorted(count, key=lambda name: (-count[name], name))
     return Page(
         title=" / ".join(run.label for run in runs),
         lead=f"{len(runs)} runs side by side: what each made of the same pairs, and how their options differ.",

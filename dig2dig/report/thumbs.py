@@ -62,17 +62,11 @@ def step_view(step: Snapshot, detail: Detail) -> StepView:
     """One step of one image, encoded."""
     weight, gain = step.weight[0, :, 0], step.gain[0, :, 0].nan_to_num(0.0)
     low, high = float(gain.amin()), float(gain.amax())  # one scale for all sources of a step
-    return StepView(
-        index=step.index,
-        t=int(step.t[0]),
-        sigma=step.sigma[0],
-        weight=[grey_map(one, 0.0, 1.0, detail.map) for one in weight],
-        gain=[grey_map(one, low, high, detail.map, 0.5) for one in gain],
-        low=low,
-        high=high,
-        guided=data_uri(step.guided[0], detail.step, detail.quality),
-        estimate="" if step.x0_hat is None else data_uri(step.x0_hat[0], detail.step, detail.quality),
-    )
+    weights = [grey_map(one, 0.0, 1.0, detail.map) for one in weight]
+    gains = [grey_map(one, low, high, detail.map, 0.5) for one in gain]
+    guided = data_uri(step.guided[0], detail.step, detail.quality)
+    estimate = "" if step.x0_hat is None else data_uri(step.x0_hat[0], detail.step, detail.quality)
+    return StepView(step.index, int(step.t[0]), step.sigma[0], weights, gains, low, high, guided, estimate)
 
 
 def illustrated(card: PairView, pictures: Sequence[Shown], steps: Sequence[Snapshot] = ()) -> PairView:

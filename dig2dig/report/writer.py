@@ -30,8 +30,7 @@ class ReportWriter:
     def __init__(self, run: Run) -> None:
         self.run, self.config = run, run.config.report
         kept = run.done.items() if self.config.pairs else ()
-        found = [read_fragment(run.out, name, run.key, row["inputs"]) for name, row in kept]
-        views = [view for view in found if view]
+        views = [view for name, row in kept if (view := read_fragment(run.out, name, run.key, row["inputs"]))]
         todo = [pair for pair in run.todo if not pair.missing or len(pair.files) > 1]
         self.files = {pair.name: pair.files for pair in todo[: max(self.config.pairs - len(views), 0)]}
         made = sum(any(step.estimate for step in view.views) for view in views)

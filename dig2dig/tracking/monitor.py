@@ -46,9 +46,7 @@ class FusionMonitor(Callback):
         for result in shown(outputs):
             show(trainer, result, self.folder / f"step{trainer.global_step:06d}", trainer.global_step)
 
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any, **__: Any
-    ) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:
         """Shows pairs that were fused, with their scores."""
         for result in (result for result in shown(outputs) if result.name in self.numbers):
             number = self.numbers[result.name]

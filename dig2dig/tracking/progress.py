@@ -28,9 +28,7 @@ class Progress(Callback):
             shown: dict[str, Any] = {"unit": self.unit, "file": sys.stderr, "dynamic_ncols": True, "mininterval": 0.5}
             self.bar = tqdm(total=self.total, initial=self.start, **shown)
 
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any, **__: Any
-    ) -> None:
+    def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any, **__: Any) -> None:
         """Counts the pictures of a batch, and as many for each other process."""
         if self.bar is not None:
             self.bar.update(min(len(batch) * trainer.world_size, self.total - self.bar.n))

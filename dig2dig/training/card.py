@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import StrictUndefined, Template
+from torch import nn
 
 from dig2dig.config_train import TrainConfig
 from dig2dig.fusion.weight import WeightNetwork
@@ -44,46 +45,41 @@ class WeightFacts:
 
 def weight_card(config: TrainConfig, network: WeightNetwork, facts: WeightFacts) -> str:
     """Fills the card of learned weights from a finished run."""
-    return _filled(
-        "card_weights.md.j2",
-        config=config,
-        data=config.data,
-        optim=config.optim,
-        sampler=config.fusion.sampler,
-        facts=facts,
-        metrics=list(next(iter(facts.scores.values()), {})),
-        title=config.out.rstrip("/").rpartition("/")[2],
-        parameters=sum(weight.numel() for weight in network.parameters()),
-        prior_sha256=(config.prior_sha256 or "")[:12],
-        batch=config.data.batch_size * config.optim.accumulate * facts.devices,
-    )
+    metrics, prior = list(next(iter(facts.scores.values()), {})), (config.prior_sha256 or "")[:12]
+    values = {"data": config.data, "sampler": config.fusion.sampler, "metrics": metrics, "prior_sha256": prior}
+    return _filled("card_weights.md.j2", config, network, facts, values)
 
 
-def _filled(template: str, **values: Any) -> str:
-    """A template with values and the versions of what made the run."""
+def _filled(
+    template: str, config: TrainConfig, network: nn.Module, facts: Facts | WeightFacts, values: dict[str, Any]
+) -> str:
+    """A template with what both cards tell, further values, and the versions of what made the run."""
     text = Path(__file__).with_name(template).read_text(encoding="utf-8")
     versions = {"dig2dig": version("dig2dig"), "torch": version("torch"), "python": platform.python_version()}
     made = Template(text, undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
-    return made.render(**values, **versions)
+    return made.render(
+        config=config,
+        optim=config.optim,
+        facts=facts,
+        title=config.out.rstrip("/").rpartition("/")[2],
+        parameters=sum(weight.numel() for weight in network.parameters()),
+        batch=config.data.batch_size * config.optim.accumulate * facts.devices,
+        **values,
+        **versions,
+    )
 
 
 def model_card(config: TrainConfig, denoiser: Denoiser, facts: Facts) -> str:
     """Fills the card from a finished run."""
     optim, adapt = config.optim, config.adapt
     lora = f"prior.path={config.prior} prior.adapter={config.out}/adapter"
-    return _filled(
-        "card.md.j2",
-        config=config,
-        optim=optim,
-        denoiser=denoiser,
-        facts=facts,
-        title=config.out.rstrip("/").rpartition("/")[2],
-        origin=f"adapted from `{config.prior}`" if config.prior else "trained from scratch",
-        parameters=sum(weight.numel() for weight in denoiser.parameters()),
-        prediction=PREDICTIONS[denoiser.prediction],
-        mode=MODES[adapt.mode].format(rank=adapt.rank, alpha=adapt.alpha),
-        batch=config.data.batch_size * optim.accumulate * facts.devices,
-        weighting=f"min-SNR, gamma {optim.gamma:g}" if optim.weighting == "min_snr" else "none",
-        use=lora if adapt.mode == "lora" else f"prior.path={config.out}/prior",
-        uniform=UNIFORM_SHARE,
-    )
+    values = {
+        "denoiser": denoiser,
+        "origin": f"adapted from `{config.prior}`" if config.prior else "trained from scratch",
+        "prediction": PREDICTIONS[denoiser.prediction],
+        "mode": MODES[adapt.mode].format(rank=adapt.rank, alpha=adapt.alpha),
+        "weighting": f"min-SNR, gamma {optim.gamma:g}" if optim.weighting == "min_snr" else "none",
+        "use": lora if adapt.mode == "lora" else f"prior.path={config.out}/prior",
+        "uniform": UNIFORM_SHARE,
+    }
+    return _filled("card.md.j2", config, denoiser, facts, values)

@@ -141,9 +141,7 @@ class WeightAverage(Callback):
         self.average = [self.saved.get(f"module.{i}", one).detach().to(one, copy=True) for i, one in weights]
 
     @torch.no_grad()
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         """Averages after each optimiser step, not after batches that only accumulate."""
         if trainer.global_step > self.steps:
             decay = min(self.decay, (1 + self.count) / (10 + self.count)) if self.count else 0.0

@@ -63,9 +63,7 @@ class Guard(Callback):
         """Takes the signals back from Lightning, which would end the training amid an accumulation."""
         self._install()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:
         """Ends a training whose loss is not finite, writes what is due, and ends it after a signal."""
         step = trainer.global_step
         self.lost = ~outputs["loss"].detach().isfinite().all() | self.lost

@@ -20,19 +20,14 @@ from dig2dig.tracking.loggers import close, log_scalars, make_loggers
 from dig2dig.tracking.monitor import FusionMonitor
 from dig2dig.tracking.progress import Progress
 from dig2dig.tracking.trainer import build_trainer, prepare
-from dig2dig.training.checkpoints import (
-    AtomicCheckpointIO,
-    Diverged,
-    WeightAverage,
-    newest_checkpoint,
-    read_checkpoint,
-)
+from dig2dig.training.checkpoints import AtomicCheckpointIO, Diverged, WeightAverage, newest_checkpoint, read_checkpoint
 from dig2dig.training.guard import Guard
 from dig2dig.training.prior import PriorLearning
 from dig2dig.training.weights import WeightLearning
 
 FOLDERS = ("checkpoints/", "prior/", "adapter/", "weights/", "scenes/", "fusion/", "log/", "tensorboard/", "wandb/")
 WRITTEN = ("config.yaml", "wandb_id", *FOLDERS)  # in OUT
+LAST = "checkpoints/last.ckpt"  # in OUT, the checkpoint that a run goes on from
 
 
 @told
@@ -73,11 +68,6 @@ def refuse_to_replace_inputs(config: TrainConfig, given: Sequence[Path]) -> None
     refuse_inputs(config.out, [out, *(out / name for name in WRITTEN)], [*read, *changed])
 
 
-def checkpoint_path(config: TrainConfig) -> Path:
-    """The checkpoint that a run goes on from."""
-    return Path(config.out) / "checkpoints" / "last.ckpt"
-
-
 def find_start(config: TrainConfig) -> tuple[TrainConfig, int, Path | None]:
     """The configuration with the prior's hash, the run's step and its checkpoint, 0 and None if new.
 
@@ -85,7 +75,7 @@ def find_start(config: TrainConfig) -> tuple[TrainConfig, int, Path | None]:
     """
     if config.prior:
         config = replace(config, prior_sha256=config.prior_sha256 or prior_sha256(config.prior))
-    found = None if config.fast_dev_run else newest_checkpoint(checkpoint_path(config))
+    found = None if config.fast_dev_run else newest_checkpoint(Path(config.out) / LAST)
     if found is None:
         return config, 0, None
     steps = int(found[1]["global_step"])
@@ -109,17 +99,12 @@ def _shaping(config: TrainConfig) -> dict[str, Any]:
     return values | {name: getattr(config, name) for name in names}
 
 
-def make_callbacks(config: TrainConfig, guard: Guard, start: int) -> list[Callback]:
-    """Averaged weights, a progress bar, fusions to look at, and checkpoints of all that."""
-    callbacks: list[Callback] = [WeightAverage(config.optim.ema)] if config.optim.ema else []
-    if config.fast_dev_run:
-        return [*callbacks, guard]
-    return [*callbacks, Progress(config.optim.steps, "step", start), FusionMonitor(Path(config.out) / "fusion"), guard]
-
-
 def make_trainer(config: TrainConfig, guard: Guard, start: int, whole: bool) -> Trainer:
-    """Lightning's trainer with :func:`make_callbacks` and the loggers that the configuration names."""
+    """Lightning's trainer with averaged weights, a progress bar, fusions to look at, checkpoints, and loggers."""
     out, optim = Path(config.out), config.optim
+    callbacks: list[Callback] = [WeightAverage(optim.ema)] if optim.ema else []
+    if not config.fast_dev_run:
+        callbacks += [Progress(optim.steps, "step", start), FusionMonitor(out / "fusion")]
     trainer = build_trainer(
         config.trainer,
         default_root_dir=out,
@@ -133,7 +118,7 @@ def make_trainer(config: TrainConfig, guard: Guard, start: int, whole: bool) -> 
         fast_dev_run=config.fast_dev_run,
         logger=False,
         enable_checkpointing=False,
-        callbacks=make_callbacks(config, guard, start),
+        callbacks=[*callbacks, guard],
         plugins=[AtomicCheckpointIO(whole)],
     )
     if not config.fast_dev_run:  # now each process knows its rank
@@ -150,7 +135,7 @@ def fit(config: TrainConfig) -> None:
     config, start, stands = find_start(config)
     learning = WeightLearning(config) if config.learns_weights else PriorLearning(config)
     module, data, steps = learning.module, learning.data, config.optim.steps
-    path = checkpoint_path(config)
+    path = Path(config.out) / LAST
     guard = Guard(None if config.fast_dev_run else path, (config.save_every, config.val_every), start)
     trainer = make_trainer(config, guard, start, whole=stands == path)
     watched = bool(data.samples) and not config.fast_dev_run and start < steps

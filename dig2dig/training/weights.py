@@ -27,12 +27,8 @@ from dig2dig.training.checkpoints import export_folder, finish
 from dig2dig.training.prior import device_of, fusion_samples, write_prior
 from dig2dig.training.scenes import cached, training_scenes, without_mask
 
-SHOWN = {
-    "ivf": ("SD", "SF", "SCD", "VIF", "Qabf", "SSIM", "Nabf", "halo", "tone"),
-    "mif": ("SD", "SF", "SCD", "VIF", "Qabf", "SSIM", "Nabf", "halo", "tone"),
-    "mef": ("SD", "SF", "VIF", "Qabf", "MEF-SSIM", "Nabf", "halo", "tone"),
-    "mff": ("SD", "SF", "SCD", "VIF", "Qabf", "SSIM", "Nabf", "halo", "tone"),
-}
+SHOWN = dict.fromkeys(("ivf", "mif", "mff"), ("SD", "SF", "SCD", "VIF", "Qabf", "SSIM", "Nabf", "halo", "tone"))
+SHOWN["mef"] = ("SD", "SF", "VIF", "Qabf", "MEF-SSIM", "Nabf", "halo", "tone")
 """Metrics of the table before and after, by task."""
 
 
@@ -71,17 +67,13 @@ class WeightLearning:
         if config.learns_prior:
             write_prior(denoiser, config)
         before, after = self.scores(starting_prior(config), None), self.scores(denoiser, network)
-        rows = {self.start_name: before, "learned": after}
+        start = config.weights or f"the preset {config.fusion.task} with sampler.weights=gain"
+        rows = {start: before, "learned": after}
         if before:
             print(table(rows, len(self.held_out)))
         facts = WeightFacts(self.count, len(self.held_out), devices, rows if before else {})
         write_atomically(folder / "README.md", weight_card(config, network, facts).encode())
         return after
-
-    @property
-    def start_name(self) -> str:
-        """What the learned weights are compared with."""
-        return self.config.weights or f"the preset {self.config.fusion.task} with sampler.weights=gain"
 
     def scores(self, denoiser: Denoiser, network: WeightNetwork | None) -> dict[str, float]:
         """Mean metrics of the held-out pairs, whole images; of what the training started from without a network."""
@@ -111,6 +103,5 @@ def table(rows: dict[str, dict[str, float]], count: int) -> str:
     """Mean metrics of held-out pairs, a line for each form."""
     names, width = list(next(iter(rows.values()))), max(map(len, rows)) + 2
     lines = [f"{count} held-out pairs, means:", " " * width + "".join(f"{name:>10}" for name in names)]
-    for form, row in rows.items():
-        lines.append(f"{form:<{width}}" + "".join(f"{row[name]:>10.4f}" for name in names))
+    lines += [f"{form:<{width}}" + "".join(f"{row[name]:>10.4f}" for name in names) for form, row in rows.items()]
     return "\n".join(lines)

@@ -55,7 +55,7 @@ def load_strictly(schema: type[T], argv: Sequence[str]) -> T:
         for argument in argv:
             layer = _layer(schema, argument, records)
             config = OmegaConf.merge(config, layer)
-        result = OmegaConf.to_object(config)
+        result: Any = OmegaConf.to_object(config)
         if hasattr(result, "check_given"):
             result.check_given(given)
     except ConfigKeyError as error:

@@ -27,8 +27,9 @@ from dig2dig.training.checkpoints import export_folder, finish
 from dig2dig.training.prior import device_of, fusion_samples, write_prior
 from dig2dig.training.scenes import cached, training_scenes, without_mask
 
-SHOWN = dict.fromkeys(("ivf", "mif", "mff"), ("SD", "SF", "SCD", "VIF", "Qabf", "SSIM", "Nabf", "halo", "tone"))
-SHOWN["mef"] = ("SD", "SF", "VIF", "Qabf", "MEF-SSIM", "Nabf", "halo", "tone")
+_USUAL = ("SD", "SF", "SCD", "VIF", "Qabf", "SSIM", "Nabf", "halo", "tone")
+_EXPOSURES = ("SD", "SF", "VIF", "Qabf", "MEF-SSIM", "Nabf", "halo", "tone")
+SHOWN = {"ivf": _USUAL, "mif": _USUAL, "mef": _EXPOSURES, "mff": _USUAL}
 """Metrics of the table before and after, by task."""
 
 

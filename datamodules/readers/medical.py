@@ -160,8 +160,4 @@ def _volume(path: Path, version: tuple[int, int, int]) -> Volume:
     """All slices."""
     packed = kind(path) == "nifti"
     with one_line(path, "NIfTI file" if packed else "DICOM file"):
-        try:
-            return nifti.read_volume(path) if packed else dicom.read_volume(files(path))
-        except ImportError as error:
-            needed = f"needs {error.name}; pip install 'dig2dig[medical]'"
-            raise ImageError(f"{path}: {needed if error.name in ('nibabel', 'pydicom') else error}") from error
+        return nifti.read_volume(path) if packed else dicom.read_volume(files(path))

@@ -58,7 +58,7 @@ def image_size(path: Path) -> tuple[int, int]:
         start = file.read(16)
         file.seek(0)
         if kind := raw.kind_of(path, start):
-            return raw.photo_size(file.read(), path, kind)
+            return raw.photo_size(file.read(), kind)
         if start[:4] in tiff.STARTS:
             return tiff.tiff_size(file)
         with _open(file, path) as image:
@@ -79,7 +79,7 @@ def read_picture(path: Path) -> Picture:
         if not content:
             raise ImageError(f"{path}: empty file; copy it again")
         if kind := raw.kind_of(path, content[:16]):
-            pixels, valid, metadata, notes = raw.read_photo(content, path, kind, MAX_PIXELS)
+            pixels, valid, metadata, notes = raw.read_photo(content, kind, MAX_PIXELS)
         elif content[:4] in tiff.STARTS:
             pixels, valid, metadata, notes = tiff.read_tiff(content, MAX_PIXELS)
             metadata = replace(metadata, exif=exif_of(content))

@@ -20,8 +20,7 @@ from dig2dig.errors import ImageError
 RAW_SUFFIXES = {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".rw2", ".orf"}
 SUFFIXES = {*RAW_SUFFIXES, ".heic", ".heif", ".avif", ".jxl", ".exr", ".hdr"}
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
-JXL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
-PACKAGES = ("rawpy", "pillow_heif", "OpenEXR", "imagecodecs")
+STARTS = {"jxl": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"), "exr": (b"v/1\x01",), "hdr": (b"#?RADIANCE", b"#?RGBE")}
 _STDERR = threading.Lock()  # held while the process has no stderr
 
 Decoded = tuple[np.ndarray, np.ndarray | None, Metadata]  # pixels, alpha where there is one, metadata
@@ -41,12 +40,8 @@ def kind_of(path: Path, start: bytes) -> str:
 
     A raw file is a TIFF inside, whose first image is a thumbnail.
     """
-    if start.startswith(JXL_STARTS):
-        return "jxl"
-    if start.startswith(b"v/1\x01"):
-        return "exr"
-    if start.startswith((b"#?RADIANCE", b"#?RGBE")):
-        return "hdr"
+    if known := next((kind for kind, starts in STARTS.items() if start.startswith(starts)), ""):
+        return known
     if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
         return "heif"
     if start[4:12] in (b"ftypavif", b"ftypavis") and not _pillow_reads_avif():
@@ -59,45 +54,28 @@ def _pillow_reads_avif() -> bool:
     return "avif" in features.modules and features.check_module("avif")
 
 
-def photo_size(content: bytes, path: Path, kind: str) -> tuple[int, int]:
+def photo_size(content: bytes, kind: str) -> tuple[int, int]:
     """(height, width) of what ``read_photo`` gives; nothing is decoded."""
-    with _packages(path), silent():
+    with silent():
         opened = OPEN[kind](content)
         return opened.height, opened.width
 
 
-def read_photo(
-    content: bytes, path: Path, kind: str, most: int
-) -> tuple[np.ndarray, np.ndarray | None, Metadata, list[str]]:
+def read_photo(content: bytes, kind: str, most: int) -> tuple[np.ndarray, np.ndarray | None, Metadata, list[str]]:
     """Upright pixels, which of them are valid (None = all), metadata, and notes.
 
     Raw files are developed: white balance of the camera, sRGB, 16 bits, no change of brightness, so that the frames of
     a bracket keep their relation. Linear light stays in floating point. More than ``most`` pixels are an ImageError;
     of a damaged file a decoder raises what it likes.
     """
-    with _packages(path), silent():
+    with silent():
         opened = OPEN[kind](content)
         if (size := opened.height * opened.width) > most:
-            raise ImageError(f"{path}: claims {size / 1e6:.0f} megapixels; at most {most / 1e6:.0f} are read")
+            raise ImageError(f"claims {size / 1e6:.0f} megapixels; at most {most / 1e6:.0f} are read")
         pixels, alpha, metadata = opened.decode()
     pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
     notes = ["developed with the camera's white balance"] if kind == "raw" else []
     return np.ascontiguousarray(pixels), None if alpha is None else opaque(alpha), metadata, notes
-
-
-@contextmanager
-def _packages(path: Path) -> Iterator[None]:
-    """Says which package is missing, and how to get it; errors of LibRaw become text."""
-    try:
-        yield
-    except ImportError as error:
-        name = (error.name or "").partition(".")[0]
-        needed = f"needs {name.replace('_', '-')}; pip install 'dig2dig[formats]'"
-        raise ImageError(f"{path}: {needed if name in PACKAGES else error}") from error
-    except Exception as error:
-        if error.args and isinstance(error.args[0], bytes):  # LibRaw's way
-            raise ValueError(error.args[0].decode(errors="replace")) from error
-        raise
 
 
 @contextmanager
@@ -173,7 +151,7 @@ def _open_jxl(content: bytes) -> Opened:
 def jxl_size(content: bytes) -> tuple[int, int]:
     """Height and width, upright, in the header of a JPEG XL file (ISO 18181-1)."""
     start = content
-    if content[:2] != JXL_STARTS[0]:  # in boxes
+    if content[:2] != STARTS["jxl"][0]:  # in boxes
         place = 0
         while content[place + 4 : place + 8] not in (b"jxlc", b"jxlp"):
             length = int.from_bytes(content[place : place + 4], "big")
@@ -252,11 +230,4 @@ def _split(pixels: np.ndarray, multiplied: bool = False) -> tuple[np.ndarray, np
     return divided(colours, alpha) if multiplied else colours, alpha
 
 
-OPEN: dict[str, Callable[[bytes], Opened]] = {
-    "raw": _open_raw,
-    "heif": _open_heif,
-    "jxl": _open_jxl,
-    "exr": _open_exr,
-    "hdr": _open_hdr,
-    "avif": _open_avif,
-}
+OPEN = dict(raw=_open_raw, heif=_open_heif, jxl=_open_jxl, exr=_open_exr, hdr=_open_hdr, avif=_open_avif)

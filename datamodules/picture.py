@@ -38,6 +38,7 @@ class Picture:
 
 def check_pixels(pixels: np.ndarray, path: Path) -> np.ndarray:
     """Pixels that can be fused, three equal channels as one; refuses other channels and sizes."""
+    pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         channels = pixels.shape[2] if pixels.ndim == 3 else pixels.ndim
         raise ImageError(f"{path}: {channels} channels; grey and RGB are read, with or without alpha")

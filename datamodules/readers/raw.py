@@ -73,7 +73,6 @@ def read_photo(content: bytes, kind: str, most: int) -> tuple[np.ndarray, np.nda
         if (size := opened.height * opened.width) > most:
             raise ImageError(f"claims {size / 1e6:.0f} megapixels; at most {most / 1e6:.0f} are read")
         pixels, alpha, metadata = opened.decode()
-    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
     notes = ["developed with the camera's white balance"] if kind == "raw" else []
     return np.ascontiguousarray(pixels), None if alpha is None else opaque(alpha), metadata, notes
 
@@ -130,7 +129,7 @@ def _open_heif(content: bytes) -> Opened:
         carrier = Image.new("L", (1, 1))  # Pillow has no 16-bit colour
         carrier.info = dict(image.info)
         metadata = metadata_of(carrier)
-        return *_split(pixels, "a" in image.mode), metadata  # RGBa is multiplied by alpha
+        return *split(pixels, "a" in image.mode), metadata  # RGBa is multiplied by alpha
 
     return Opened(image.size[1], image.size[0], decode)
 
@@ -143,7 +142,7 @@ def _open_jxl(content: bytes) -> Opened:
 
         pixels = imagecodecs.jpegxl_decode(content)
         pixels = pixels[0] if pixels.ndim == 4 else pixels  # of an animation the first frame
-        return *_split(pixels), Metadata()
+        return *split(pixels), Metadata()
 
     return Opened(*jxl_size(content), decode)
 
@@ -194,7 +193,7 @@ def _open_exr(content: bytes) -> Opened:
             raise ImageError(f"channels {', '.join(channels)}; RGB, RGBA and one channel are read")
         pixels = channels[name or next(iter(channels))]
         pixels = np.dstack([pixels, channels["A"]]) if name == "Y" and "A" in channels else pixels
-        return *_split(pixels, multiplied=True), Metadata()
+        return *split(pixels, multiplied=True), Metadata()
 
     return Opened(height, width, decode)
 
@@ -219,7 +218,7 @@ def _open_avif(content: bytes) -> Opened:
     raise ImageError("needs a Pillow that reads AVIF; pip install 'pillow>=11.3'")
 
 
-def _split(pixels: np.ndarray, multiplied: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+def split(pixels: np.ndarray, multiplied: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
     """Grey or RGB, and the alpha that stands behind; colours that were ``multiplied`` by alpha are as before."""
     pixels = pixels.astype(np.float32) if pixels.dtype == np.float16 else pixels
     if pixels.ndim == 2 or pixels.shape[2] not in (2, 4):

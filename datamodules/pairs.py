@@ -227,12 +227,7 @@ def wanted_range(pair: Pair, modality: str, reading: Reading) -> str:
 
 
 def aligned(
-    pair: Pair,
-    images: Images,
-    valids: Valids,
-    reference: str,
-    reading: Reading,
-    digests: Mapping[str, str] | None = None,
+    pair: Pair, images: Images, valids: Valids, reference: str, reading: Reading, digests: Mapping[str, str]
 ) -> tuple[Images, Valids, list[str]]:
     """All sources in the reference's frame, which pixels are valid there, and notes; refuses what cannot be brought."""
     sizes = {modality: image.shape[:2] for modality, image in images.items()}

@@ -74,9 +74,7 @@ def _wedge(side: np.ndarray) -> np.ndarray | None:
     slope, start = np.polyfit(x, depth[x], 1)
     edge = slope * np.arange(width) + start
     straight = np.abs(depth - edge)[x] <= 2
-    if straight.mean() < 0.9 or depth[x].max() > 0.45 * height:
-        return None
     behind = side[np.minimum(depth[x] + 2, height - 1), x]
-    if np.median(np.abs(behind - value)) < STEP:
+    if straight.mean() < 0.9 or depth[x].max() > 0.45 * height or np.median(np.abs(behind - value)) < STEP:
         return None
     return np.where(inside, np.ceil(np.maximum(depth, edge)), np.where(depth == height, height, 0))

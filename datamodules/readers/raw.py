@@ -5,7 +5,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,7 @@ STARTS = {"jxl": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"), "exr": (b"v/1\x01",
 _STDERR = threading.Lock()  # held while the process has no stderr
 
 Decoded = tuple[np.ndarray, np.ndarray | None, Metadata]  # pixels, alpha where there is one, metadata
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A file of which only the header is read."""
-
-    height: int
-    width: int
-    decode: Callable[[], Decoded]
+Opened = tuple[int, int, Callable[[], Decoded]]  # height and width in the header of a file, and what decodes the rest
 
 
 def kind_of(path: Path, start: bytes) -> str:
@@ -44,21 +35,16 @@ def kind_of(path: Path, start: bytes) -> str:
         return known
     if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
         return "heif"
-    if start[4:12] in (b"ftypavif", b"ftypavis") and not _pillow_reads_avif():
+    if start[4:12] in (b"ftypavif", b"ftypavis") and not features.check_module("avif"):
         return "avif"
     return "raw" if path.suffix.lower() in RAW_SUFFIXES and not start.startswith((b"\xff\xd8", b"\x89PNG")) else ""
-
-
-def _pillow_reads_avif() -> bool:
-    """Whether Pillow is new enough for AVIF, and was built with it."""
-    return "avif" in features.modules and features.check_module("avif")
 
 
 def photo_size(content: bytes, kind: str) -> tuple[int, int]:
     """(height, width) of what ``read_photo`` gives; nothing is decoded."""
     with silent():
-        opened = OPEN[kind](content)
-        return opened.height, opened.width
+        height, width, _ = OPEN[kind](content)
+        return height, width
 
 
 def read_photo(content: bytes, kind: str, most: int) -> tuple[np.ndarray, np.ndarray | None, Metadata, list[str]]:
@@ -69,10 +55,10 @@ def read_photo(content: bytes, kind: str, most: int) -> tuple[np.ndarray, np.nda
     of a damaged file a decoder raises what it likes.
     """
     with silent():
-        opened = OPEN[kind](content)
-        if (size := opened.height * opened.width) > most:
-            raise ImageError(f"claims {size / 1e6:.0f} megapixels; at most {most / 1e6:.0f} are read")
-        pixels, alpha, metadata = opened.decode()
+        height, width, decode = OPEN[kind](content)
+        if height * width > most:
+            raise ImageError(f"claims {height * width / 1e6:.0f} megapixels; at most {most / 1e6:.0f} are read")
+        pixels, alpha, metadata = decode()
     notes = ["developed with the camera's white balance"] if kind == "raw" else []
     return np.ascontiguousarray(pixels), None if alpha is None else opaque(alpha), metadata, notes
 
@@ -112,7 +98,7 @@ def _open_raw(content: bytes) -> Opened:
 
     with rawpy.imread(io.BytesIO(content)) as raw:
         height, width, turned = raw.sizes.iheight, raw.sizes.iwidth, raw.sizes.flip & 4
-    return Opened(width if turned else height, height if turned else width, decode)
+    return width if turned else height, height if turned else width, decode
 
 
 def _open_heif(content: bytes) -> Opened:
@@ -131,7 +117,7 @@ def _open_heif(content: bytes) -> Opened:
         metadata = metadata_of(carrier)
         return *split(pixels, "a" in image.mode), metadata  # RGBa is multiplied by alpha
 
-    return Opened(image.size[1], image.size[0], decode)
+    return image.size[1], image.size[0], decode
 
 
 def _open_jxl(content: bytes) -> Opened:
@@ -144,7 +130,7 @@ def _open_jxl(content: bytes) -> Opened:
         pixels = pixels[0] if pixels.ndim == 4 else pixels  # of an animation the first frame
         return *split(pixels), Metadata()
 
-    return Opened(*jxl_size(content), decode)
+    return *jxl_size(content), decode
 
 
 def jxl_size(content: bytes) -> tuple[int, int]:
@@ -195,7 +181,7 @@ def _open_exr(content: bytes) -> Opened:
         pixels = np.dstack([pixels, channels["A"]]) if name == "Y" and "A" in channels else pixels
         return *split(pixels, multiplied=True), Metadata()
 
-    return Opened(height, width, decode)
+    return height, width, decode
 
 
 def _open_hdr(content: bytes) -> Opened:
@@ -210,7 +196,7 @@ def _open_hdr(content: bytes) -> Opened:
             raise ValueError("its pixels cannot be decoded")
         return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), None, Metadata()
 
-    return Opened(int(line[1]), int(line[3]), decode)
+    return int(line[1]), int(line[3]), decode
 
 
 def _open_avif(content: bytes) -> Opened:

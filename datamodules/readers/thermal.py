@@ -36,7 +36,6 @@ FIELDS = {  # of the record of a camera: offset and kind; temperatures are in ke
 INFRARED = {"infrared", "ir", "thermal", "lwir", "mwir", "flir"}
 NEAR = {"near", "nir", "swir"}
 DJI = "DJI keeps its temperatures in a form that only its own library reads; export TIFF with the DJI Thermal SDK"
-NO_VISIBLE = "a thermal JPEG without an embedded visible picture; give the visible files"
 
 
 def is_infrared(modality: str) -> bool:
@@ -107,7 +106,7 @@ def _open_visible(path: Path, found: ThermalFile) -> Image.Image:
     """The embedded picture, of which only the header is read."""
     content = found.records.get(EMBEDDED, b"")[32:]
     if not content.startswith((b"\xff\xd8", b"\x89PNG")):
-        raise ImageError(f"{path}: {NO_VISIBLE}")
+        raise ImageError(f"{path}: a thermal JPEG without an embedded visible picture; give the visible files")
     image = Image.open(io.BytesIO(content))
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"{path}: claims {image.width * image.height / 1e6:.0f} megapixels in its visible picture")

@@ -138,9 +138,8 @@ def opaque(alpha: np.ndarray) -> np.ndarray | None:
 
 def nodata(page: Any) -> float | None:
     """GDAL's no-data value; None where there is none, or none that is a number."""
-    tag = page.tags.get(42113)
     try:
-        return None if tag is None else float(str(tag.value).strip("\0 \n"))
+        return float(str(page.tags.valueof(42113, "")).strip("\0 \n"))
     except ValueError:
         return None
 

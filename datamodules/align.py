@@ -30,13 +30,11 @@ class Registration:
         height, width = self.image.shape[:2]
         places = np.stack(np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)), -1)
         x, y = np.moveaxis(cv2.perspectiveTransform(places, self.matrix), -1, 0)
-        covered = (np.abs(x + 0.5 - self.size[1] / 2) < self.size[1] / 2 + 0.01) & (
-            np.abs(y + 0.5 - self.size[0] / 2) < self.size[0] / 2 + 0.01
-        )
+        sides = zip((y, x), self.size, strict=True)
+        covered = np.all([np.abs(at + 0.5 - side / 2) < side / 2 + 0.01 for at, side in sides], 0)
         if valid is not None:
-            covered &= (
-                cv2.remap(valid.astype(np.float32), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) > 0.99
-            )
+            shown = cv2.remap(valid.astype(np.float32), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            covered &= shown > 0.99
         return None if covered.all() else covered
 
     def __str__(self) -> str:

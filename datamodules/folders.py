@@ -81,9 +81,7 @@ def _matching(pattern: Path) -> Named:
     first = next(i for i, part in enumerate(parts) if "{name}" in part or part == "**")
     root, inner = Path(*parts[:first]), parts[first:]
     wild = "/".join("**" if part == "**" else glob.escape(part).replace("{name}", "*") for part in inner)
-    exact = "/".join(re.escape(part).replace(r"\{name\}", "{name}") for part in inner).replace(
-        r"\*\*/", "((?:[^/]+/)*)"
-    )
+    exact = "/".join(map(re.escape, inner)).replace(r"\{name\}", "{name}").replace(r"\*\*/", "((?:[^/]+/)*)")
     regex = re.compile(exact.replace("{name}", "(?P<name>[^/]+)", 1).replace("{name}", "(?P=name)"), re.DOTALL)
     found: Named = []
     for path in sorted(set(root.glob(wild))):
@@ -100,8 +98,6 @@ def _folders(match: re.Match[str]) -> list[str]:
 
 def safe_names(names: Collection[str]) -> dict[str, str]:
     """A file name for each name of a scene: folders are joined by as many underscores as keep all names apart."""
-    if not any("/" in name for name in names):
-        return {name: name for name in names}
     joint = "_"
     while len({name.replace("/", joint) for name in names}) < len(names):
         joint += "_"
@@ -129,13 +125,10 @@ def extra_files(sources: Mapping[str, str]) -> list[Path]:
 def left_out(sources: Mapping[str, str]) -> list[str]:
     """Lines about what is not read in the sources' folders: files of other kinds, images in sub-folders."""
     lines, extra = [], extra_files(sources)
-    if kinds := Counter(path.suffix.lower() or "no suffix" for path in extra):
-        told = ", ".join(
-            f"{kind} {count}" for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
-        )
-        lines.append(
-            f"left out: {len(extra)} {'file that is' if len(extra) == 1 else 'files that are'} no image ({told})"
-        )
+    if kinds := Counter(sorted(path.suffix.lower() or "no suffix" for path in extra)):
+        told = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+        what = "file that is" if len(extra) == 1 else "files that are"
+        lines.append(f"left out: {len(extra)} {what} no image ({told})")
     return lines + [line for source in dict.fromkeys(map(Path, sources.values())) if (line := _unread(source, sources))]
 
 

@@ -48,9 +48,7 @@ class GainCrops(Dataset):
         with safe_open(self.files[random.integers(len(self.files))], "pt") as file:
             k, _, height, width = file.get_slice("sources").get_shape()
             h, w = min(self.side, height), min(self.side, width)
-            top, left = (
-                GRID * int(random.integers((whole - part) // GRID + 1)) for whole, part in ((height, h), (width, w))
-            )
+            top, left = (GRID * int(random.integers(room // GRID + 1)) for room in (height - h, width - w))
             count = k if k <= 2 else int(random.integers(2, min(k, MOST_SOURCES) + 1))
             chosen = torch.from_numpy(np.sort(random.permutation(k)[:count]))
             turns, flip = int(random.integers(4)), bool(random.integers(2))
@@ -60,8 +58,7 @@ class GainCrops(Dataset):
                 f = round(height / part.get_shape()[-2])
                 y, x = slice(top // f, (top + h) // f), slice(left // f, (left + w) // f)
                 maps = (part[:, :, y, x] if len(part.get_shape()) == 4 else part[:, y, x]).float()
-                maps = maps[chosen] if name not in ("truth", "mask") else maps
-                maps = maps.rot90(turns, (-2, -1))
+                maps = (maps if name in ("truth", "mask") else maps[chosen]).rot90(turns, (-2, -1))
                 return (maps.flip(-1) if flip else maps).contiguous()
 
             names = list(file.keys())

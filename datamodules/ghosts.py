@@ -104,7 +104,8 @@ def contradiction(
 
     The mapping and its noise are measured again without what was found: a thing does not explain itself.
     """
-    a, b = (np.atleast_3d(_small(image)) for image in _alike(fixed, other))
+    grey = 2 in (fixed.ndim, other.ndim)
+    a, b = (np.atleast_3d(_small(convert(image, "L") if grey else image)) for image in (fixed, other))
     inside = np.ones(a.shape[:2], bool)
     if valid is not None:
         inside = ~_grown(cv2.resize(valid.astype(np.uint8), a.shape[1::-1], interpolation=cv2.INTER_AREA) == 0, 3)
@@ -119,8 +120,7 @@ def contradiction(
         still = inside & ~_grown(found, 2)
     if not mappings or not found.any():
         return np.zeros(fixed.shape[:2], bool), mappings
-    size = fixed.shape[1], fixed.shape[0]
-    return cv2.resize(found.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5, mappings
+    return cv2.resize(found.astype(np.float32), fixed.shape[1::-1], interpolation=cv2.INTER_LINEAR) > 0.5, mappings
 
 
 def mapping(fixed: np.ndarray, other: np.ndarray) -> Mapping1D:
@@ -211,12 +211,6 @@ def replaced(
     result, old = other.copy(), other[here].reshape(predicted.shape)
     result[here] = (old + share[here][:, None] * (predicted - old)).reshape(result[here].shape)
     return result
-
-
-def _alike(fixed: np.ndarray, other: np.ndarray) -> list[np.ndarray]:
-    """Two images, grey if one of them is."""
-    grey = 2 in (fixed.ndim, other.ndim)
-    return [convert(image, "L") if grey else image for image in (fixed, other)]
 
 
 def _small(image: np.ndarray) -> np.ndarray:

@@ -5,8 +5,6 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-Tag = tuple[int, int, int, Any]  # of a TIFF: code, type, count and value, as tifffile writes it
-
 
 @dataclass(frozen=True)
 class Metadata:
@@ -16,7 +14,7 @@ class Metadata:
     exif: bytes = b""  # EXIF with GPS, without a thumbnail, upright; as TIFF, without the prefix of JPEG
     xmp: bytes = b""  # XMP packet
     dpi: tuple[float, float] | None = None  # dots per inch, across and down
-    geo: tuple[Tag, ...] = ()  # GeoTIFF tags: which place on Earth each pixel shows
+    geo: tuple[tuple[int, int, int, Any], ...] = ()  # GeoTIFF tags, the place on Earth: code, type, count and value
     medical: str = ""  # file whose patient and geometry a DICOM or NIfTI result takes over
     frame: int | None = None  # slice of that file
 

@@ -13,11 +13,6 @@ Keys = Mapping[str, Sequence[str]]
 """Of each modality the names of its files: the path under its source without suffix, parted by slashes."""
 
 
-def folded(name: str) -> str:
-    """A name in lower case."""
-    return name.casefold()
-
-
 def unpadded(name: str) -> str:
     """A name in lower case, its whole numbers without leading zeros."""
     return re.sub(r"(?<![\d.])0+(?=\d)", "", name.casefold())
@@ -25,7 +20,7 @@ def unpadded(name: str) -> str:
 
 FOLDS: tuple[tuple[Callable[[str], str], str], ...] = (
     (str, ""),
-    (folded, "upper and lower case count as equal"),
+    (str.casefold, "upper and lower case count as equal"),
     (unpadded, "leading zeros and upper and lower case do not count"),
 )
 """Which names count as equal, from strict to loose, and the line about it."""
@@ -230,9 +225,8 @@ def _common(parts: Sequence[Sequence[str]]) -> int:
 def plausible(a: Cut, b: Cut, words_a: Collection[str], words_b: Collection[str], count: int) -> bool:
     """Whether what is cut off two sources tells the sources apart, not the scenes."""
     affixes = [[part for part in split(f"{cut.prefix}/{cut.suffix}") if part.isalnum()] for cut in (a, b)]
-    meant = all(
-        part.casefold() in own for parts, own in zip(affixes, (words_a, words_b), strict=True) for part in parts
-    )
+    sides = zip(affixes, (words_a, words_b), strict=True)
+    meant = all(part.casefold() in own for parts, own in sides for part in parts)
     long = [[part for part in parts if part.isdigit() and len(part) > 2] for parts in affixes]
     if long[0] != long[1] or (count < 2 and not meant):  # dates, running numbers; a single pair proves nothing
         return False

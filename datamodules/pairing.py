@@ -248,13 +248,12 @@ def _apart(pairs: list[Pair]) -> list[Pair]:
     scenes: dict[str, list[str]] = {}
     for name in [*(pair.name for pair in pairs), *({pair.series for pair in pairs} - {""})]:
         scenes.setdefault(_folded(name), []).append(name)
-    told = {key: " and ".join(names) for key, names in scenes.items() if len(names) > 1}
-    problem = "{}: {} would be one file: rename one of them"
-    return [
-        replace(pair, problem=pair.problem or problem.format(pair.name, told[key])) if key in told else pair
-        for pair in pairs
-        for key in [_folded(pair.name)]
-    ]
+    found = []
+    for pair in pairs:
+        names = scenes[_folded(pair.name)]
+        twins = f"{pair.name}: {' and '.join(names)} would be one file: rename one of them" if len(names) > 1 else ""
+        found.append(replace(pair, problem=pair.problem or twins))
+    return found
 
 
 def _folded(name: str) -> str:
@@ -263,12 +262,11 @@ def _folded(name: str) -> str:
 
 def own_slices(pair: Pair, count: int) -> dict[str, Probes]:
     """Slices, evenly spread, of the volumes of a pair that have another number of them than the reference."""
-    lengths = {modality: frame_count(file) or 1 for modality, file in pair.files.items()}
-    return {
-        modality: tuple(dict.fromkeys((pair.files[modality], i * (length - 1) // 8) for i in range(9)))
-        for modality, length in lengths.items()
-        if length != count
-    }
+    found: dict[str, Probes] = {}
+    for modality, file in pair.files.items():
+        if (length := frame_count(file) or 1) != count:
+            found[modality] = tuple(dict.fromkeys((file, i * (length - 1) // 8) for i in range(9)))
+    return found
 
 
 def as_series(pairs: Sequence[Pair], name: str, own: Mapping[str, Probes] | None = None) -> list[Pair]:

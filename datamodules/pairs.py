@@ -171,16 +171,13 @@ def prepared(
         pixels, told = in_profile_of(picture, pictures[reference])
         found[modality] = replace(picture, pixels=pixels, valid=valid)
         notes += [f"{modality}: {one}" for one in (picture.note, note, told) if one]
-    geo = {modality: grid_of(picture.metadata.geo) for modality, picture in found.items() if picture.metadata.geo}
+    tags = {modality: picture.metadata.geo for modality, picture in found.items() if picture.metadata.geo}
+    # scale, tie points, transformation and reference system; tags from 42112 on say nothing of the place
+    geo = {modality: repr([tag for tag in known if tag[0] < 42112]) for modality, known in tags.items()}
     if len(set(geo.values())) > 1 and reading.align == "none":
         told = ", ".join(str(pair.files[modality]) for modality in geo)
         raise ImageError(f"{pair.name}: maps of different grids: {told}; warp them to one (gdalwarp), or give align=")
     return found, notes
-
-
-def grid_of(geo: Sequence[tuple[int, int, int, object]]) -> str:
-    """Where a map's pixels lie: its scale, tie points and transformation, and its reference system."""
-    return repr([tag for tag in geo if tag[0] < 42112])
 
 
 def scaled(pair: Pair, pictures: Mapping[str, Picture], reading: Reading) -> tuple[Images, Valids, list[str]]:
@@ -227,12 +224,7 @@ def wanted_range(pair: Pair, modality: str, reading: Reading) -> str:
 
 
 def aligned(
-    pair: Pair,
-    images: Images,
-    valids: Valids,
-    reference: str,
-    reading: Reading,
-    digests: Mapping[str, str] | None = None,
+    pair: Pair, images: Images, valids: Valids, reference: str, reading: Reading, digests: Mapping[str, str]
 ) -> tuple[Images, Valids, list[str]]:
     """All sources in the reference's frame, which pixels are valid there, and notes; refuses what cannot be brought."""
     sizes = {modality: image.shape[:2] for modality, image in images.items()}

@@ -13,6 +13,7 @@ from datamodules.metadata import Metadata
 from dig2dig.errors import ImageError, first_line
 
 MIN_SIDE = 4  # pixels; a smaller image is a mistake
+EXTRAS = {"medical": ("nibabel", "pydicom"), "formats": ("rawpy", "pillow_heif", "OpenEXR", "imagecodecs")}
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Picture:
 
 def check_pixels(pixels: np.ndarray, path: Path) -> np.ndarray:
     """Pixels that can be fused, three equal channels as one; refuses other channels and sizes."""
+    pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         channels = pixels.shape[2] if pixels.ndim == 3 else pixels.ndim
         raise ImageError(f"{path}: {channels} channels; grey and RGB are read, with or without alpha")
@@ -56,10 +58,17 @@ def one_line(path: Path, kind: str = "image") -> Iterator[None]:
         raise ImageError(f"{path}: {error}") from error
     except MemoryError:
         raise
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        extra = next((extra for extra, packages in EXTRAS.items() if package in packages), "")
+        needed = f"needs {package.replace('_', '-')}; pip install 'dig2dig[{extra}]'" if extra else error
+        raise ImageError(f"{path}: {needed}") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno:
             raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
-        raise ImageError(f"{path}: damaged {kind} ({first_line(error)}); copy it again") from error
+        said = error.args[0] if error.args else ""
+        told = ValueError(said.decode(errors="replace")) if isinstance(said, bytes) else error  # LibRaw gives bytes
+        raise ImageError(f"{path}: damaged {kind} ({first_line(told)}); copy it again") from error
 
 
 def check_regular(path: Path) -> None:

@@ -56,12 +56,10 @@ class Placing:
         for link in links:
             matrix = link.matrix @ matrix
         matrix /= matrix[2, 2]
-        last = links[-1]
-        if all(link.motion == "nothing" for link in links) and moving.shape[:2] == fixed.shape[:2]:
-            return replace(last, image=moving, matrix=matrix, score=min(link.score for link in links))
         motion = max((link.motion for link in links), key=("nothing", "shift", "similarity", "homography").index)
-        chain = replace(last, image=drawn(moving, matrix, fixed.shape), matrix=matrix, motion=motion)
-        return replace(chain, score=min(link.score for link in links))
+        same = motion == "nothing" and moving.shape[:2] == fixed.shape[:2]
+        image = moving if same else drawn(moving, matrix, fixed.shape)
+        return replace(links[-1], image=image, matrix=matrix, motion=motion, score=min(link.score for link in links))
 
     def _between(self, onto: str, modality: str) -> Registration:
         """One source on another, found once."""

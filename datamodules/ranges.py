@@ -37,10 +37,8 @@ def shown(pixels: np.ndarray, valid: Valid) -> np.ndarray:
 
 def limits(pixels: np.ndarray, valid: Valid = None) -> tuple[float, float]:
     """The 0.1 and the 99.9 percentile of the valid pixels, without lines at the edges that hold other things."""
-    found = shown(pixels, valid)
-    if valid is None and pixels.ndim == 2 and pixels.dtype != np.uint8:
-        found = pixels[_lines(pixels)]
-    low, high = np.percentile(found, (0.1, 99.9))
+    telemetry = valid is None and pixels.ndim == 2 and pixels.dtype != np.uint8
+    low, high = np.percentile(pixels[_lines(pixels)] if telemetry else shown(pixels, valid), (0.1, 99.9))
     return float(low), float(high)
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from datamodules.align import Registration, drawn, resizing
 from dig2dig.atomic import write_atomically
-from dig2dig.errors import AlignmentError
+from dig2dig.errors import AlignmentError, first_line
 
 LARGEST_SCATTER = 0.02  # of the reference's longer side
 
@@ -57,9 +57,8 @@ def calibrate(frames: Sequence[Registration], size: tuple[int, int]) -> Mount:
     away = np.linalg.norm(placed - middle, axis=-1).max(1)
     scatter = float(np.percentile(away, 90 if len(away) > 4 else 100))
     if np.median(away) > LARGEST_SCATTER * max(size):
-        raise AlignmentError(
-            f"frames differ by {np.median(away):.0f} px at the corners: the cameras moved, or see parallax"
-        )
+        apart = f"frames differ by {np.median(away):.0f} px at the corners"
+        raise AlignmentError(f"{apart}: the cameras moved, or see parallax")
     return Mount(cv2.getPerspectiveTransform(middle.astype(np.float32), corners[0]), (height, width), scatter)
 
 
@@ -94,8 +93,7 @@ def read_rig(path: Path) -> Rig:
     except KeyError as error:
         raise AlignmentError(f"{path}: no {error.args[0]} in the rig; see docs/inputs.md") from error
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, AttributeError) as error:
-        line = str(error).splitlines()[0]
-        raise AlignmentError(f"{path}: not a rig ({line}); see docs/inputs.md") from error
+        raise AlignmentError(f"{path}: not a rig ({first_line(error)}); see docs/inputs.md") from error
 
 
 def _mount(given: Mapping[str, Any]) -> Mount:

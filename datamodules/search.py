@@ -70,8 +70,7 @@ def _turned(z: Structure, degrees: float) -> tuple[Structure, np.ndarray]:
     w, h = (int(abs(a * turn.real) + abs(b * turn.imag)) + 1 for a, b in ((width, height), (height, width)))
     matrix = np.array([[turn.real, -turn.imag, 0], [turn.imag, turn.real, 0], [0, 0, 1]])
     matrix[:2, 2] = np.array([w - 1, h - 1]) / 2 - matrix[:2, :2] @ [(width - 1) / 2, (height - 1) / 2]
-    parts = (cv2.warpPerspective(np.ascontiguousarray(part), matrix, (w, h)) for part in (z.real, z.imag))
-    real, imaginary = parts
+    real, imaginary = (cv2.warpPerspective(np.ascontiguousarray(part), matrix, (w, h)) for part in (z.real, z.imag))
     return ((real + 1j * imaginary) * turn**2).astype(np.complex64), matrix
 
 

@@ -54,12 +54,9 @@ def left_border(image: np.ndarray) -> Valid:
     border = np.zeros(grey.shape, bool)
     for turns in range(4):
         side, mask = np.rot90(grey, turns), np.rot90(border, turns)  # views: what is marked here is marked there
-        depth = _wedge(side)
-        if depth is not None:
+        if (depth := _wedge(side)) is not None:
             mask |= np.arange(len(side))[:, None] < depth[None]
-    if not border.any():
-        return None
-    return ~cv2.dilate(border.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+    return ~cv2.dilate(border.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) if border.any() else None
 
 
 def _wedge(side: np.ndarray) -> np.ndarray | None:
@@ -75,12 +72,9 @@ def _wedge(side: np.ndarray) -> np.ndarray | None:
         return None
     x = np.flatnonzero(inside)
     slope, start = np.polyfit(x, depth[x], 1)
-    straight = np.abs(depth[x] - (slope * x + start)) <= 2
-    if straight.mean() < 0.9 or depth[x].max() > 0.45 * height:
-        return None
+    edge = slope * np.arange(width) + start
+    straight = np.abs(depth - edge)[x] <= 2
     behind = side[np.minimum(depth[x] + 2, height - 1), x]
-    if np.median(np.abs(behind - value)) < STEP:
+    if straight.mean() < 0.9 or depth[x].max() > 0.45 * height or np.median(np.abs(behind - value)) < STEP:
         return None
-    return np.where(
-        inside, np.ceil(np.maximum(depth, slope * np.arange(width) + start)), np.where(depth == height, height, 0)
-    )
+    return np.where(inside, np.ceil(np.maximum(depth, edge)), np.where(depth == height, height, 0))

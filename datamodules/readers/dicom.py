@@ -105,10 +105,8 @@ def read_volume(files: Sequence[Path]) -> Volume:
     check_claim(files[0], len(files) * 4 * prod(sizes))
     parts = [_read(file) for file in files]
     values = np.concatenate([part.values for part, _, _ in parts])
-    valid = None
-    if any(part.valid is not None for part, _, _ in parts):
-        masks = [np.ones(part.values.shape[:3], bool) if part.valid is None else part.valid for part, _, _ in parts]
-        valid = np.concatenate(masks)
+    masks = [np.ones(part.values.shape[:3], bool) if part.valid is None else part.valid for part, _, _ in parts]
+    valid = None if all(part.valid is None for part, _, _ in parts) else np.concatenate(masks)
     shown = values if valid is None else values[valid]
     if parts[0][1] and shown.size:  # large values are dark
         values = shown.max() + shown.min() - values

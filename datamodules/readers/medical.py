@@ -47,16 +47,13 @@ def kind(path: Path) -> Kind:
         return ""
     try:
         return _sniffed(path, version(path))
-    except ImageError:
+    except (ImageError, OSError, EOFError):
         return ""
 
 
 @lru_cache(maxsize=2**16)
 def _sniffed(path: Path, version: tuple[int, int, int]) -> Kind:
-    try:
-        start = nifti.start_of(path, 352)
-    except (OSError, EOFError):
-        return ""
+    start = nifti.start_of(path, 352)
     return "dicom" if dicom.is_header(start) else "nifti" if nifti.is_header(start) else ""
 
 
@@ -137,8 +134,7 @@ def _resampled(path: Path, volume: Volume, target: Grid, index: int, onto: Onto)
     note = f"resampled from {size} mm to the grid of {modality}"
     if not valid.all():
         note += f", of which it covers {100 * valid.mean():.0f} %"
-    metadata = Metadata(medical=str(file), frame=index)
-    return Picture(pixels, "", note, None if valid.all() else valid, metadata)
+    return Picture(pixels, "", note, None if valid.all() else valid, Metadata(medical=str(file), frame=index))
 
 
 def _target(path: Path, onto: Onto | None) -> Grid | None:
@@ -160,8 +156,4 @@ def _volume(path: Path, version: tuple[int, int, int]) -> Volume:
     """All slices."""
     packed = kind(path) == "nifti"
     with one_line(path, "NIfTI file" if packed else "DICOM file"):
-        try:
-            return nifti.read_volume(path) if packed else dicom.read_volume(files(path))
-        except ImportError as error:
-            needed = f"needs {error.name}; pip install 'dig2dig[medical]'"
-            raise ImageError(f"{path}: {needed if error.name in ('nibabel', 'pydicom') else error}") from error
+        return nifti.read_volume(path) if packed else dicom.read_volume(files(path))

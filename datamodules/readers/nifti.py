@@ -1,8 +1,6 @@
 """NIfTI volumes, cut axially."""
 
 import gzip
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +76,8 @@ def affine_of(grid: Grid, first: int, count: int) -> np.ndarray:
     return affine
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> Any:
     """A file to read, unpacked on the way if it is packed."""
     with path.open("rb") as file:
         packed = file.read(2) == GZIP
-        file.seek(0)
-        if packed:
-            with gzip.open(file) as inner:
-                yield inner
-        else:
-            yield file
+    return gzip.open(path) if packed else path.open("rb")

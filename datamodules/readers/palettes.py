@@ -11,17 +11,8 @@ from datamodules.ranges import full_scale
 from datamodules.readers.pixels import convert
 
 NAMED = ["jet", "hot", "inferno", "plasma", "magma", "viridis", "turbo", "rainbow", "hsv", "parula"]  # of OpenCV
-MORE = [
-    "afmhot",
-    "gist_heat",
-    "gnuplot2",
-    "CMRmap",
-    "nipy_spectral",
-    "gist_rainbow",
-    "coolwarm",
-    "jet",
-    "rainbow",
-]  # of matplotlib
+# of matplotlib
+MORE = ["afmhot", "gist_heat", "gnuplot2", "CMRmap", "nipy_spectral", "gist_rainbow", "coolwarm", "jet", "rainbow"]
 STORED = {  # the colours of FLIR's cameras, of which every 16th is here
     "iron": "101010 230f6e 530994 7d0ca2 9f189b bc2886 d03e65 e05745 ec7225 f18e0f f5a908 f4c116 f0d73f e9e687 ebebeb",
     "rainbow high contrast": (

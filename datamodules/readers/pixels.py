@@ -58,7 +58,7 @@ def image_size(path: Path) -> tuple[int, int]:
         start = file.read(16)
         file.seek(0)
         if kind := raw.kind_of(path, start):
-            return raw.photo_size(file.read(), path, kind)
+            return raw.photo_size(file.read(), kind)
         if start[:4] in tiff.STARTS:
             return tiff.tiff_size(file)
         with _open(file, path) as image:
@@ -79,7 +79,7 @@ def read_picture(path: Path) -> Picture:
         if not content:
             raise ImageError(f"{path}: empty file; copy it again")
         if kind := raw.kind_of(path, content[:16]):
-            pixels, valid, metadata, notes = raw.read_photo(content, path, kind, MAX_PIXELS)
+            pixels, valid, metadata, notes = raw.read_photo(content, kind, MAX_PIXELS)
         elif content[:4] in tiff.STARTS:
             pixels, valid, metadata, notes = tiff.read_tiff(content, MAX_PIXELS)
             metadata = replace(metadata, exif=exif_of(content))
@@ -115,16 +115,14 @@ def convert(pixels: np.ndarray, mode: Literal["L", "RGB"]) -> np.ndarray:
 def _open(file: Any, path: Path) -> Image.Image:
     """An image of which only the header is read."""
     try:
-        with one_line(path), _PILLOW, patch.object(Image, "MAX_IMAGE_PIXELS", None):  # it only warns up to its double
+        with _PILLOW, patch.object(Image, "MAX_IMAGE_PIXELS", None):  # it only warns up to its double
             image = Image.open(file)
-        if image.width * image.height > MAX_PIXELS:
-            megapixels = image.width * image.height / 1e6
-            raise ImageError(f"{path}: claims {megapixels:.0f} megapixels; at most {MAX_PIXELS / 1e6:.0f} are read")
-        return image
-    except ImageError as error:
-        if isinstance(error.__cause__, UnidentifiedImageError):
-            raise ImageError(f"{path}: not an image file, or of a kind that is not read") from error
-        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path}: not an image file, or of a kind that is not read") from error
+    if image.width * image.height > MAX_PIXELS:
+        megapixels = image.width * image.height / 1e6
+        raise ImageError(f"{path}: claims {megapixels:.0f} megapixels; at most {MAX_PIXELS / 1e6:.0f} are read")
+    return image
 
 
 def _decode(content: bytes, path: Path) -> tuple[np.ndarray, np.ndarray | None, Metadata, list[str]]:
@@ -135,7 +133,9 @@ def _decode(content: bytes, path: Path) -> tuple[np.ndarray, np.ndarray | None, 
         image.load()  # all of it: a truncated file is refused
         metadata = metadata_of(image)
         if image.format == "PNG" and content[24] > 8:  # Pillow opens 16-bit colour as if it had 8
-            pixels, alpha = _deep(content)
+            import imagecodecs
+
+            pixels, alpha = raw.split(imagecodecs.png_decode(content))
             turn = orientation_of(image)
             pixels, alpha = tiff.upright(pixels, turn), None if alpha is None else tiff.upright(alpha, turn)
         else:
@@ -152,16 +152,6 @@ def _shallow(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     if image.mode not in ("L", "LA", "1", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"):
         raise ValueError(f"pixels of kind {image.mode}")
     return np.asarray(image.convert("L" if image.mode in ("L", "LA", "1") else "RGB")), alpha
-
-
-def _deep(content: bytes) -> tuple[np.ndarray, np.ndarray | None]:
-    """Pixels of a 16-bit PNG, and alpha where there is one."""
-    import imagecodecs
-
-    pixels = imagecodecs.png_decode(content)
-    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
-        return (pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]), pixels[..., -1]
-    return pixels, None
 
 
 def lost_rows(pixels: np.ndarray) -> int:

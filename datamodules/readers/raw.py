@@ -5,7 +5,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,11 @@ from dig2dig.errors import ImageError
 RAW_SUFFIXES = {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".rw2", ".orf"}
 SUFFIXES = {*RAW_SUFFIXES, ".heic", ".heif", ".avif", ".jxl", ".exr", ".hdr"}
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
-JXL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
-PACKAGES = ("rawpy", "pillow_heif", "OpenEXR", "imagecodecs")
+STARTS = {"jxl": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"), "exr": (b"v/1\x01",), "hdr": (b"#?RADIANCE", b"#?RGBE")}
 _STDERR = threading.Lock()  # held while the process has no stderr
 
 Decoded = tuple[np.ndarray, np.ndarray | None, Metadata]  # pixels, alpha where there is one, metadata
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A file of which only the header is read."""
-
-    height: int
-    width: int
-    decode: Callable[[], Decoded]
+Opened = tuple[int, int, Callable[[], Decoded]]  # height and width in the header of a file, and what decodes the rest
 
 
 def kind_of(path: Path, start: bytes) -> str:
@@ -41,63 +31,36 @@ def kind_of(path: Path, start: bytes) -> str:
 
     A raw file is a TIFF inside, whose first image is a thumbnail.
     """
-    if start.startswith(JXL_STARTS):
-        return "jxl"
-    if start.startswith(b"v/1\x01"):
-        return "exr"
-    if start.startswith((b"#?RADIANCE", b"#?RGBE")):
-        return "hdr"
+    if known := next((kind for kind, starts in STARTS.items() if start.startswith(starts)), ""):
+        return known
     if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
         return "heif"
-    if start[4:12] in (b"ftypavif", b"ftypavis") and not _pillow_reads_avif():
+    if start[4:12] in (b"ftypavif", b"ftypavis") and not features.check_module("avif"):
         return "avif"
     return "raw" if path.suffix.lower() in RAW_SUFFIXES and not start.startswith((b"\xff\xd8", b"\x89PNG")) else ""
 
 
-def _pillow_reads_avif() -> bool:
-    """Whether Pillow is new enough for AVIF, and was built with it."""
-    return "avif" in features.modules and features.check_module("avif")
-
-
-def photo_size(content: bytes, path: Path, kind: str) -> tuple[int, int]:
+def photo_size(content: bytes, kind: str) -> tuple[int, int]:
     """(height, width) of what ``read_photo`` gives; nothing is decoded."""
-    with _packages(path), silent():
-        opened = OPEN[kind](content)
-        return opened.height, opened.width
+    with silent():
+        height, width, _ = OPEN[kind](content)
+        return height, width
 
 
-def read_photo(
-    content: bytes, path: Path, kind: str, most: int
-) -> tuple[np.ndarray, np.ndarray | None, Metadata, list[str]]:
+def read_photo(content: bytes, kind: str, most: int) -> tuple[np.ndarray, np.ndarray | None, Metadata, list[str]]:
     """Upright pixels, which of them are valid (None = all), metadata, and notes.
 
     Raw files are developed: white balance of the camera, sRGB, 16 bits, no change of brightness, so that the frames of
     a bracket keep their relation. Linear light stays in floating point. More than ``most`` pixels are an ImageError;
     of a damaged file a decoder raises what it likes.
     """
-    with _packages(path), silent():
-        opened = OPEN[kind](content)
-        if (size := opened.height * opened.width) > most:
-            raise ImageError(f"{path}: claims {size / 1e6:.0f} megapixels; at most {most / 1e6:.0f} are read")
-        pixels, alpha, metadata = opened.decode()
-    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    with silent():
+        height, width, decode = OPEN[kind](content)
+        if height * width > most:
+            raise ImageError(f"claims {height * width / 1e6:.0f} megapixels; at most {most / 1e6:.0f} are read")
+        pixels, alpha, metadata = decode()
     notes = ["developed with the camera's white balance"] if kind == "raw" else []
     return np.ascontiguousarray(pixels), None if alpha is None else opaque(alpha), metadata, notes
-
-
-@contextmanager
-def _packages(path: Path) -> Iterator[None]:
-    """Says which package is missing, and how to get it; errors of LibRaw become text."""
-    try:
-        yield
-    except ImportError as error:
-        name = (error.name or "").partition(".")[0]
-        needed = f"needs {name.replace('_', '-')}; pip install 'dig2dig[formats]'"
-        raise ImageError(f"{path}: {needed if name in PACKAGES else error}") from error
-    except Exception as error:
-        if error.args and isinstance(error.args[0], bytes):  # LibRaw's way
-            raise ValueError(error.args[0].decode(errors="replace")) from error
-        raise
 
 
 @contextmanager
@@ -135,7 +98,7 @@ def _open_raw(content: bytes) -> Opened:
 
     with rawpy.imread(io.BytesIO(content)) as raw:
         height, width, turned = raw.sizes.iheight, raw.sizes.iwidth, raw.sizes.flip & 4
-    return Opened(width if turned else height, height if turned else width, decode)
+    return width if turned else height, height if turned else width, decode
 
 
 def _open_heif(content: bytes) -> Opened:
@@ -152,9 +115,9 @@ def _open_heif(content: bytes) -> Opened:
         carrier = Image.new("L", (1, 1))  # Pillow has no 16-bit colour
         carrier.info = dict(image.info)
         metadata = metadata_of(carrier)
-        return *_split(pixels, "a" in image.mode), metadata  # RGBa is multiplied by alpha
+        return *split(pixels, "a" in image.mode), metadata  # RGBa is multiplied by alpha
 
-    return Opened(image.size[1], image.size[0], decode)
+    return image.size[1], image.size[0], decode
 
 
 def _open_jxl(content: bytes) -> Opened:
@@ -165,15 +128,15 @@ def _open_jxl(content: bytes) -> Opened:
 
         pixels = imagecodecs.jpegxl_decode(content)
         pixels = pixels[0] if pixels.ndim == 4 else pixels  # of an animation the first frame
-        return *_split(pixels), Metadata()
+        return *split(pixels), Metadata()
 
-    return Opened(*jxl_size(content), decode)
+    return *jxl_size(content), decode
 
 
 def jxl_size(content: bytes) -> tuple[int, int]:
     """Height and width, upright, in the header of a JPEG XL file (ISO 18181-1)."""
     start = content
-    if content[:2] != JXL_STARTS[0]:  # in boxes
+    if content[:2] != STARTS["jxl"][0]:  # in boxes
         place = 0
         while content[place + 4 : place + 8] not in (b"jxlc", b"jxlp"):
             length = int.from_bytes(content[place : place + 4], "big")
@@ -216,9 +179,9 @@ def _open_exr(content: bytes) -> Opened:
             raise ImageError(f"channels {', '.join(channels)}; RGB, RGBA and one channel are read")
         pixels = channels[name or next(iter(channels))]
         pixels = np.dstack([pixels, channels["A"]]) if name == "Y" and "A" in channels else pixels
-        return *_split(pixels, multiplied=True), Metadata()
+        return *split(pixels, multiplied=True), Metadata()
 
-    return Opened(height, width, decode)
+    return height, width, decode
 
 
 def _open_hdr(content: bytes) -> Opened:
@@ -233,7 +196,7 @@ def _open_hdr(content: bytes) -> Opened:
             raise ValueError("its pixels cannot be decoded")
         return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), None, Metadata()
 
-    return Opened(int(line[1]), int(line[3]), decode)
+    return int(line[1]), int(line[3]), decode
 
 
 def _open_avif(content: bytes) -> Opened:
@@ -241,7 +204,7 @@ def _open_avif(content: bytes) -> Opened:
     raise ImageError("needs a Pillow that reads AVIF; pip install 'pillow>=11.3'")
 
 
-def _split(pixels: np.ndarray, multiplied: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+def split(pixels: np.ndarray, multiplied: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
     """Grey or RGB, and the alpha that stands behind; colours that were ``multiplied`` by alpha are as before."""
     pixels = pixels.astype(np.float32) if pixels.dtype == np.float16 else pixels
     if pixels.ndim == 2 or pixels.shape[2] not in (2, 4):
@@ -252,11 +215,4 @@ def _split(pixels: np.ndarray, multiplied: bool = False) -> tuple[np.ndarray, np
     return divided(colours, alpha) if multiplied else colours, alpha
 
 
-OPEN: dict[str, Callable[[bytes], Opened]] = {
-    "raw": _open_raw,
-    "heif": _open_heif,
-    "jxl": _open_jxl,
-    "exr": _open_exr,
-    "hdr": _open_hdr,
-    "avif": _open_avif,
-}
+OPEN = dict(raw=_open_raw, heif=_open_heif, jxl=_open_jxl, exr=_open_exr, hdr=_open_hdr, avif=_open_avif)

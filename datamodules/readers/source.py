@@ -66,10 +66,10 @@ def _read(path: Path, frame: int | None, onto: medical.Onto | None, modality: st
     if medical.is_medical(path):
         picture = medical.read_slice(path, frame or 0, onto)
         return replace(picture, pixels=check_pixels(picture.pixels, path), digest=source_digest(path))
-    if is_image(path) or not is_source(path):
-        thermal = read_thermal(path, modality)
-        return replace(thermal, digest=source_digest(path)) if thermal else read_picture(path)
-    return Picture(check_pixels(video.read_frame(path, frame or 0), path), source_digest(path))
+    if video.is_video(path):
+        return Picture(check_pixels(video.read_frame(path, frame or 0), path), source_digest(path))
+    thermal = read_thermal(path, modality)
+    return replace(thermal, digest=source_digest(path)) if thermal else read_picture(path)
 
 
 def source_digest(path: Path) -> str:
@@ -91,11 +91,9 @@ def _digest(path: Path, version: tuple[int, int, int]) -> str:
 
 def source_size(path: Path, frame: int | None = None, modality: str = "") -> tuple[int, int]:
     """(height, width) of a source; of an image only the header is read."""
-    if medical.is_medical(path):
+    if medical.is_medical(path) or video.is_video(path):
         return read_source(path, frame).pixels.shape[:2]
-    if is_image(path) or not is_source(path):
-        return thermal_size(path, modality) or image_size(path)
-    return read_source(path, frame).pixels.shape[:2]
+    return thermal_size(path, modality) or image_size(path)
 
 
 @lru_cache(maxsize=64)

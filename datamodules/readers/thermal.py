@@ -28,28 +28,14 @@ RAW, CAMERA, EMBEDDED = 1, 32, 14  # types of FLIR's records
 KELVIN = 273.15
 LEAST_SAMPLES = 2 * 160 * 120  # bytes of the smallest sensor
 FIELDS = {  # of the record of a camera: offset and kind; temperatures are in kelvin
-    "emissivity": (0x20, "f"),
-    "distance": (0x24, "f"),
-    "reflected": (0x28, "f"),
-    "atmosphere": (0x2C, "f"),
-    "window_kelvin": (0x30, "f"),
-    "window": (0x34, "f"),
-    "humidity": (0x3C, "f"),
-    "R1": (0x58, "f"),
-    "B": (0x5C, "f"),
-    "F": (0x60, "f"),
-    "alpha1": (0x70, "f"),
-    "alpha2": (0x74, "f"),
-    "beta1": (0x78, "f"),
-    "beta2": (0x7C, "f"),
-    "X": (0x80, "f"),
-    "O": (0x308, "i"),
-    "R2": (0x30C, "f"),
+    **{"emissivity": (0x20, "f"), "distance": (0x24, "f"), "reflected": (0x28, "f"), "atmosphere": (0x2C, "f")},
+    **{"window_kelvin": (0x30, "f"), "window": (0x34, "f"), "humidity": (0x3C, "f")},
+    **{"R1": (0x58, "f"), "B": (0x5C, "f"), "F": (0x60, "f"), "O": (0x308, "i"), "R2": (0x30C, "f")},
+    **{"alpha1": (0x70, "f"), "alpha2": (0x74, "f"), "beta1": (0x78, "f"), "beta2": (0x7C, "f"), "X": (0x80, "f")},
 }
 INFRARED = {"infrared", "ir", "tir", "thermal", "lwir", "mwir", "flir"}
 NEAR = {"near", "nir", "swir"}
 DJI = "DJI keeps its temperatures in a form that only its own library reads; export TIFF with the DJI Thermal SDK"
-NO_VISIBLE = "a thermal JPEG without an embedded visible picture; give the visible files"
 
 
 def is_infrared(modality: str) -> bool:
@@ -93,14 +79,15 @@ def read_thermal(path: Path, modality: str) -> Picture | None:
     """
     if not modality or (found := _thermal(path, version(path))) is None:
         return None
-    if not is_infrared(modality):
-        return _read_visible(path, found)
-    if found.maker == "DJI":
-        raise ImageError(f"{path}: {DJI}")
     with one_line(path, "thermal JPEG"):
-        values = raw_values(found.records[RAW])
-        degrees, note = temperatures(values, found.records.get(CAMERA, b""))
-    return Picture(check_pixels(degrees, path), note=note, metadata=Metadata(exif=exif_of(found.exif)))
+        if not is_infrared(modality):
+            with _open_visible(path, found) as image:
+                pixels, note = np.asarray(image.convert("RGB")), "the visible picture in a thermal JPEG"
+        elif found.maker == "DJI":
+            raise ImageError(f"{path}: {DJI}")
+        else:
+            pixels, note = temperatures(raw_values(found.records[RAW]), found.records.get(CAMERA, b""))
+    return Picture(check_pixels(pixels, path), note=note, metadata=Metadata(exif=exif_of(found.exif)))
 
 
 def thermal_size(path: Path, modality: str) -> tuple[int, int] | None:
@@ -115,19 +102,11 @@ def thermal_size(path: Path, modality: str) -> tuple[int, int] | None:
         return image.height, image.width
 
 
-def _read_visible(path: Path, found: ThermalFile) -> Picture:
-    """The visible picture that a camera took beside the thermal one."""
-    with one_line(path, "thermal JPEG"), _open_visible(path, found) as image:
-        pixels = np.asarray(image.convert("RGB"))
-    metadata = Metadata(exif=exif_of(found.exif))
-    return Picture(check_pixels(pixels, path), note="the visible picture in a thermal JPEG", metadata=metadata)
-
-
 def _open_visible(path: Path, found: ThermalFile) -> Image.Image:
     """The embedded picture, of which only the header is read."""
     content = found.records.get(EMBEDDED, b"")[32:]
     if not content.startswith((b"\xff\xd8", b"\x89PNG")):
-        raise ImageError(f"{path}: {NO_VISIBLE}")
+        raise ImageError(f"{path}: a thermal JPEG without an embedded visible picture; give the visible files")
     image = Image.open(io.BytesIO(content))
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"{path}: claims {image.width * image.height / 1e6:.0f} megapixels in its visible picture")

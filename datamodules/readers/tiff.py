@@ -7,13 +7,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from datamodules.metadata import Metadata
+from datamodules.ranges import full_scale
 from dig2dig.errors import ImageError
 
 STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113)  # GeoTIFF, and GDAL's metadata and no-data value
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is told in one line of ours
-
-Decoded = tuple[np.ndarray, np.ndarray | None, list[str]]
 
 
 def read_tiff(content: bytes, most: int) -> tuple[np.ndarray, np.ndarray | None, Metadata, list[str]]:
@@ -76,20 +75,18 @@ def _stored(page: Any) -> np.ndarray:
     if set(axes) - set("YXS"):
         raise ImageError(f"holds a volume of axes {axes}; pictures of two axes are read")
     values = np.moveaxis(values, axes.index("S"), -1) if "S" in axes else values[..., None]
-    bits = page.bitspersample
-    bits = int(min(bits)) if isinstance(bits, tuple) else int(bits)
+    bits = int(np.min(page.bitspersample))
     if values.dtype == bool:
         return values.astype(np.uint8) * 255
     if values.dtype.kind == "u" and bits not in (8, 16, 32, 64) and values.dtype.itemsize <= 2:  # 1 to 15 bits, packed
         full = np.iinfo(values.dtype).max
         values = (values.astype(np.uint32) * full // (2**bits - 1)).astype(values.dtype)
     if values.dtype.kind in "iu" and values.dtype not in (np.uint8, np.uint16):
-        small = values.dtype.itemsize <= 2
-        values = values.astype(np.int32 if small else np.float32)
+        values = values.astype(np.int32 if values.dtype.itemsize <= 2 else np.float32)
     return values.astype(np.float32) if values.dtype in (np.float16, np.float64) else values
 
 
-def _channels(page: Any, values: Any) -> Decoded:
+def _channels(page: Any, values: Any) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
     """Grey or RGB, which pixels an alpha channel leaves, and notes."""
     kind, samples = int(page.photometric), values.shape[2]
     extra = [int(one) for one in page.extrasamples]
@@ -113,10 +110,9 @@ def _channels(page: Any, values: Any) -> Decoded:
     left_out = len(extra) - (position is not None)
     notes = [f"{left_out} of {samples} bands left out: not said to be alpha"] if left_out else []
     if position is None:
-        return pixels.squeeze(2) if colours == 1 else pixels, None, notes
+        return pixels, None, notes
     alpha = values[..., colours + position]
-    pixels = divided(pixels, alpha) if extra[position] == 1 else pixels
-    return (pixels.squeeze(2) if colours == 1 else pixels), opaque(alpha), notes
+    return divided(pixels, alpha) if extra[position] == 1 else pixels, opaque(alpha), notes
 
 
 def _cmyk(values: np.ndarray) -> np.ndarray:
@@ -128,24 +124,22 @@ def _cmyk(values: np.ndarray) -> np.ndarray:
 
 def divided(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Colours that were stored multiplied by alpha, as they were before."""
-    full = 1.0 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
+    full = full_scale(pixels)
     share = np.maximum(alpha[..., None].astype(np.float32) / full, 1e-6)
     return (pixels / share).clip(0, full).round(0 if full > 1 else 6).astype(pixels.dtype)
 
 
 def opaque(alpha: np.ndarray) -> np.ndarray | None:
     """Pixels (h, w) whose alpha is at least half, or that are not wholly transparent if none is; None if all are."""
-    full = 1.0 if alpha.dtype.kind == "f" else np.iinfo(alpha.dtype).max
-    valid = alpha >= full / 2
+    valid = alpha >= full_scale(alpha) / 2
     valid = valid if valid.any() else alpha > 0
     return None if valid.all() else valid
 
 
 def nodata(page: Any) -> float | None:
     """GDAL's no-data value; None where there is none, or none that is a number."""
-    tag = page.tags.get(42113)
     try:
-        return None if tag is None else float(str(tag.value).strip("\0 \n"))
+        return float(str(page.tags.valueof(42113, "")).strip("\0 \n"))
     except ValueError:
         return None
 

@@ -176,8 +176,7 @@ def _sample(volume: Volume, where: np.ndarray, covered: np.ndarray) -> tuple[np.
 
 def check_claim(path: Path, size: int) -> None:
     """Refuses a file that says it holds more bytes than half of the machine's memory."""
-    most = memory() // 2
-    if size > most:
+    if size > (most := memory() // 2):
         told = f"claims {size / 2**30:.1f} GiB; at most {most / 2**30:.1f} GiB, half of the memory, are read"
         raise ImageError(f"{path}: {told}; cut it into parts")
 

@@ -14,7 +14,9 @@ FAST = ["sampler.weights=gain", "sampler.steps=2", "trainer.accelerator=cpu"]
 
 def run(folder: Path, *options: str, sides: tuple[str, ...] = ("visible", "infrared")) -> int:
     sources = [f"sources.{side}={folder / side}" for side in sides]
-    return infer.main([str(ROOT / "configs" / "ivf.yaml"), *sources, f"out={folder / 'out'}", *FAST, *options])
+    learned = any(option.startswith("sampler.weights=") for option in options)  # they bring their own steps
+    fast = FAST[2:] if learned else FAST
+    return infer.main([str(ROOT / "configs" / "ivf.yaml"), *sources, f"out={folder / 'out'}", *fast, *options])
 
 
 def rows(out: Path) -> dict[str, dict[str, str]]:

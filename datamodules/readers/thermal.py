@@ -28,11 +28,11 @@ RAW, CAMERA, EMBEDDED = 1, 32, 14  # types of FLIR's records
 KELVIN = 273.15
 LEAST_SAMPLES = 2 * 160 * 120  # bytes of the smallest sensor
 FIELDS = {  # of the record of a camera: offset and kind; temperatures are in kelvin
-    **{"emissivity": (0x20, "f"), "distance": (0x24, "f"), "reflected": (0x28, "f"), "atmosphere": (0x2C, "f")},
-    **{"window_kelvin": (0x30, "f"), "window": (0x34, "f"), "humidity": (0x3C, "f")},
-    **{"R1": (0x58, "f"), "B": (0x5C, "f"), "F": (0x60, "f"), "O": (0x308, "i"), "R2": (0x30C, "f")},
-    **{"alpha1": (0x70, "f"), "alpha2": (0x74, "f"), "beta1": (0x78, "f"), "beta2": (0x7C, "f"), "X": (0x80, "f")},
-}
+    "emissivity": (0x20, "f"), "distance": (0x24, "f"), "reflected": (0x28, "f"), "atmosphere": (0x2C, "f"),
+    "window_kelvin": (0x30, "f"), "window": (0x34, "f"), "humidity": (0x3C, "f"),
+    "R1": (0x58, "f"), "B": (0x5C, "f"), "F": (0x60, "f"), "O": (0x308, "i"), "R2": (0x30C, "f"),
+    "alpha1": (0x70, "f"), "alpha2": (0x74, "f"), "beta1": (0x78, "f"), "beta2": (0x7C, "f"), "X": (0x80, "f"),
+}  # fmt: skip
 INFRARED = {"infrared", "ir", "tir", "thermal", "lwir", "mwir", "flir"}
 NEAR = {"near", "nir", "swir"}
 DJI = "DJI keeps its temperatures in a form that only its own library reads; export TIFF with the DJI Thermal SDK"

@@ -123,7 +123,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-PLACES = {"data.root=DIR": "data.root=visible", "out=DIR": "out=out", "out=fused.png": "out=result.png", "align=auto": "align=resize"}
+PLACES = {
+    "data.root=DIR": "data.root=visible",
+    "out=DIR": "out=out",
+    "out=fused.png": "out=result.png",
+    "align=auto": "align=resize",
+}
 PLACES |= {
     f"{place}.{side}=DIR": f"{place}.{side}={side}"
     for side in ("visible", "infrared")

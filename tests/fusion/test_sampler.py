@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.functional import pad
+from torch.nn.functional import max_pool2d, pad
 
 from dig2dig.api import preset
 from dig2dig.config import DigConfig, GuidanceConfig, ResearchConfig, SamplerConfig
+from dig2dig.fusion.bands import surroundings
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.sampler import ddim_step, fuse
 from dig2dig.fusion.stream import streams
@@ -100,6 +101,14 @@ def test_order_of_sources_does_not_matter(kind, seed: int, k: int) -> None:
     permuted = sources[:, torch.randperm(k, generator=torch.Generator().manual_seed(seed))]
     a, b = fuse(sources, denoiser, config(kind), seed), fuse(permuted, denoiser, config(kind), seed)
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(9, 7), (1, 5), (4, 1)])
+def test_surroundings_are_the_extremes_of_three_by_three_pixels(size: tuple[int, int]) -> None:
+    sources = random_sources(3, 2, 3, 3, *size)
+    low, high = surroundings(sources)
+    assert torch.equal(low, -max_pool2d(-sources.amin(1), 3, 1, 1))
+    assert torch.equal(high, max_pool2d(sources.amax(1), 3, 1, 1))
 
 
 @settings(max_examples=12, deadline=None)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dig2dig import metrics
 from dig2dig.metrics import ALL, CONVENTIONS, MAIN, METRICS, fusion_metrics, gradient, information
+from dig2dig.metrics.levels import slide
 
 
 def copies(image: Tensor, k: int = 2) -> Tensor:
@@ -147,3 +148,15 @@ def test_against_the_truth() -> None:
     channels = [METRICS["SSIM"](truth[:, [c]] + 2 / 255, truth[:, None, [c]]) for c in range(3)]
     torch.testing.assert_close(values["SSIM"], torch.stack(channels).mean(0))
     assert set(metrics.reference_metrics(truth[..., :5], truth[..., :5])) == {"PSNR"}
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 11])
+def test_windows_slide_the_same_with_and_without_derivatives(length: int) -> None:
+    images = torch.rand(2, 3, 20, 14, dtype=torch.float64)
+    weights = torch.rand(length, dtype=torch.float64).tolist()
+    plain, differentiable = slide(images, weights), slide(images.clone().requires_grad_(), weights)
+    assert plain.shape == (2, 3, 21 - length, 15 - length)
+    torch.testing.assert_close(plain, differentiable.detach(), rtol=1e-12, atol=1e-12)
+    window = torch.outer(*2 * [torch.tensor(weights, dtype=torch.float64)])
+    expected = (images[0, 0, 2 : 2 + length, 1 : 1 + length] * window).sum()
+    torch.testing.assert_close(plain[0, 0, 2, 1], expected, rtol=1e-12, atol=1e-12)

@@ -22,7 +22,7 @@ class Registration:
     matrix: np.ndarray  # homography (3, 3) from the reference's pixels to the source's; middles are whole numbers
     score: float  # how clearly the two agree there, see agreement
     size: tuple[int, int]  # height and width of the source before
-    motion: str = ""  # the simplest motion that explains it: nothing, shift, similarity, homography, rig
+    motion: str = ""  # the simplest motion that explains it: nothing, shift, similarity, homography, rig, camera
     parallax: str = ""  # where no homography holds
 
     def cover(self, valid: np.ndarray | None = None) -> np.ndarray | None:
@@ -54,7 +54,8 @@ class Registration:
         words += ["with perspective"] if bent >= 1 else []
         if self.motion == "nothing":
             words = ["lies on the reference" if percent == 100 else f"only scaled to {percent:g} %"]
-        proof = f" (agreement {self.score:.0f}, at least {LEAST_SCORE:g} is needed)" if self.motion != "rig" else ""
+        proof = f" (agreement {self.score:.0f}, at least {LEAST_SCORE:g} is needed)"
+        proof = {"rig": "", "camera": ", as its camera says"}.get(self.motion, proof)
         return f"{', '.join(words)}{proof}{self.parallax and '; '}{self.parallax}"
 
 

@@ -17,6 +17,7 @@ from datamodules.profiles import in_profile_of
 from datamodules.ranges import Valid, one_range, to_unit
 from datamodules.readers.source import medical_grid, read_source, real, series_range, source_digest, source_size
 from datamodules.readers.thermal import both_from_one
+from datamodules.rig import boxed
 from datamodules.validity import check_finite, left_border, without_data
 from dig2dig.color import split
 from dig2dig.errors import AlignmentError, ImageError
@@ -82,7 +83,8 @@ def read_pair(pair: Pair, reading: Reading) -> Sample | Failure:
         pictures, notes = prepared(pair, pictures, reference, reading)
         images, valids, found = scaled(pair, pictures, reading)
         digests = {modality: picture.digest for modality, picture in pictures.items()}
-        images, valids, moved = aligned(pair, images, valids, reference, reading, digests)
+        known = stated(pair, pictures, reference)
+        images, valids, moved = aligned(pair, images, valids, reference, reading, digests, known)
         if reading.ghosts == "remove" and reading.task in STACKS:
             images, told = without_ghosts(images, valids, reading.reference, SLACK[reading.task])
             moved += told
@@ -223,17 +225,36 @@ def wanted_range(pair: Pair, modality: str, reading: Reading) -> str:
     return series_range(pair.probes[modality], wanted, modality) if shared else wanted
 
 
+def stated(pair: Pair, pictures: Mapping[str, Picture], reference: str) -> Images:
+    """Homographies from the reference's pixels to those of a source that lies in the same file of a thermal camera."""
+    sizes = {modality: picture.pixels.shape[:2] for modality, picture in pictures.items()}
+    found: Images = {}
+    for modality in (m for m in pictures if m != reference and real(pair.files[m]) == real(pair.files[reference])):
+        inner = modality if pictures[modality].box else reference
+        outer = reference if inner == modality else modality
+        if box := pictures[inner].box:
+            matrix = boxed(np.multiply(box, 2 * sizes[outer][::-1]), sizes[inner])
+            found[modality] = matrix if outer == reference else np.linalg.inv(matrix)
+    return found
+
+
 def aligned(
-    pair: Pair, images: Images, valids: Valids, reference: str, reading: Reading, digests: Mapping[str, str]
+    pair: Pair,
+    images: Images,
+    valids: Valids,
+    reference: str,
+    reading: Reading,
+    digests: Mapping[str, str],
+    known: Images,
 ) -> tuple[Images, Valids, list[str]]:
     """All sources in the reference's frame, which pixels are valid there, and notes; refuses what cannot be brought."""
     sizes = {modality: image.shape[:2] for modality, image in images.items()}
-    if reading.align == "none" and len(set(sizes.values())) > 1:
+    if reading.align == "none" and len({size for modality, size in sizes.items() if modality not in known}) > 1:
         told = ", ".join(f"{pair.files[m]} {w}x{h}" for m, (h, w) in sizes.items())
         raise ImageError(f"{pair.name}: sources differ in size: {told}; align=resize or auto brings them to one")
     moved, valid, notes = dict(images), dict(valids), list[str]()
     chained = reading.task in STACKS
-    placing = Placing(images, valids, reference, reading.align, chained, digests, reading.memory)
+    placing = Placing(images, valids, reference, reading.align, chained, digests, known, reading.memory)
     for modality in (modality for modality in images if modality != reference):
         try:
             image, covered, found = placing.place(modality)

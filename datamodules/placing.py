@@ -11,6 +11,7 @@ from datamodules.aside import aside
 from datamodules.ranges import Valid
 from datamodules.register import LEAST_GAIN, register
 from datamodules.rig import is_rig, keep, kept, read_rig
+from dig2dig.errors import AlignmentError
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,14 @@ class Placing:
     align: str  # none, resize, auto, ecc, phase, or the path of a rig
     chained: bool = False  # each registers to its neighbour in the order of the sources: focal planes, exposures
     digests: Mapping[str, str] | None = None  # of the files
+    stated: Mapping[str, np.ndarray] = field(default_factory=dict)  # homographies that cameras state, by modality
     memory: str = ""  # file that keeps registrations from run to run
     links: dict[tuple[str, str], Registration] = field(default_factory=dict)  # found so far
 
     def place(self, modality: str) -> tuple[np.ndarray, Valid, list[str]]:
         """An image in the reference's frame, its valid pixels there, and what was done or seems to be needed."""
         fixed, image, valid = self.images[self.reference], self.images[modality], self.valids[modality]
-        if self.align not in ("none", "resize"):
+        if self.align not in ("none", "resize") or (self.align == "none" and modality in self.stated):
             found = self.registration(modality)
             return found.image, found.cover(valid), [str(found)]
         notes = []
@@ -44,12 +46,19 @@ class Placing:
     def registration(self, modality: str) -> Registration:
         """How a source lies on the reference; an AlignmentError if that cannot be found."""
         fixed, moving = self.images[self.reference], self.images[modality]
+        if self.align == "none":
+            return self._as_stated(modality)
         if is_rig(self.align):
             return read_rig(Path(self.align)).place(fixed, moving, modality)
         names = list(self.images)
         start, end = names.index(self.reference), names.index(modality)
         if not self.chained or abs(start - end) == 1:
-            return self._between(self.reference, modality)
+            try:
+                return self._between(self.reference, modality)
+            except AlignmentError:
+                if modality not in self.stated:
+                    raise
+                return self._as_stated(modality)
         step = 1 if end > start else -1
         links = [self._between(names[i], names[i + step]) for i in range(start, end, step)]
         matrix = np.eye(3)
@@ -60,6 +69,12 @@ class Placing:
         same = motion == "nothing" and moving.shape[:2] == fixed.shape[:2]
         image = moving if same else drawn(moving, matrix, fixed.shape)
         return replace(links[-1], image=image, matrix=matrix, motion=motion, score=min(link.score for link in links))
+
+    def _as_stated(self, modality: str) -> Registration:
+        """A source where its camera says that it lies."""
+        matrix, moving = self.stated[modality], self.images[modality]
+        image = drawn(moving, matrix, self.images[self.reference].shape)
+        return Registration(image, matrix, 0.0, moving.shape[:2], "camera")
 
     def _between(self, onto: str, modality: str) -> Registration:
         """One source on another, found once."""
@@ -78,7 +93,8 @@ class Placing:
             image = moving if same else drawn(moving, matrix, fixed.shape)
             return Registration(image, matrix, float(row["score"]), moving.shape[:2], motion, str(row["parallax"]))
         gain = 0.1 * LEAST_GAIN if self.chained else LEAST_GAIN
-        found = register(fixed, moving, self.align, valid=self.valids[modality], gain=gain)
+        start = self.stated.get(modality) if onto == self.reference else None
+        found = register(fixed, moving, self.align, valid=self.valids[modality], gain=gain, start=start)
         if key:
             keep(self.memory, key, found)
         return found

@@ -38,6 +38,7 @@ def register(
     least: float = LEAST_SCORE,
     valid: np.ndarray | None = None,
     gain: float = LEAST_GAIN,
+    start: np.ndarray | None = None,
 ) -> Registration:
     """Brings an image, of any size and kind of light, onto another of the same scene, (h, w[, 3]) in [0, 1].
 
@@ -46,7 +47,7 @@ def register(
     finds a shift. Each is proved: the agreement is at least ``least``, two halves of the picture that are registered
     alone agree, and so do both directions. An AlignmentError says what failed. ``valid`` (h, w) are pixels of the
     moving image that show something. A motion must raise the correlation by ``gain`` over a simpler one; a tenth of it
-    is enough for images of one kind.
+    is enough for images of one kind. ``auto`` also tries a homography ``start``, from the fixed pixels to the moving.
     """
     scene, down, up = working(fixed, moving, valid)
     resized = resizing(scene.fixed.shape, scene.moving.shape)
@@ -55,6 +56,7 @@ def register(
         matrix, motion = shifted, "shift"
     else:
         starts = [one.matrix for one in search(scene.fixed, scene.moving, scene.valid, 5)] if how == "auto" else []
+        starts += [] if start is None or how != "auto" else [np.linalg.inv(up) @ start @ np.linalg.inv(down)]
         matrix, motion = simplest(scene, best(scene, [shifted, *starts]), resized, gain)
     score = agreement_at(scene, matrix)
     if score < least:

@@ -100,16 +100,21 @@ def _mount(given: Mapping[str, Any]) -> Mount:
     """A source of a rig: its size, and a homography or the box of the reference that it covers."""
     height, width = _size(given["size"])
     if "box" in given:
-        x, y, w, h = (float(number) for number in given["box"])
-        if not (w > 0 and h > 0):
-            raise ValueError("box must be x, y, width, height")
-        slope = np.array([[width / w, 0, -x * width / w], [0, height / h, -y * height / h], [0, 0, 1]])
-        middle = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # a box counts from corners, a matrix from middles
-        return Mount(np.linalg.inv(middle) @ slope @ middle, (height, width))
+        return Mount(boxed([float(number) for number in given["box"]], (height, width)), (height, width))
     matrix = np.array(given["homography"], float)
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
         raise ValueError("homography must be three rows of three numbers that can be inverted")
     return Mount(matrix, (height, width), float(given.get("scatter", 0)))
+
+
+def boxed(box: Sequence[float] | np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """The way from the reference's pixels to those of a source of (height, width) that covers a box of it, (3, 3)."""
+    x, y, w, h = map(float, box)
+    if not (w > 0 and h > 0):
+        raise ValueError("box must be x, y, width, height")
+    slope = np.array([[size[1] / w, 0, -x * size[1] / w], [0, size[0] / h, -y * size[0] / h], [0, 0, 1]])
+    middle = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # a box counts from corners, a matrix from middles
+    return np.linalg.inv(middle) @ slope @ middle
 
 
 def _size(given: Sequence[Any]) -> tuple[int, int]:

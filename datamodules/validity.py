@@ -45,36 +45,45 @@ def _stands_apart(values: np.ndarray) -> bool:
 
 
 def left_border(image: np.ndarray) -> Valid:
-    """Pixels inside of the black or white wedges that a warp leaves at the sides of an image, or None without any.
+    """Pixels inside of the black or white border that a warp leaves around an image, or None without one.
 
-    The image (h, w[, c]) is in [0, 1]. A wedge is nearly uniform, its inner edge is straight and covers half of a side,
-    and the picture goes on behind it with contrast. A clipped sky over roofs is no wedge.
+    The image (h, w[, c]) is in [0, 1]. The border is nearly uniform. What it leaves is a warped rectangle: a polygon of
+    at most eight corners, whose sides are turned by less than 14° and have contrast all along. So skies over roofs,
+    dark corners, and backgrounds of scans are no borders.
     """
-    grey = image if image.ndim == 2 else image.mean(-1)
-    border = np.zeros(grey.shape, bool)
-    for turns in range(4):
-        side, mask = np.rot90(grey, turns), np.rot90(border, turns)  # views: what is marked here is marked there
-        if (depth := _wedge(side)) is not None:
-            mask |= np.arange(len(side))[:, None] < depth[None]
-    return ~cv2.dilate(border.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) if border.any() else None
+    grey = np.ascontiguousarray(image if image.ndim == 2 else image.mean(-1))
+    rim = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    for extreme in (0, 1):
+        at_end = rim[np.abs(rim - extreme) <= 8 / 255]
+        if len(at_end) > 0.05 * len(rim) and (inside := _framed(grey, float(np.median(at_end)))) is not None:
+            return inside
+    return None
 
 
-def _wedge(side: np.ndarray) -> np.ndarray | None:
-    """How deep a wedge at the top of an image reaches in each column; None if there is none."""
-    height, width = side.shape
-    value = float(np.median(side[0]))
-    if 8 / 255 < value < 247 / 255:
+def _framed(grey: np.ndarray, value: float) -> Valid:
+    """The polygon that a border of one value leaves; None if it leaves none."""
+    height, width = grey.shape
+    outside = np.pad((np.abs(grey - value) <= NEAR).astype(np.uint8), 1, constant_values=1)
+    cv2.floodFill(outside, None, (0, 0), 2)  # what hangs together with the rim
+    shown = cv2.morphologyEx((outside[1:-1, 1:-1] != 2).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    if shown.all() or (points := cv2.findNonZero(shown)) is None:
         return None
-    other = np.abs(side - value) > NEAR
-    depth = np.where(other.any(0), other.argmax(0), height)
-    inside = (depth >= 2) & (depth < height)  # a whole column belongs to the border at another side
-    if inside.sum() < width / 2:
+    corners = cv2.approxPolyDP(cv2.convexHull(points), 1 + 0.004 * max(height, width), True)[:, 0].astype(float)
+    lengths = [_side(grey, value, start, end) for start, end in zip(corners, np.roll(corners, -1, 0), strict=True)]
+    if len(corners) > 8 or min(lengths) < 0 or sum(lengths) < 0.5 * min(height, width):
         return None
-    x = np.flatnonzero(inside)
-    slope, start = np.polyfit(x, depth[x], 1)
-    edge = slope * np.arange(width) + start
-    straight = np.abs(depth - edge)[x] <= 2
-    behind = side[np.minimum(depth[x] + 2, height - 1), x]
-    if straight.mean() < 0.9 or depth[x].max() > 0.45 * height or np.median(np.abs(behind - value)) < STEP:
-        return None
-    return np.where(inside, np.ceil(np.maximum(depth, edge)), np.where(depth == height, height, 0))
+    inside = cv2.fillConvexPoly(np.zeros_like(shown), corners.astype(np.int32), 1)
+    return cv2.erode(inside, np.ones((3, 3), np.uint8), borderValue=1) > 0 if inside.mean() > 0.4 else None
+
+
+def _side(grey: np.ndarray, value: float, start: np.ndarray, end: np.ndarray) -> int:
+    """Pixels of a polygon's side that are off the rim; -1 if a border does not end there."""
+    size = np.array(grey.shape[::-1])
+    line = start + (end - start) * np.linspace(0, 1, int(np.linalg.norm(end - start)) + 1)[:, None]
+    line = line[((line > 1) & (line < size - 2)).all(1)]
+    if len(line) <= 8:
+        return len(line)
+    less, more = np.sort(np.abs(end - start))
+    middle = size / 2 - line
+    x, y = (line + 4 * middle / np.linalg.norm(middle, axis=1, keepdims=True)).round().astype(int).T
+    return len(line) if less < 0.25 * more and (np.abs(grey[y, x] - value) >= STEP).mean() > 0.9 else -1

@@ -24,7 +24,7 @@ from datamodules.picture import Picture, check_pixels, one_line, version
 from datamodules.readers.pixels import MAX_PIXELS
 from dig2dig.errors import ImageError
 
-RAW, CAMERA, EMBEDDED = 1, 32, 14  # types of FLIR's records
+RAW, CAMERA, EMBEDDED, INSET = 1, 32, 14, 42  # types of FLIR's records
 KELVIN = 273.15
 LEAST_SAMPLES = 2 * 160 * 120  # bytes of the smallest sensor
 FIELDS = {  # of the record of a camera: offset and kind; temperatures are in kelvin
@@ -79,6 +79,7 @@ def read_thermal(path: Path, modality: str) -> Picture | None:
     """
     if not modality or (found := _thermal(path, version(path))) is None:
         return None
+    box = None
     with one_line(path, "thermal JPEG"):
         if not is_infrared(modality):
             with _open_visible(path, found) as image:
@@ -87,7 +88,20 @@ def read_thermal(path: Path, modality: str) -> Picture | None:
             raise ImageError(f"{path}: {DJI}")
         else:
             pixels, note = temperatures(raw_values(found.records[RAW]), found.records.get(CAMERA, b""))
-    return Picture(check_pixels(pixels, path), note=note, metadata=Metadata(exif=exif_of(found.exif)))
+            box = _box(path, found)
+    return Picture(check_pixels(pixels, path), note=note, metadata=Metadata(exif=exif_of(found.exif)), box=box)
+
+
+def _box(path: Path, found: ThermalFile) -> tuple[float, ...] | None:
+    """Where the camera puts its infrared picture in its visible one (Real2IR, OffsetX, OffsetY), see ``Picture``."""
+    inset = found.records.get(INSET, b"")
+    scale, dx, dy = struct.unpack_from("<f2h", inset.ljust(8, b"\0"))
+    if not 0.5 < scale < 20 or EMBEDDED not in found.records:
+        return None
+    _, columns, rows = _header(found.records[RAW])
+    with _open_visible(path, found) as image:
+        width, height = 1 / scale, image.width / image.height * rows / columns / scale
+        return (1 - width) / 2 + dx / image.width, (1 - height) / 2 + dy / image.height, width, height
 
 
 def thermal_size(path: Path, modality: str) -> tuple[int, int] | None:

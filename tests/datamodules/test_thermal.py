@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from datamodules.pairing import Pair, find_pairs
-from datamodules.pairs import Reading, Sample, batch_key, read_pair
+from datamodules.pairs import Failure, Reading, Sample, batch_key, read_pair
 from datamodules.picture import Picture
 from datamodules.readers.palettes import palettes, without_palette
 from datamodules.readers.source import read_source, source_digest, source_size
@@ -55,12 +55,20 @@ def raw_record(values: np.ndarray, stored: str) -> bytes:
     return head + buffer.getvalue()
 
 
-def flir(path: Path, visible: np.ndarray | None = VISIBLE, stored: str = "swapped", camera: dict = CAMERA) -> Path:
-    """A radiometric JPEG of ``CELSIUS``, whose own picture is a palette with a label."""
+def flir(
+    path: Path,
+    visible: np.ndarray | None = VISIBLE,
+    stored: str = "swapped",
+    camera: dict = CAMERA,
+    inset: tuple[float, int, int] | None = None,
+) -> Path:
+    """A radiometric JPEG of ``CELSIUS``, whose own picture is a palette; ``inset`` is its Real2IR, OffsetX, OffsetY."""
     parts = {32: camera_record(camera), 1: raw_record(sent(CELSIUS + 273.15).round().astype(np.uint16), stored)}
     if visible is not None:
         jpeg = cv2.imencode(".jpg", visible[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
         parts[14] = struct.pack("<H", 3).ljust(32, b"\0") + jpeg
+    if inset:
+        parts[42] = struct.pack("<f2h", *inset).ljust(96, b"\0")
     content, index = b"", b""
     for kind, record in parts.items():
         index += struct.pack(">HHIIIIIII", kind, 1, 100, 0, 64 + 32 * len(parts) + len(content), len(record), 0, 0, 0)
@@ -140,6 +148,37 @@ def test_one_file_is_both_sources(tmp_path: Path) -> None:
         expected = cv2.resize(((CELSIUS - 10) / 80).astype(np.float32), (64, 48))
         assert abs(sample.sources[1, 0].numpy() - expected).max() < 0.03
         assert sample.chroma is not None and "degrees Celsius" in sample.note
+
+
+def test_the_camera_says_where_its_pictures_lie(tmp_path: Path) -> None:
+    """A scale of 1.6 leaves 40x30 of 64x48 visible pixels, the offset moves them by 4, -2: from 16, 7 on."""
+    file = flir(tmp_path / "a.jpg", inset=(1.6, 4, -2))
+    pair = Pair("a", {"visible": file, "infrared": file})
+    found = read_pair(pair, Reading(align="none", border="keep"))
+    assert isinstance(found, Sample) and found.valid is not None
+    assert "infrared: moved by 4, -2 px, scaled to 125 %, as its camera says" in found.note
+    covered = np.zeros((48, 64), bool)
+    covered[7:37, 16:56] = True
+    np.testing.assert_array_equal(found.valid[1, 0], covered)
+    rows = found.sources[1, 0, 7:37, 16:56].mean(1).diff()
+    assert (rows > 0).all()  # CELSIUS rises from row to row
+    inner = read_pair(pair, Reading(reference="infrared", border="keep"))
+    assert isinstance(inner, Sample) and inner.valid is None and inner.sources.shape[-2:] == (24, 32)
+    luma = cv2.cvtColor(VISIBLE, cv2.COLOR_RGB2GRAY)[7:37, 16:56]
+    expected = cv2.resize(luma, (32, 24), interpolation=cv2.INTER_AREA) / 255
+    assert np.abs(inner.sources[0, 0].numpy() - expected).mean() < 0.03
+    refused = read_pair(pair, Reading(align="auto", border="keep"))  # noise does not register, so the camera decides
+    assert isinstance(refused, Sample) and "as its camera says" in refused.note
+    other = Pair("a", {"visible": flir(tmp_path / "b.jpg", inset=(1.6, 4, -2)), "infrared": file})
+    apart = read_pair(other, Reading())
+    assert isinstance(apart, Failure) and "sources differ in size" in apart.reason
+
+
+@pytest.mark.parametrize("inset", [None, (0.0, 4, 4), (float("nan"), 4, 4)])
+def test_a_camera_that_states_no_place_leaves_it_to_the_user(tmp_path: Path, inset) -> None:
+    file = flir(tmp_path / "a.jpg", inset=inset)
+    found = read_pair(Pair("a", {"visible": file, "infrared": file}), Reading())
+    assert isinstance(found, Failure) and "sources differ in size" in found.reason
 
 
 def test_one_file_is_not_two_sources_of_one_kind(tmp_path: Path) -> None:
@@ -230,8 +269,8 @@ def test_a_folder_of_thermal_files_is_fused_with_itself(tmp_path: Path) -> None:
         (tmp_path / side).mkdir()
         for name in ("FLIR.jpg", "FLIR_AX8.jpg"):
             (tmp_path / side / name).symlink_to(REAL / name)
-    assert run(tmp_path, "align=resize") == 0
-    assert {row["status"] for row in rows(tmp_path / "out").values()} == {"done"}
+    assert run(tmp_path) == 0
+    assert all("as its camera says" in row["note"] for row in rows(tmp_path / "out").values())
 
 
 @pytest.mark.parametrize("name", ["jet", "inferno", "hot", "turbo", "viridis", "rainbow", "iron", "iron bow"])

@@ -165,6 +165,18 @@ def test_a_border_of_a_warp_is_found(value: float, turns: int) -> None:
     assert found[wedge].all() and found.mean() < wedge.mean() + 2.5 / 90
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_turned_frame_is_found_on_all_sides(value: float) -> None:
+    image = 0.3 + 0.4 * picture(1, height=180, width=240).astype(np.float32) / 255
+    corners = np.array([[12, 8], [225, 20], [215, 170], [2, 160]])
+    inside = cv2.fillConvexPoly(np.zeros((180, 240), np.uint8), corners, 1) > 0
+    found = left_border(np.where(inside, image, value).astype(np.float32))
+    assert found is not None and not (found & ~inside).any()
+    assert (inside & ~found).mean() < 0.03
+    corner = np.add.outer(np.arange(180), np.arange(240)) < 60  # a dark corner is part of the picture
+    assert left_border(np.where(corner, value, image).astype(np.float32)) is None
+
+
 def test_skies_and_backgrounds_are_no_borders() -> None:
     rng = np.random.default_rng(0)
     image = 0.3 + 0.4 * picture(1, height=90, width=120).astype(np.float32) / 255

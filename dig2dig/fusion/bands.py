@@ -49,13 +49,14 @@ class BandSum:
         self.promised: Tensor | float = 0.0  # energy that the weights stand for
 
     def add(self, sharper: Maps, seen: Maps, weights: Maps) -> None:
-        """Adds the band of one source, (b, 1, c, h, w): what ``sharper`` shows beyond ``seen``, on its grid."""
+        """Adds the bands of some sources, (b, k, c, h, w): what ``sharper`` shows beyond ``seen``, on its grid."""
         size = sharper.shape[-2:]
-        band, weight = sharper - upsample(seen, *size), resample(weights, *size)
-        self.total = weight * band if self.total is None else self.total.addcmul_(weight, band)
-        if self.energy > 0:
-            self.promised = self.promised + weight * band.square_().mean(2, keepdim=True)
-        self.count += 1
+        parts = (sharper - upsample(seen, *size)).split(1, 1), resample(weights, *size).split(1, 1)
+        for band, weight in zip(*parts, strict=True):
+            self.total = weight * band if self.total is None else self.total.addcmul_(weight, band)
+            if self.energy > 0:
+                self.promised = self.promised + weight * band.square_().mean(2, keepdim=True)
+            self.count += 1
 
     def restored(self, sigmas: tuple[float, ...], scale: float) -> Image:
         """The sum with its local energy given back; ``sigmas`` are the noise levels of the sharper ends."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dig2dig.color import to_channels
 from dig2dig.config import DigConfig
-from dig2dig.fusion.resample import coarseness, downsample, smooth, upsample
+from dig2dig.fusion.resample import coarseness, downsample, grouped, smooth, upsample
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import AlphaBar, Times, add_noise, noise_level, time_of_noise_level
 from dig2dig.priors.windows import crop, pad
@@ -162,15 +162,14 @@ def measure(
     for noise in noises if estimates or config.kind != "static" else []:
         draw = reconstruct(sources, noise, times, denoiser, config.reduce)
         for i in range(len(times)) if config.kind != "static" else []:
-            for j in range(k):  # one source at a time: whole maps of all sources are what large images have no room for
-                one = slice(j, j + 1)
+            for one in grouped(k, sources.shape):
                 here = upsample(draw[i][:, one], h, w)
                 following = upsample(draw[i + 1][:, one], h, w) if i + 1 < len(times) else sources[:, one]
                 gain = information_gain(here, following, sources[:, one], config.kind, config.loss)
                 gains[i][:, one] += downsample(gain, coarseness(radii[i])) / len(noises)
                 if cost:
                     change = information_gain(here, following, sources[:, one])
-                    costs[i] += change.abs().mean((1, 2, 3, 4)) / (k * len(noises))
+                    costs[i] += change.abs().mean((2, 3, 4)).sum(1) / (k * len(noises))
         if estimates:
             means = draw if means is None else [a + b for a, b in zip(means, draw, strict=True)]
     if means is not None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dig2dig.config import SamplerConfig
 from dig2dig.fusion.bands import BandSum, blurred, surroundings, within
-from dig2dig.fusion.resample import resample, upsample
+from dig2dig.fusion.resample import grouped, resample, upsample
 from dig2dig.shapes import Image, Maps, Sources, State, Timestep, Weights
 
 TONES = {"natural": 0.8, "balanced": 1.0, "vivid": 1.25}
@@ -143,15 +143,16 @@ def bands(
     ``scale`` is r, pixels of blur per unit of noise level for images in [-1, 1]; ``energy`` the exponent of a: 0 leaves
     the plain weighted sum, 1 restores all energy; ``tone`` a factor on every band. The state is used up.
     """
-    parts = step.sources.split(1, 1)  # one source at a time: large images have no room for all bands at once
-    space = [images.split(1, 1) for images in step.space] if step.space else None
-    seen = state.seen if state else [*space[0]] if space else [blurred(one, step.sigma, scale) for one in parts]
+    parts = grouped(step.sources.shape[1], step.sources.shape)
+    space = [[images[:, part] for part in parts] for images in step.space] if step.space else None
+    blur = partial(blurred, scale=scale)
+    seen = state.seen if state else space[0] if space else [blur(step.sources[:, part], step.sigma) for part in parts]
     target = step.start(torch.cat(seen, 1)) if state is None else state.target
     total = BandSum(energy if step.factor is None else 0.0)
-    for k, source in enumerate(parts):
-        sharper = space[1][k] if space else blurred(source, step.sigma_next, scale)
-        total.add(sharper, seen[k], step.weights[:, k : k + 1])
-        seen[k] = sharper
+    for i, part in enumerate(parts):
+        sharper = space[1][i] if space else blur(step.sources[:, part], step.sigma_next)
+        total.add(sharper, seen[i], step.weights[:, part])
+        seen[i] = sharper
     fused = total.restored(step.sigma_next, scale)
     if step.factor is not None:
         fused = fused * resample(step.factor[:, None], *fused.shape[-2:])[:, 0]

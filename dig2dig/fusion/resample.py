@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
+SMALL = 2**18  # pixels; calls on less are mostly overhead
+
 
 def smooth(maps: Float[Tensor, "b k c h w"], sigma: float) -> Float[Tensor, "b k c h w"]:
     """Gaussian filter of standard deviation ``sigma`` pixels, reflected at the border; none for 0.
@@ -87,6 +89,12 @@ def upsample(images: Tensor, height: int, width: int) -> Tensor:
         return images
     flat = interpolate(images.flatten(0, -4), (height, width), mode="bilinear")
     return flat.view(*images.shape[:-2], height, width)
+
+
+def grouped(count: int, size: torch.Size) -> list[slice]:
+    """Sources to work on at once, of (..., h, w): all of small images; of large ones one, which leaves them room."""
+    each = count if size[-2] * size[-1] <= SMALL else 1
+    return [slice(start, start + each) for start in range(0, count, each)]
 
 
 def filled(images: Tensor, valid: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from dig2dig.cli import from_yaml, to_yaml
 from dig2dig.config import BROUGHT, SamplerConfig
 from dig2dig.errors import PriorError
 from dig2dig.fusion.bands import blurred
-from dig2dig.fusion.resample import coarseness, resample, upsample
+from dig2dig.fusion.resample import coarseness, grouped, resample, upsample
 from dig2dig.priors.files import fetched_folder, file_sha256
 from dig2dig.shapes import Gains, Image, Maps, Sources, Weights
 
@@ -138,9 +138,9 @@ class WeightNetwork(nn.Module):
         levels: list[Level] = []
         hidden, spare = None, not torch.is_grad_enabled()  # large images have no room for copies
         for i, maps in enumerate(features(space, gains, sigmas, self.settings.guidance.scale)):
-            together = 1 if spare else b * k
-            parts = maps.flatten(0, 1).split(together)
-            coarser = [None] * len(parts) if hidden is None else hidden.split(together)
+            together = len(grouped(b * k, space[-1].shape)) if spare else 1
+            parts = maps.flatten(0, 1).chunk(together)
+            coarser = [None] * len(parts) if hidden is None else hidden.chunk(together)
             hidden = torch.cat([self._hidden(*both, i) for both in zip(parts, coarser, strict=True)])
             own = silu(hidden, spare and i == len(sigmas))  # the last level has no finer one
             each = own.unflatten(0, (b, k))

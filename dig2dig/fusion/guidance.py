@@ -51,6 +51,11 @@ class Step:
     space: Sequence[Maps] | None = None
 
     @property
+    def variance(self) -> Tensor:
+        """The noise's, 1 - alpha_bar, of shape (b, 1, 1, 1), without the rounding error of that subtraction."""
+        return self.alpha_bar * torch.tensor(self.sigma).to(self.alpha_bar).square().view(-1, 1, 1, 1)
+
+    @property
     def weight(self) -> Weights:
         """The weight of each source at each pixel."""
         return upsample(self.weights, *self.sources.shape[-2:])
@@ -66,26 +71,26 @@ Guidance = Callable[[Tensor, Step, Any], tuple[Tensor, Any]]
 """``(x0_hat, step, state) -> (x0_hat', state)``."""
 
 
-def proximal(x0_hat: Image, target: Image, alpha_bar: Tensor, sigma_n: float) -> Image:
+def proximal(x0_hat: Image, target: Image, sigma: Sequence[float], sigma_n: float) -> Image:
     r"""The point between the prior's estimate and a target that balances both.
 
     .. math:: \hat x_0' = \frac{\rho_t \hat x_0 + m}{\rho_t + 1}, \qquad
-              \rho_t = \sigma_n^2 \frac{\bar\alpha_t}{1-\bar\alpha_t}
+              \rho_t = \sigma_n^2 \frac{\bar\alpha_t}{1-\bar\alpha_t} = \frac{\sigma_n^2}{\sigma_t^2}
 
-    sigma_n is the noise assumed in the target m, for images in [-1, 1]; alpha_bar is (b, 1, 1, 1). Early in sampling
-    the target decides, late the prior; sigma_n = 0 is the target alone.
+    sigma_n is the noise assumed in the target m, sigma the noise level of each image, both for images in [-1, 1]. Early
+    in sampling the target decides, late the prior; sigma_n = 0 is the target alone.
 
     Reference: Zhu et al., "Denoising diffusion models for plug-and-play image restoration" (DiffPIR), 2023.
     """
     if sigma_n == 0:  # large images have no room for another copy
         return target
-    rho = sigma_n**2 * alpha_bar / (1 - alpha_bar)
+    rho = sigma_n**2 / torch.tensor(sigma).to(x0_hat).square().view(-1, 1, 1, 1)
     return x0_hat.lerp(target, 1 / (rho + 1))
 
 
 def blend(x0_hat: Image, step: Step, state: None, *, sigma_n: float) -> tuple[Image, None]:
     r"""Proximal to the weighted mean of the sources, :math:`m_t = \sum_k w_k c_k`."""
-    return proximal(x0_hat, (step.weight * step.sources).sum(1), step.alpha_bar, sigma_n), state
+    return proximal(x0_hat, (step.weight * step.sources).sum(1), step.sigma, sigma_n), state
 
 
 def increments(x0_hat: Image, step: Step, state: Tensor | None, *, sigma_n: float) -> tuple[Image, Tensor]:
@@ -103,7 +108,7 @@ def increments(x0_hat: Image, step: Step, state: Tensor | None, *, sigma_n: floa
     target = step.start(step.estimate) if state is None else state
     target = target + (step.weight * (step.estimate_next - step.estimate)).sum(1)
     low, high = (bound.view(-1, 1, 1, 1) for bound in step.sources.flatten(1).aminmax(dim=1))
-    return proximal(x0_hat, target.clamp(low, high), step.alpha_bar, sigma_n), target
+    return proximal(x0_hat, target.clamp(low, high), step.sigma, sigma_n), target
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,7 @@ def bands(
         whole = whole.clamp(low, high)
     elif not any(step.sigma_next):  # nothing sharper follows
         whole = within(whole, *surroundings(step.sources))
-    return proximal(x0_hat, whole, step.alpha_bar, sigma_n), BandState(target, seen)
+    return proximal(x0_hat, whole, step.sigma, sigma_n), BandState(target, seen)
 
 
 @dataclass(frozen=True)
@@ -244,7 +249,7 @@ def posterior(x0_hat: Image, step: Step, state: None, *, sigma_n: float) -> tupl
     channels = step.x_t.shape[1] // x0_hat.shape[1]  # a grey estimate is the mean of three, its variance a third
     gradient = gradient.unflatten(1, (-1, channels)).mean(2)
     x0_hat = x0_hat.detach()
-    scale = (1 - step.alpha_bar) / step.alpha_bar.sqrt() / ((1 - step.alpha_bar) / channels + sigma_n**2)
+    scale = step.variance / step.alpha_bar.sqrt() / (step.variance / channels + sigma_n**2)
     low = step.sources.amin(1).minimum(x0_hat)
     high = step.sources.amax(1).maximum(x0_hat)
     return (x0_hat - scale * gradient).clamp(low, high), state

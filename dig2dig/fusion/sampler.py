@@ -33,24 +33,28 @@ def ddim_step(
     x_t: State,
     x0: State,
     eps: State,
-    alpha_bar: Tensor,
-    alpha_bar_next: Tensor,
+    sigma: Sequence[float],
+    sigma_next: Sequence[float],
     eta: float = 0.0,
     fresh: State | None = None,
 ) -> State:
     r"""From the state at t to the state at the next time s.
 
-    .. math:: x_s = \sqrt{\bar\alpha_s}\,\hat x_0 + \sqrt{1-\bar\alpha_s-\sigma^2}\,\hat\varepsilon + \sigma z, \quad
-              \sigma = \eta \sqrt{\frac{1-\bar\alpha_s}{1-\bar\alpha_t}} \sqrt{1 - \frac{\bar\alpha_t}{\bar\alpha_s}}
+    .. math:: x_s = \sqrt{\bar\alpha_s}\,\hat x_0 + \sqrt{1-\bar\alpha_s-v}\,\hat\varepsilon + \sqrt{v}\,z, \quad
+              v = \eta^2 \frac{1-\bar\alpha_s}{1-\bar\alpha_t} \Big(1 - \frac{\bar\alpha_t}{\bar\alpha_s}\Big)
 
-    alpha_bar is (b, 1, 1, 1), at t and at s, where one gives the clean estimate itself; eta goes from 0 (DDIM) to 1
-    (DDPM), with ``fresh`` as the noise z.
+    ``sigma`` are the noise levels of the images at t and at s, where zero gives the clean estimate itself. With them
+    nothing is subtracted from one: :math:`\bar\alpha = 1 / (1 + \sigma^2)`. eta goes from 0 (DDIM) to 1 (DDPM), with
+    ``fresh`` as the noise z.
 
     Reference: Song et al., "Denoising diffusion implicit models", 2021, eq. 12 and 16.
     """
-    sigma = eta * ((1 - alpha_bar_next) / (1 - alpha_bar)).sqrt() * (1 - alpha_bar / alpha_bar_next).sqrt()
-    x_next = alpha_bar_next.sqrt() * x0 + (1 - alpha_bar_next - sigma**2).clamp(min=0).sqrt() * eps
-    return x_next if fresh is None else x_next + sigma * fresh
+    levels = torch.tensor([list(sigma), list(sigma_next)], dtype=torch.float64).square()
+    (_, signal), (now, left) = 1 / (1 + levels), levels / (1 + levels)
+    extra = eta**2 * left / now * (now - left) / signal
+    kinds = torch.stack([signal, (left - extra).clamp(min=0), extra]).sqrt().to(x_t).view(3, -1, 1, 1, 1)
+    x_next = kinds[0] * x0 + kinds[1] * eps
+    return x_next if fresh is None else x_next + kinds[2] * fresh
 
 
 def fuse(
@@ -200,6 +204,6 @@ def next_state(x_t: State, x0_hat: Image, guided: Image, step: Step, research: R
     """The state at the next time, with the noise recomputed from the guided estimate or kept from the network."""
     guided, x0_hat = (to_channels(image, x_t.shape[1]) for image in (guided, x0_hat))
     clean = guided if research.noise == "recomputed" else x0_hat
-    eps = (x_t - step.alpha_bar.sqrt() * clean) / (1 - step.alpha_bar).sqrt()
+    eps = (x_t - step.alpha_bar.sqrt() * clean) / step.variance.sqrt()
     fresh = draw() if research.eta > 0 and max(step.sigma_next) > 0 else None
-    return ddim_step(x_t, guided, eps, step.alpha_bar, step.alpha_bar_next, research.eta, fresh)
+    return ddim_step(x_t, guided, eps, step.sigma, step.sigma_next, research.eta, fresh)

@@ -43,9 +43,8 @@ def scene(seed: int, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_proximal_balances_estimate_and_target() -> None:
     x0_hat, target = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
-    alpha_bar = torch.full((1, 1, 1, 1), 0.5)  # rho = sigma_n^2
-    assert (proximal(x0_hat, target, alpha_bar, sigma_n=0.0) == 1).all()
-    torch.testing.assert_close(proximal(x0_hat, target, alpha_bar, sigma_n=1.0), torch.full((1, 1, 2, 2), 0.5))
+    assert (proximal(x0_hat, target, [1.0], sigma_n=0.0) == 1).all()
+    torch.testing.assert_close(proximal(x0_hat, target, [2.0], sigma_n=2.0), torch.full((1, 1, 2, 2), 0.5))
 
 
 @given(

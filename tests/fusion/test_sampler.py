@@ -11,11 +11,12 @@ from torch.nn.functional import max_pool2d, pad
 from dig2dig.api import preset
 from dig2dig.config import DigConfig, GuidanceConfig, ResearchConfig, SamplerConfig
 from dig2dig.fusion.bands import surroundings
+from dig2dig.fusion.guidance import Step
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.sampler import ddim_step, fuse
 from dig2dig.fusion.stream import streams
 from dig2dig.priors.denoiser import Denoiser
-from dig2dig.priors.schedule import alpha_bar, at, time_grid
+from dig2dig.priors.schedule import alpha_bar, at, noise_level, time_grid
 from tests.conftest import ROOT
 from tests.gaussian import GaussianDenoiser
 from tests.pictures import crop_of, random_sources
@@ -43,7 +44,8 @@ def test_ddim_converges_to_the_exact_solution_for_a_gaussian(signal: torch.Tenso
             x0_hat = denoiser(x_t, t[None])
             now = at(signal, t[None], x_t)
             following = at(signal, times[i + 1][None], x_t) if i + 1 < steps else torch.ones_like(now)
-            x_t = ddim_step(x_t, x0_hat, (x_t - now.sqrt() * x0_hat) / (1 - now).sqrt(), now, following)
+            levels = [noise_level(one).flatten().tolist() for one in (now, following)]
+            x_t = ddim_step(x_t, x0_hat, (x_t - now.sqrt() * x0_hat) / (1 - now).sqrt(), *levels)
         errors.append(float((x_t - exact).abs().max()))
     assert errors[0] > 2.5 * errors[1] > 2.5**2 * errors[2]
     assert errors[2] < 0.05
@@ -53,9 +55,10 @@ def test_ddim_step_keeps_the_marginal_variance(signal: torch.Tensor) -> None:
     """With exact estimates, the next state is again signal plus unit noise of its level, whatever eta is."""
     x0 = torch.zeros(1, 1, 400, 400)
     eps, fresh = torch.randn_like(x0), torch.randn_like(x0)
-    now, following = (torch.full((1, 1, 1, 1), float(signal[t])) for t in (700, 400))
+    now, following = signal[700], signal[400]
+    levels = [[float(noise_level(one))] for one in (now, following)]
     for eta in (0.0, 0.5, 1.0):
-        x_next = ddim_step((1 - now).sqrt() * eps, x0, eps, now, following, eta, fresh if eta else None)
+        x_next = ddim_step((1 - now).sqrt() * eps, x0, eps, *levels, eta, fresh if eta else None)
         assert float(x_next.var()) == pytest.approx(float(1 - following), rel=0.02)
 
 
@@ -66,11 +69,11 @@ def test_ddim_step_agrees_with_diffusers(signal: torch.Tensor, eta: float) -> No
     scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=False)
     scheduler.set_timesteps(10)  # steps of 100 indices
     x_t, eps, fresh = torch.randn(3, 1, 3, 4, 4).unbind(0)
-    t, t_next = torch.tensor([500]), torch.tensor([400])
-    now, following = at(signal, t, x_t), at(signal, t_next, x_t)
+    now = at(signal, torch.tensor([500]), x_t)
     theirs = scheduler.step(eps, 500, x_t, eta=eta, variance_noise=fresh).prev_sample
     x0_hat = (x_t - (1 - now).sqrt() * eps) / now.sqrt()
-    ours = ddim_step(x_t, x0_hat, eps, now, following, eta, fresh if eta else None)
+    levels = [[float(noise_level(signal[t]))] for t in (500, 400)]
+    ours = ddim_step(x_t, x0_hat, eps, *levels, eta, fresh if eta else None)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -342,3 +345,13 @@ def test_what_is_streamed() -> None:
     assert not streams(preset("mff"), pair, learned=False) and not streams(preset("mff"), small, learned=False)
     assert not streams(preset("mff"), tall, learned=True)
     assert not streams(preset("mff", "sampler.guidance.sigma_n=0.1"), tall, learned=False)
+
+
+def test_the_least_noise_level_loses_no_digits(signal: torch.Tensor) -> None:
+    """At t = 0 a float32 ``1 - alpha_bar`` is off by 1e-4 of itself; the variance of a step is not."""
+    sources = torch.zeros(1, 2, 1, 2, 2)
+    a, sigma = signal[:1].float().view(1, 1, 1, 1), (float(noise_level(signal[0])),)
+    maps = torch.full_like(sources, 0.5)
+    step = Step(torch.tensor([0]), a, torch.ones_like(a), sigma, (0.0,), None, sources, maps, None, None)
+    assert float(step.variance) == pytest.approx(float(1 - signal[0]), rel=1e-6)
+    assert float(1 - a) != pytest.approx(float(1 - signal[0]), rel=1e-6)

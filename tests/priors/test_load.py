@@ -51,7 +51,7 @@ def ddim_agreement(reference: torch.nn.Module, checkpoint: Path, side: int) -> f
     from azula.sample import DDIMSampler
 
     from dig2dig.fusion.sampler import ddim_step
-    from dig2dig.priors.schedule import at
+    from dig2dig.priors.schedule import at, noise_level
 
     denoiser = load_prior(checkpoint, precision="fp32")
 
@@ -71,9 +71,9 @@ def ddim_agreement(reference: torch.nn.Module, checkpoint: Path, side: int) -> f
         with torch.no_grad():
             x0_hat = denoiser(ours, torch.tensor([t]))
         signal = at(denoiser.alpha_bar, torch.tensor([t]), ours)
-        signal_next = at(denoiser.alpha_bar, torch.tensor([t_next]), ours) if t_next >= 0 else torch.ones_like(signal)
+        levels = [[float(noise_level(denoiser.alpha_bar)[i]) if i >= 0 else 0.0] for i in (t, t_next)]
         eps = (ours - signal.sqrt() * x0_hat) / (1 - signal).sqrt()
-        ours = ddim_step(ours, x0_hat, eps, signal, signal_next)
+        ours = ddim_step(ours, x0_hat, eps, *levels)
     assert theirs.std() > 0.1
     return float((ours - theirs).abs().max() / theirs.abs().max())
 

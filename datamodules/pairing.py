@@ -213,8 +213,9 @@ def _checked(pair: Pair, place: str) -> Pair:
     """Notes what is wrong with a row of a manifest or with a stack."""
     if Path(pair.name).name != pair.name or pair.name in (".", "..") or "\0" in pair.name:
         return replace(pair, name=Path(pair.name).name or place, problem=f"{place}: name '{pair.name}' is no file name")
-    problem = f"{place}: {pair.name} has {len(pair.files)} of at least 2 sources" if len(pair.files) < 2 else ""
-    return replace(pair, problem=problem)
+    few = f"{place}: {pair.name} has {len(pair.files)} of at least 2 sources"
+    few += "" if pair.files else "; folders that hold a source each are given as sources.NAME=DIR"
+    return replace(pair, problem=few if len(pair.files) < 2 else "")
 
 
 def expand(pairs: Sequence[Pair], sequence: bool = False, reference: str = "") -> list[Pair]:

@@ -240,7 +240,7 @@ def help_text(schema: type, topic: str = "") -> str:
     headings = sorted({name.partition(".")[0] for name, *_ in rows if "." in name})
     if not topic:
         shown = [_line(name, default, data) for name, _, default, data in rows if data["common"]]
-        more = f"--help all lists every option, --help TOPIC those of {', '.join(headings)}."
+        more = "--help all lists every option" + ", --help TOPIC those of " * bool(headings) + ", ".join(headings) + "."
         return "\n".join([f"{schema.__doc__}", "", *shown, "", more])
     chosen = [row for row in rows if topic == "all" or f"{row[0]}.".startswith(f"{topic}.")]
     if not chosen:

@@ -270,13 +270,19 @@ class InferConfig(FusionConfig):
             none = f"no weights are bundled for task={self.task}: give sampler.weights=gain, bundled/ivf or a folder"
             require(self.task in BUNDLED, none)
             self.sampler = replace(self.sampler, weights=f"bundled/{BUNDLED[self.task]}")
-        named = {f"{name}.{m}": m for name in ("noise", "range", "prefer") for m in getattr(self, name)}
-        for option_name, modality in (named | {"reference": self.reference or None}).items():
-            known = not self.sources or modality is None or modality in self.sources
-            require(known, f"{option_name}: no source of that name")
+        if self.sources:
+            self.check_names(self.sources)
         placed = self.align in ("none", "resize", "auto", "ecc", "phase") or self.align.endswith((".yaml", ".yml"))
         require(placed, f"align must be none, resize, auto, ecc, phase or a rig, as rig.yaml, not {self.align!r}")
         compared = self.ghosts == "keep" or self.task in ("mef", "mff")
         require(compared, f"ghosts=remove compares images of one kind: task=mef or mff, not {self.task}")
         for modality, text in self.range.items():
             check_range(f"range.{modality}", text)
+
+    def check_names(self, sources: Iterable[str]) -> None:
+        """Raises a ConfigError where an option names a source that is not there."""
+        named = {f"{name}.{m}": m for name in ("noise", "range", "prefer") for m in getattr(self, name)}
+        known = list(dict.fromkeys(sources))
+        for option_name, modality in (named | {"reference": self.reference}).items():
+            there = not (modality and known) or modality in known
+            require(there, f"{option_name}: no source is called {modality}; there are {', '.join(known)}")

@@ -105,7 +105,7 @@ def check_plain(name: str, value: object) -> None:
 def require(holds: bool, message: str) -> None:
     """Refuses values that do not go together."""
     if not holds:
-        raise ValueError(message)
+        raise UserError(message)
 
 
 def parse_range(text: str) -> tuple[tuple[float, float] | str, float | None]:

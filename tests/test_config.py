@@ -190,7 +190,7 @@ def test_a_yaml_file_without_keys_is_told(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("argument", "line"),
     [
-        ("noise.c=25", "noise.c: no source of that name"),
+        ("noise.c=25", "noise.c: no source is called c; there are a, b"),
         ("noise.a=loud", "number of 255 or auto"),
         ("noise.a=-3", "auto"),
     ],

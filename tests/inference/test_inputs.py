@@ -193,7 +193,7 @@ def test_what_contradicts_itself_is_one_line(tmp_path: Path, capsys: pytest.Capt
         ([a, b, f"manifest={tmp_path / 'x.csv'}"], "sources and manifest contradict each other"),
         ([f"manifest={tmp_path / 'x.csv'}"], "x.csv cannot be read"),
         ([f"stacks={tmp_path / 'visible'}"], "holds no folder of images"),
-        ([a, b, "reference=radar"], "reference: no source of that name"),
+        ([a, b, "reference=radar"], "reference: no source is called radar; there are"),
         ([a, b, "range.visible=9-1"], "LOW below HIGH"),
         ([a, b, "sampler.grid=gain", "sampler.dig.kind=static"], "needs gains"),
         ([a, b, str(tmp_path / "tagged.yaml")], "not a readable YAML file"),
@@ -281,3 +281,18 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path, which: int, places, c
         assert "\n" not in str(error) and str(path) in str(error)
     else:
         assert pixels.ndim in (2, 3) and min(pixels.shape[:2]) >= 4
+
+
+def test_options_for_sources_that_no_scene_has_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "stacks").mkdir()
+    for seed, name in enumerate(("p.png", "q.png")):
+        save(tmp_path / "stacks" / "scene" / name, picture(seed))
+    config = str(ROOT / "configs" / "mff.yaml")
+    for argument in ("prefer.3=2", "reference=3", "range.3=full", "noise.3=5"):
+        assert infer.main([config, f"stacks={tmp_path / 'stacks'}", argument, f"out={tmp_path / 'out'}"]) == 2
+        printed = capsys.readouterr().err.strip()
+        assert printed == f"error: {argument.partition('=')[0]}: no source is called 3; there are 1, 2"
+    (tmp_path / "deep" / "scene" / "near").mkdir(parents=True)
+    save(tmp_path / "deep" / "scene" / "near" / "a.png", picture(1))
+    (pair,) = find_stacks(tmp_path / "deep")
+    assert "has 0 of at least 2 sources; folders that hold a source each are given as sources.NAME=DIR" in pair.problem

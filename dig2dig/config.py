@@ -197,7 +197,7 @@ class FusionConfig(Checked):
 
     prior: PriorConfig = option(PriorConfig, "the pretrained denoiser")
     sampler: SamplerConfig = option(SamplerConfig, "the sampling loop")
-    noise: dict[str, str] = common({}, "noise per modality: standard deviation of 255, or auto; others are clean")
+    noise: dict[str, str] = common({}, "noise per modality, or of all: standard deviation of 255, or auto")
     prefer: dict[str, float] = common({}, "factor on the weight of a modality, as in prefer.infrared=1.5")
     seed: int = common(0, "seed of the noise; each image draws its own from it and its name")
     exact: bool = option(True, "the same bytes whatever the batch size; false: faster batches, last bits may differ")
@@ -282,6 +282,7 @@ class InferConfig(FusionConfig):
     def check_names(self, sources: Iterable[str]) -> None:
         """Raises a ConfigError where an option names a source that is not there."""
         named = {f"{name}.{m}": m for name in ("noise", "range", "prefer") for m in getattr(self, name)}
+        named.pop("noise.all", None)
         known = list(dict.fromkeys(sources))
         for option_name, modality in (named | {"reference": self.reference}).items():
             there = not (modality and known) or modality in known

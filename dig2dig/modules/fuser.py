@@ -12,7 +12,7 @@ from torch import Tensor
 from datamodules.pairs import Failure, Sample
 from dig2dig.color import merge
 from dig2dig.config import FusionConfig
-from dig2dig.fusion.noise import NoiseLevels, noise_levels
+from dig2dig.fusion.noise import cleaned
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.sampler import fuse
 from dig2dig.fusion.weight import WeightNetwork
@@ -89,7 +89,7 @@ class Fuser:
 
         factors = [config.prefer.get(modality, 1.0) for modality in samples[0].modalities]
         sampler = replace(config.sampler, prefer=factors) if config.prefer else config.sampler
-        noise = noise_levels(sources, samples[0].modalities, config.noise)
+        sources, noise, told = cleaned(sources, samples[0].modalities, config.noise)
         fused = fuse(
             sources,
             denoiser,
@@ -105,17 +105,11 @@ class Fuser:
         results = []
         for i, sample in enumerate(samples):
             steps = [step.of(i) for step in trace] if traced[i] else []
-            image, notes = merge(fused[i], sample.chroma), [sample.note, *self._found(noise, i, sample)]
+            image, notes = merge(fused[i], sample.chroma), [sample.note, *told[i]]
             result = Result(sample.name, sample, image, fused[i], seconds, seeds[i], steps, note=joined(*notes))
             finite = bool(fused[i].isfinite().all())
             results.append(result if finite else failed(sample, "the prior gives numbers that are not finite"))
         return results
-
-    def _found(self, noise: NoiseLevels | None, i: int, sample: Sample) -> list[str]:
-        """What ``auto`` found of the noise in each source of sample i."""
-        auto = [k for k, name in enumerate(sample.modalities) if self.config.noise.get(name) == "auto"]
-        found = [] if noise is None else [(sample.modalities[k], 255 * float(noise[i, k])) for k in auto]
-        return [f"{name}: noise of {sigma:.1f} of 255 found" for name, sigma in found]
 
 
 def together(tensors: Sequence[Tensor]) -> Tensor:

@@ -1,8 +1,10 @@
+import re
+
 import pytest
 import torch
 
 from dig2dig.config import SamplerConfig
-from dig2dig.fusion.noise import denoise, estimate_noise, noise_levels
+from dig2dig.fusion.noise import cleaned, denoise, estimate_noise, without_stripes
 from dig2dig.fusion.sampler import fuse
 from dig2dig.priors.denoiser import Denoiser
 from tests.gaussian import GaussianDenoiser
@@ -48,14 +50,42 @@ def test_a_constant_image_has_no_noise() -> None:
     assert estimate_noise(torch.full((1, 2, 1, 8, 8), 0.3)).tolist() == [[0.0, 0.0]]
 
 
+def test_clipping_hides_no_noise() -> None:
+    """A night picture with noise is cut off at black nearly everywhere; its few lit places tell the level."""
+    lit = torch.zeros(1, 1, 1, 192, 192)
+    lit[..., :96, 64:192] = 0.3
+    noisy = (lit + 20 / 255 * torch.randn(lit.shape)).clamp(0, 1)
+    assert float(255 * estimate_noise(noisy)) == pytest.approx(20, rel=0.1)
+
+
 def test_levels_of_a_configuration() -> None:
-    sources = torch.full((2, 2, 1, 32, 32), 0.5)
-    sources[:, 1] += torch.randn(2, 1, 32, 32) * 0.1
-    levels = noise_levels(sources, ("visible", "infrared"), {"visible": "51", "infrared": "auto"})
+    names, sources = ("visible", "infrared"), torch.full((2, 2, 1, 64, 64), 0.5)
+    sources[:, 1] += torch.randn(2, 1, 64, 64) * 0.1
+    plain, levels, notes = cleaned(sources, names, {"visible": "51", "infrared": "auto"})
     assert levels is not None
     assert levels[:, 0].tolist() == pytest.approx([0.2, 0.2])
     assert levels[:, 1].tolist() == pytest.approx([0.1, 0.1], rel=0.15)
-    assert noise_levels(sources, ("visible", "infrared"), {}) is None
+    assert torch.equal(plain[:, 0], sources[:, 0])
+    assert all(len(note) == 1 and re.fullmatch(r"infrared: noise of 2\d\.\d of 255.* found", note[0]) for note in notes)
+    assert cleaned(sources, names, {}) == (sources, None, [[], []])
+    _, levels, notes = cleaned(sources, names, {"all": "auto", "visible": "0"})
+    assert levels is not None and (levels[:, 1] > 0.08).all() and not levels[:, 0].any()
+    _, levels, notes = cleaned(sources[:, :1], names[:1], {"all": "auto"})
+    assert levels is not None and not levels.any() and notes == [["visible: no noise found"]] * 2
+
+
+def test_stripes_of_a_sensor_are_taken_out_and_edges_stay() -> None:
+    clean = crop_of("infrared_visible", 150, 200, 192, "visible", "infrared")
+    lines = (2 * torch.randn(1, 1, 1, 1, 192) / 255).clamp(-3 / 255, 3 / 255)
+    striped = (clean + lines).clamp(0, 1)
+    plain, _, notes = cleaned(striped, ("visible", "infrared"), {"infrared": "auto"})
+    before, after = ((one[:, 1] - clean[:, 1]).square().mean().sqrt() * 255 for one in (striped, plain))
+    assert before > 1.2 and after < 0.7 * before
+    assert "stripes of 1." in notes[0][0] and torch.equal(plain[:, 0], striped[:, 0])
+    assert (without_stripes(clean) - clean).abs().mean() < 0.3 / 255
+    edge = torch.zeros(1, 1, 1, 64, 64)
+    edge[..., :24, 32:] = 1
+    assert torch.equal(without_stripes(edge), edge)
 
 
 def test_told_of_the_noise_the_result_is_nearer_to_the_clean_sources(bundled: Denoiser) -> None:

@@ -17,8 +17,9 @@ from dig2dig.metrics.objectives import View, objective
 from dig2dig.modules.learner import Learner
 from dig2dig.modules.prior import choose_weights, starting_prior
 from dig2dig.modules.results import Result
+from dig2dig.priors.counter import draws
 from dig2dig.priors.denoiser import Denoiser
-from dig2dig.priors.schedule import draw_noise, generators, noise_level
+from dig2dig.priors.schedule import noise_level
 from dig2dig.shapes import Image, Maps, Sources
 
 
@@ -110,9 +111,8 @@ class WeightModule(Learner):
         """Gains that came with the crops, or of the prior as it is now."""
         if not self.config.learns_prior:
             return crops["gains"]
-        noise = draw_noise(
-            (self.denoiser.channels, *sources.shape[-2:]), generators(crops["index"], len(sources)), sources
-        )
+        index = torch.tensor(crops["index"], device=sources.device)
+        _, noise = draws(self.config.seed, index, (self.denoiser.channels, *sources.shape[-2:]))
         return network_gains(sources, [noise], self.denoiser, self.config.fusion.sampler).gains
 
     def validation_step(self, batch: Any, _: int) -> dict[str, list[Result]]:

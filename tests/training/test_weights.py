@@ -19,6 +19,7 @@ from dig2dig.fusion.sampler import fuse
 from dig2dig.fusion.weight import WeightNetwork, load_weights, scale_space
 from dig2dig.modules.weights import WeightModule, composed, stacked
 from dig2dig.priors.denoiser import Denoiser
+from dig2dig.priors.schedule import draw_noise, generators
 from tests.conftest import EXAMPLES, ROOT
 from tests.training.test_train import Cut
 
@@ -163,8 +164,11 @@ def test_crops_move_images_and_gains_alike(tmp_path: Path) -> None:
             torch.testing.assert_close(maps, expected, atol=2e-3, rtol=0)
 
 
-def test_training_composes_what_inference_fuses(bundled: Denoiser) -> None:
+def test_training_composes_what_inference_fuses(bundled: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
+    like = torch.zeros(1)  # the same noise for both
+    same = lambda _, index, shape: (None, draw_noise(shape, generators(index.tolist(), len(index)), like))  # noqa: E731
+    monkeypatch.setattr("dig2dig.modules.weights.draws", same)
     config = load_strictly(TrainConfig, arguments(Path("x")))
     network = WeightNetwork(config.fusion.sampler).eval().requires_grad_(False)
     torch.nn.init.normal_(network.last.weight, std=4.0)

@@ -134,13 +134,8 @@ def read_record(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def to_dict(config: object) -> dict[str, Any]:
-    """A configuration as plain values."""
-    return asdict(config)  # pyright: ignore[reportArgumentType]
-
-
 def from_dict(schema: type[T], values: Any) -> T:
-    """The configuration that ``to_dict`` made plain, checked like one from YAML."""
+    """The configuration that ``asdict`` made plain, checked like one from YAML."""
     result = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), _literal(values)))
     assert isinstance(result, schema)
     return result

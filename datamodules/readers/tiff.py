@@ -95,7 +95,10 @@ def _channels(page: Any, values: Any) -> tuple[np.ndarray, np.ndarray | None, li
         pixels = table[values[..., 0]]
         return ((pixels // 257).astype(np.uint8) if (table % 257 == 0).all() else pixels), None, []
     if kind == 5:
-        return _cmyk(values[..., :4]), None, ["CMYK turned to RGB without its profile"]
+        full = np.iinfo(values.dtype).max
+        light = full - values[..., :4].astype(np.float32)  # that each ink lets pass
+        pixels = (light[..., :3] * light[..., 3:] / full).round().astype(values.dtype)
+        return pixels, None, ["CMYK turned to RGB without its profile"]
     if kind not in (0, 1, 2, 6):
         raise ImageError(f"colours are {page.photometric.name}; grey, RGB, CMYK and palettes are read")
     colours = 3 if kind in (2, 6) or (kind == 1 and samples == 3) else 1
@@ -113,13 +116,6 @@ def _channels(page: Any, values: Any) -> tuple[np.ndarray, np.ndarray | None, li
         return pixels, None, notes
     alpha = values[..., colours + position]
     return divided(pixels, alpha) if extra[position] == 1 else pixels, opaque(alpha), notes
-
-
-def _cmyk(values: np.ndarray) -> np.ndarray:
-    """RGB of inks, (h, w, 4) to (h, w, 3), in the same type."""
-    full = np.iinfo(values.dtype).max
-    light = full - values.astype(np.float32)
-    return (light[..., :3] * light[..., 3:] / full).round().astype(values.dtype)
 
 
 def divided(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:

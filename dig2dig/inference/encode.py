@@ -99,21 +99,17 @@ def _pillow(pixels: np.ndarray, suffix: str, metadata: Metadata, icc: bytes) -> 
 def _png(pixels: np.ndarray, metadata: Metadata, icc: bytes) -> bytes:
     """By OpenCV, since Pillow has no 16-bit colour; the chunks of metadata go behind the header."""
     if pixels.shape[2] == 2:  # OpenCV knows no grey with alpha
-        return _grey_alpha_png(pixels, metadata, icc)
-    order = (2, 1, 0, 3)[: pixels.shape[2]] if pixels.shape[2] > 1 else (0,)
-    done, content = cv2.imencode(".png", pixels[..., list(order)])
-    if not done:
-        raise ValueError("not encoded")
+        import imagecodecs
+
+        content = bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels)))
+    else:
+        order = (2, 1, 0, 3)[: pixels.shape[2]] if pixels.shape[2] > 1 else (0,)
+        done, encoded = cv2.imencode(".png", pixels[..., list(order)])
+        if not done:
+            raise ValueError("not encoded")
+        content = encoded.tobytes()
     start = 8 + 25  # signature and header
-    return content[:start].tobytes() + _chunks(metadata, icc) + content[start:].tobytes()
-
-
-def _grey_alpha_png(pixels: np.ndarray, metadata: Metadata, icc: bytes) -> bytes:
-    """By imagecodecs, which knows grey with alpha in 8 and 16 bits."""
-    import imagecodecs
-
-    content = bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels)))
-    return content[:33] + _chunks(metadata, icc) + content[33:]
+    return content[:start] + _chunks(metadata, icc) + content[start:]
 
 
 def _chunks(metadata: Metadata, icc: bytes) -> bytes:

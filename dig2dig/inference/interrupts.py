@@ -3,10 +3,12 @@
 import multiprocessing
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
+Handler = Callable[[int, FrameType | None], Any]
 HEEDED = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
 
 
@@ -26,19 +28,23 @@ def _raise(number: int, _: FrameType | None) -> None:
     raise Interrupted(number)
 
 
-@contextmanager
-def heed_signals() -> Iterator[None]:
-    """Raises :class:`Interrupted` on those signals inside, unless they are ignored, as nohup ignores SIGHUP.
+def handle(handler: Handler) -> dict[int, Any]:
+    """Has those signals handled from now on, unless they are ignored, as nohup ignores SIGHUP; gives what did before.
 
     Only the main thread can.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+        return {}
     heeded = [number for number in HEEDED if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, _raise) for number in heeded}
+    return {number: signal.signal(number, handler) for number in heeded}
+
+
+@contextmanager
+def heed_signals(handler: Handler = _raise) -> Iterator[None]:
+    """Raises :class:`Interrupted` on those signals inside, or does what ``handler`` does; see :func:`handle`."""
+    before = handle(handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

@@ -37,29 +37,29 @@ def dicom_bytes(pixels: np.ndarray, reference: Path, frame: int | None = None, s
         frame: Slice of the reference; None for its first.
         series: What the slices of one result have in common, and other results of the reference do not.
     """
+    from pydicom.dataset import Dataset
     from pydicom.uid import generate_uid
 
     index, grid = frame or 0, medical.grid_of(reference)
     source = _header(reference, index)
     identity = source_digest(reference)
-    entropy = ["dig2dig", identity, series]
-    instance = generate_uid(
-        entropy_srcs=[*entropy, str(index), str(pixels.shape), hashlib.sha256(pixels.tobytes()).hexdigest()]
-    )
-    data = _dataset(source, instance)
+    entropy, content = ["dig2dig", identity, series], hashlib.sha256(pixels.tobytes()).hexdigest()
+    data = _dataset(source, generate_uid(entropy_srcs=[*entropy, str(index), str(pixels.shape), content]))
     data.StudyInstanceUID = data.get("StudyInstanceUID") or generate_uid(entropy_srcs=["dig2dig study", identity])
     data.SeriesInstanceUID = generate_uid(entropy_srcs=entropy)
     data.Modality, data.ConversionType, data.SeriesNumber = "OT", "WSD", None
     data.ImageType, data.SeriesDescription = ["DERIVED", "SECONDARY"], "dig2dig: fused"
     data.InstanceNumber = index + 1
     if source is not None and "SOPInstanceUID" in source:
-        data.SourceImageSequence = [_pointer(source)]
+        pointer: Any = Dataset()
+        pointer.ReferencedSOPClassUID, pointer.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID
+        data.SourceImageSequence = [pointer]
     if grid is not None and pixels.shape[:2] == grid.size:
         _put_plane(data, grid, index, identity)
     _put_pixels(data, pixels)
-    content = io.BytesIO()
-    data.save_as(content, enforce_file_format=True)
-    return content.getvalue()
+    file = io.BytesIO()
+    data.save_as(file, enforce_file_format=True)
+    return file.getvalue()
 
 
 def _dataset(source: Any, instance: str) -> Any:
@@ -86,15 +86,6 @@ def _header(reference: Path, index: int) -> Any:
         return None
     files = medical.files(reference)
     return dicom.header(files[index if len(files) > 1 else 0])
-
-
-def _pointer(source: Any) -> Any:
-    """A reference to a DICOM object."""
-    from pydicom.dataset import Dataset
-
-    pointer: Any = Dataset()
-    pointer.ReferencedSOPClassUID, pointer.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID
-    return pointer
 
 
 def _put_plane(data: Any, grid: Grid, index: int, identity: str) -> None:

@@ -1,12 +1,13 @@
 """The Lightning module that fuses pairs: results for files, and scores for validation."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from lightning import LightningModule
 
 from datamodules.pairs import Failure, Sample
-from dig2dig.cli import from_dict, to_dict
+from dig2dig.cli import from_dict
 from dig2dig.config import FusionConfig
 from dig2dig.fusion.weight import load_weights
 from dig2dig.modules.fuser import Fuser
@@ -33,7 +34,7 @@ class FusionModule(LightningModule):
         super().__init__()
         known = config if isinstance(config, FusionConfig) else from_dict(FusionConfig, config)
         self.config = FusionConfig(**{name: getattr(known, name) for name in FusionConfig.__dataclass_fields__})
-        self.save_hyperparameters({"config": to_dict(self.config)}, logger=False)
+        self.save_hyperparameters({"config": asdict(self.config)}, logger=False)
         self.denoiser = denoiser or open_prior(self.config.prior)
         if self.config.prior.offload:
             offload(self.denoiser, self.denoiser.device)  # before a strategy moves it

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from datamodules.pairs import Failure, Sample
-from dig2dig.cli import from_dict, to_dict
+from dig2dig.cli import from_dict
 from dig2dig.config import FusionConfig
 from dig2dig.config_train import TrainConfig
 from dig2dig.errors import RunError
@@ -31,7 +32,7 @@ class Learner(LightningModule):
     def __init__(self, config: TrainConfig | Mapping[str, Any]) -> None:
         super().__init__()
         self.config = config if isinstance(config, TrainConfig) else from_dict(TrainConfig, config)
-        self.save_hyperparameters({"config": to_dict(self.config)}, logger=False)
+        self.save_hyperparameters({"config": asdict(self.config)}, logger=False)
         self.scores = PairScores()
         self.strict_loading, self.processes = False, 0
 

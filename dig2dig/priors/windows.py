@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,15 +18,9 @@ def pad(images: Tensor, multiple: int) -> Tensor:
     height, width = images.shape[-2:]
     if height % multiple == width % multiple == 0:
         return images
-    rows = _reflected(height, -height % multiple, images.device)
-    columns = _reflected(width, -width % multiple, images.device)
+    reflected = (np.pad(np.arange(side), (0, -side % multiple), "reflect") for side in (height, width))
+    rows, columns = (torch.from_numpy(places).to(images.device) for places in reflected)
     return images[..., rows, :][..., columns]
-
-
-def _reflected(size: int, extra: int, device: torch.device) -> Tensor:
-    period = max(2 * (size - 1), 1)
-    position = torch.arange(size + extra, device=device) % period
-    return torch.minimum(position, period - position) if size > 1 else torch.zeros_like(position)
 
 
 def crop(images: Tensor, height: int, width: int) -> Tensor:

@@ -26,33 +26,20 @@ MODES = {
 class Facts:
     """What a finished training knows beside its configuration."""
 
-    images: int  # it was trained on
-    held_out: int  # images that validated it
+    learned: int  # images or scenes it was trained on
+    held_out: int  # images or pairs that validated it
     devices: int  # processes that shared each batch
-    before: dict[str, float]  # denoising PSNR in dB before, by noise level; empty if it is not known
-    after: dict[str, float]  # the same after
+    scores: dict[str, dict[str, float]]  # means over what was held out before and after; empty if they are not known
 
 
-@dataclass(frozen=True)
-class WeightFacts:
-    """What a finished training of weights knows beside its configuration."""
-
-    scenes: int  # it was trained on
-    held_out: int  # pairs that validated it
-    devices: int  # processes that shared each batch
-    scores: dict[str, dict[str, float]]  # mean metrics of the held-out pairs, by form; empty if there are none
-
-
-def weight_card(config: TrainConfig, network: WeightNetwork, facts: WeightFacts) -> str:
+def weight_card(config: TrainConfig, network: WeightNetwork, facts: Facts) -> str:
     """Fills the card of learned weights from a finished run."""
     metrics, prior = list(next(iter(facts.scores.values()), {})), (config.prior_sha256 or "")[:12]
     values = {"data": config.data, "sampler": config.fusion.sampler, "metrics": metrics, "prior_sha256": prior}
     return _filled("card_weights.md.j2", config, network, facts, values)
 
 
-def _filled(
-    template: str, config: TrainConfig, network: nn.Module, facts: Facts | WeightFacts, values: dict[str, Any]
-) -> str:
+def _filled(template: str, config: TrainConfig, network: nn.Module, facts: Facts, values: dict[str, Any]) -> str:
     """A template with what both cards tell, further values, and the versions of what made the run."""
     text = Path(__file__).with_name(template).read_text(encoding="utf-8")
     versions = {"dig2dig": version("dig2dig"), "torch": version("torch"), "python": platform.python_version()}

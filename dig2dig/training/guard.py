@@ -1,8 +1,6 @@
 """What writes checkpoints, and ends a training in order: a signal, or a loss that is not finite."""
 
 import multiprocessing
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +12,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from dig2dig.errors import UserError
-from dig2dig.inference.interrupts import HEEDED, Interrupted
+from dig2dig.inference.interrupts import Interrupted, handle, heed_signals
 from dig2dig.training.checkpoints import Diverged, finite, learning
 
 LATE = 16  # steps that a device computes ahead, at most, before its losses are read
@@ -36,24 +34,13 @@ class Guard(Callback):
     @contextmanager
     def heeding(self) -> Iterator[None]:
         """Notes signals inside, of which the first one counts; one that is ignored, as under nohup, stays so."""
-        before = {number: signal.getsignal(number) for number in HEEDED}
-        self._install()
         try:
-            yield
+            with heed_signals(self._note):
+                yield
         except Exception as error:
             if self.number and not isinstance(error, UserError):  # the signal also ended a process that reads images
                 raise Interrupted(self.number) from error
             raise
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                for number, handler in before.items():
-                    signal.signal(number, handler)
-
-    def _install(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in HEEDED:
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    signal.signal(number, self._note)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if not multiprocessing.parent_process():  # processes that read images go on until this one ends them
@@ -61,7 +48,7 @@ class Guard(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the signals back from Lightning, which would end the training amid an accumulation."""
-        self._install()
+        handle(self._note)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:
         """Ends a training whose loss is not finite, writes what is due, and ends it after a signal."""

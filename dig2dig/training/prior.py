@@ -80,7 +80,7 @@ class PriorLearning:
         denoiser = choose_weights(starting_prior(config), config.adapt)
         finish(torch.nn.ModuleDict({"denoiser": denoiser}), checkpoint)
         after = self.denoising(denoiser)
-        facts = Facts(len(data.train), len(data.val or []), devices, before, after)
+        facts = Facts(len(data.train), len(data.val or []), devices, {"before": before, "after": after})
         write_atomically(write_prior(denoiser, config) / "README.md", model_card(config, denoiser, facts).encode())
         return after
 

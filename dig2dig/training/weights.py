@@ -22,7 +22,7 @@ from dig2dig.modules.prior import choose_weights, starting_prior
 from dig2dig.modules.scores import means
 from dig2dig.modules.weights import WeightModule
 from dig2dig.priors.denoiser import Denoiser
-from dig2dig.training.card import WeightFacts, weight_card
+from dig2dig.training.card import Facts, weight_card
 from dig2dig.training.checkpoints import export_folder, finish
 from dig2dig.training.prior import device_of, fusion_samples, write_prior
 from dig2dig.training.scenes import cached, training_scenes, without_mask
@@ -72,7 +72,7 @@ class WeightLearning:
         rows = {start: before, "learned": after}
         if before:
             print(table(rows, len(self.held_out)))
-        facts = WeightFacts(self.count, len(self.held_out), devices, rows if before else {})
+        facts = Facts(self.count, len(self.held_out), devices, rows if before else {})
         write_atomically(folder / "README.md", weight_card(config, network, facts).encode())
         return after
 

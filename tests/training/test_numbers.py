@@ -298,7 +298,7 @@ def test_a_share_of_the_crops_is_grey() -> None:
 def test_the_card_tells_the_run(config: TrainConfig, tiny: Path) -> None:
     lora = AdaptConfig("lora", 2, 6.0)
     other = TrainConfig(data=config.data, optim=OptimConfig(steps=7, accumulate=5), adapt=lora, prior="p", out="a/b")
-    facts = Facts(11, 2, 4, {"psnr_25": 20.0}, {"psnr_25": 21.456})
+    facts = Facts(11, 2, 4, {"before": {"psnr_25": 20.0}, "after": {"psnr_25": 21.456}})
     card = model_card(other, load_prior(tiny), facts)
     for text in (
         "# b\n", "7 of 60 crops of 16 px", "rank 2, alpha 6", "prior.path=p prior.adapter=a/b/adapter",

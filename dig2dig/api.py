@@ -107,7 +107,6 @@ def check_picture_file(path: Path) -> None:
 
 def write_result(result: Result, path: Path) -> None:
     """Writes a fused picture, whole or not at all."""
-    assert result.image is not None and result.sample is not None
-    write_atomically(
-        path, encode(result.image, path.suffix.lower(), result.sample.depth, result.sample.metadata, result.valid)
-    )
+    image, sample = result.image, result.sample
+    assert image is not None and sample is not None
+    write_atomically(path, encode(image, path.suffix.lower(), sample.depth, sample.metadata, result.valid))

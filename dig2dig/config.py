@@ -92,10 +92,8 @@ class SamplerConfig(Checked, heading="sampler."):
         require(not contradiction, "sampler.grid=gain needs gains: choose another sampler.dig.kind than static")
         require(all(factor > 0 for factor in self.prefer), "sampler.prefer: factors must be above 0")
         fits = self.weights == "gain" or self.guidance.kind == "bands"
-        require(
-            fits,
-            f"learned weights are for bands: sampler.guidance.kind={self.guidance.kind} needs sampler.weights=gain",
-        )
+        told = f"sampler.guidance.kind={self.guidance.kind} needs sampler.weights=gain"
+        require(fits, f"learned weights are for bands: {told}")
 
 
 @dataclass

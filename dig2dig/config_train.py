@@ -170,10 +170,8 @@ class TrainConfig(Checked):
 
     def _check_weights(self) -> None:
         data = self.data
-        require(
-            data.names_scenes or bool(self.validate and self.fusion.sources),
-            "no pairs: give data.sources.MODALITY=DIR, data.manifest or data.stacks",
-        )
+        known = data.names_scenes or bool(self.validate and self.fusion.sources)
+        require(known, "no pairs: give data.sources.MODALITY=DIR, data.manifest or data.stacks")
         require(len(data.sources) != 1, "data.sources: give at least two, as data.sources.visible=DIR")
         require(bool(self.prior), "learned weights need a prior: give prior=bundled, a folder or a hub id")
         require(bool(self.objective), "no objective: start from a preset, as configs/weights_ivf.yaml")

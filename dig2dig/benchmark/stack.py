@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
+from skimage.metrics import peak_signal_noise_ratio
 from tqdm import tqdm
 
 from datamodules.readers.pixels import read_image
@@ -37,7 +38,9 @@ def run(config: StackConfig) -> int:
             ideal, mean = pool.apply(make_stack, (Path(folder), area, count))
             file = out / f"{area:g}MP_{count}.png"
             seconds, own, peak = pool.apply(measure, (Path(folder), file, config))
-            found = (psnr(read_image(file, "L") / 255, ideal), psnr(mean, ideal), seconds, seconds / area / count)
+            pictures = (read_image(file, "L") / 255, mean)
+            quality = [peak_signal_noise_ratio(ideal, picture, data_range=1) for picture in pictures]
+            found = (*quality, seconds, seconds / area / count)
             lines.append([f"{area:g}", str(count), *(f"{value:.3g}" for value in (*found, own, peak))])
     text = (
         "Focal planes in colour as PNG files, fused by `dig2dig.fuse_files` with the preset. *Own*: the peak of memory "
@@ -84,8 +87,3 @@ def measure(folder: Path, file: Path, config: StackConfig) -> tuple[float, float
         ended.set()
         watcher.join()
     return seconds, own[0], peak_memory(next(iter(prior.parameters())).device)
-
-
-def psnr(image: np.ndarray, ideal: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of an image in [0, 1], dB."""
-    return float(-10 * np.log10(np.square(image - ideal).mean()))

@@ -165,8 +165,7 @@ def _with_tables(content: bytes, tables: dict[int, Any]) -> bytes:
     entries = [content[start + 2 + 12 * i : start + 14 + 12 * i] for i in range(count)]
     for tag, table in tables.items():
         directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\0\0\0\0")
-        for name, value in table.items():
-            directory[name] = value
+        directory.update(table)
         written += bytes(len(written) % 2)
         entries.append(struct.pack("<HHII", tag, 4, 1, len(written)))
         written += directory.tobytes(len(written))

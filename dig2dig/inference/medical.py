@@ -110,17 +110,10 @@ def _put_pixels(data: Any, pixels: np.ndarray) -> None:
     """Sets the pixels, and what describes them."""
     if pixels.dtype not in (np.uint8, np.uint16) or (pixels.ndim == 3 and pixels.dtype != np.uint8):
         raise ValueError(f"pixels of {pixels.dtype} and shape {pixels.shape}; grey of 8 or 16 bits, or 8-bit RGB")
-    bits = 8 * pixels.dtype.itemsize
-    data.Rows, data.Columns = pixels.shape[:2]
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = bits, bits, bits - 1, 0
-    data.SamplesPerPixel = 1 if pixels.ndim == 2 else 3
-    data.PhotometricInterpretation = "MONOCHROME2" if pixels.ndim == 2 else "RGB"
-    if pixels.ndim == 3:
-        data.PlanarConfiguration = 0
-    else:
+    bits, grey = 8 * pixels.dtype.itemsize, pixels.ndim == 2
+    data.set_pixel_data(pixels, "MONOCHROME2" if grey else "RGB", bits, generate_instance_uid=False)
+    if grey:
         data.WindowCenter, data.WindowWidth = str(2 ** (bits - 1)), str(2**bits)
-    raw = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
-    data.add_new("PixelData", "OB" if bits == 8 else "OW", raw + b"\0" * (len(raw) % 2))
 
 
 def joined(files: Sequence[Path], reference: Path) -> bytes:

@@ -1,7 +1,6 @@
 """What validation says of fused pairs: metrics, and statistics of gains and weights, as means over all processes."""
 
 import sys
-from collections import defaultdict
 
 import torch
 
@@ -58,8 +57,5 @@ class PairScores:
 
 def means(rows: list[dict[str, float]]) -> dict[str, float]:
     """The mean of each score over the rows that have it: pairs may have different modalities."""
-    values: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        for name, value in row.items():
-            values[name].append(value)
+    values = {name: [row[name] for row in rows if name in row] for row in rows for name in row}
     return {name: sum(found) / len(found) for name, found in values.items()}

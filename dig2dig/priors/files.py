@@ -98,13 +98,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def check_sha256(paths: list[Path], expected: str | None) -> None:
     """Refuses files that together have another SHA-256 than expected, if one is."""
-    if expected is None:
-        return
-    found = file_sha256(*paths)
-    if found != expected.lower():
-        raise PriorError(
-            f"{paths[0]}: SHA-256 is {found}, expected {expected}: the file was altered or cut; get it again"
-        )
+    if expected is not None and (found := file_sha256(*paths)) != expected.lower():
+        told = f"SHA-256 is {found}, expected {expected}: the file was altered or cut"
+        raise PriorError(f"{paths[0]}: {told}; get it again")
 
 
 def check_sums(folder: Path) -> None:
@@ -218,9 +214,8 @@ def _judged(name: str, names: Iterable[str], get: Callable[[str], Path]) -> list
     if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
         raise PriorError(f"{name}/{weights}: lists no shards; get it again")
     shards = [f"{unet}{file}" for file in sorted(set(listed.values()))]
-    for shard in shards:
-        if shard not in names:
-            raise PriorError(f"{name}/{shard}: no such file, though {weights} lists it; get it again")
+    if lost := next((shard for shard in shards if shard not in names), None):
+        raise PriorError(f"{name}/{lost}: no such file, though {weights} lists it; get it again")
     return [config, scheduler, *shards]
 
 

@@ -70,9 +70,8 @@ def check_scheduler(name: str, scheduler: Mapping[str, Any]) -> None:
     ends = [scheduler.get(f"beta_{end}", 0.01) for end in ("start", "end")] if trained is None else trained
     ends = ends if isinstance(ends, list) else []
     steps = scheduler.get("num_train_timesteps", 1000) if trained is None else len(ends)
-    if not (
-        ends and _within(1, steps, STEPS) and all(isinstance(beta, float | int) and 0 <= beta < 1 for beta in ends)
-    ):
+    sound = all(isinstance(beta, float | int) and 0 <= beta < 1 for beta in ends)
+    if not (ends and sound and _within(1, steps, STEPS)):
         raise PriorError(f"{name}: expected 1 to {STEPS} steps, and betas in [0, 1)")
 
 

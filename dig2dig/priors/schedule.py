@@ -104,9 +104,8 @@ def time_grid(
     first = len(alpha_bar) - 1 if sigma_start is None else _index(alpha_bar, sigma_start)
     last = 0 if sigma_end is None else _index(alpha_bar, sigma_end)
     if first - last < steps - 1:
-        raise ValueError(
-            f"{steps} steps do not fit between times {first} and {last}: take fewer, or a larger sigma_start"
-        )
+        told = f"{steps} steps do not fit between times {first} and {last}"
+        raise ValueError(f"{told}: take fewer, or a larger sigma_start")
     if kind == "uniform":
         times = torch.linspace(first, last, steps, dtype=torch.float64).round().long()
     else:

@@ -110,9 +110,8 @@ class Attention(nn.Module):
         """Features of the same shape (b, c, h, w)."""
         flat = x.flatten(2)
         flat = (flat if self.group_norm is None else self.group_norm(flat)).transpose(1, 2)
-        parts = (
-            layer(flat).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.to_q, self.to_k, self.to_v)
-        )
+        layers = (self.to_q, self.to_k, self.to_v)
+        parts = (layer(flat).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in layers)
         found = F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
         return self.to_out[0](found).transpose(1, 2).reshape(x.shape) + x
 

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from dig2dig.metrics.levels import PerSource, Scores, both, grey_levels
-from dig2dig.shapes import Image, Sources
+from dig2dig.metrics.levels import Grey, Levels, PerSource, Scores, grey_levels
+from dig2dig.shapes import Image
 
 PIXELS = 16384  # windows in one computation; memory grows with them
 
@@ -33,35 +33,34 @@ def entropy(fused: Image) -> Scores:
     return _entropy(_histogram(grey_levels(fused).flatten(1), 256))
 
 
-def _entropies(fused: Image, sources: Sources, brightest: int = 255) -> tuple[Tensor, Tensor]:
+def _entropies(f: Grey, s: Levels, brightest: int = 255) -> tuple[Tensor, Tensor]:
     """Entropy in bits, the fused image's plus each source's (b, k), and of both together, levels clipped there."""
-    f, s = both(fused, sources)
     alone = _entropy(_histogram(torch.cat([f, s], 1).flatten(0, 1).flatten(1), 256)).view(len(f), -1)
     pairs = 256 * s.clamp(max=brightest) + f.clamp(max=brightest)
     joint = _entropy(_histogram(pairs.flatten(0, 1).flatten(1), 256 * 256)).view(s.shape[:2])
     return alone[:, :1] + alone[:, 1:], joint
 
 
-def mutual_information(fused: Image, sources: Sources, brightest: int = 255) -> PerSource:
+def mutual_information(f: Grey, s: Levels, brightest: int = 255) -> PerSource:
     r"""MI with each source in bits: :math:`H(F) + H(S) - H(F, S)` of 256 grey levels, in the joint one clipped.
 
     Reference: Qu et al., "Information measure for performance of image fusion", 2002.
     """
-    alone, joint = _entropies(fused, sources, brightest)
+    alone, joint = _entropies(f, s, brightest)
     return alone - joint
 
 
-def mutual_information_saturated(fused: Image, sources: Sources) -> PerSource:
+def mutual_information_saturated(f: Grey, s: Levels) -> PerSource:
     """MI as in MATLAB code that adds 1 to 8-bit numbers: levels 254 and 255 are one in the joint histogram."""
-    return mutual_information(fused, sources, brightest=254)
+    return mutual_information(f, s, brightest=254)
 
 
-def normalised_information(fused: Image, sources: Sources) -> PerSource:
+def normalised_information(f: Grey, s: Levels) -> PerSource:
     r"""NMI with each source: :math:`2\, I(F; S) / (H(F) + H(S))`, 1 for a copy.
 
     Reference: Hossny et al., "Comments on 'Information measure for performance of image fusion'", 2008.
     """
-    alone, joint = _entropies(fused, sources)
+    alone, joint = _entropies(f, s)
     return torch.where(alone > 0, 2 * (alone - joint) / alone.clamp(min=1e-12), 0.0)
 
 
@@ -127,21 +126,17 @@ def _regional(f: Tensor, s: Tensor) -> Tensor:
     return total / windows_f.shape[1]
 
 
-def _feature_information(f: Tensor, s: Tensor) -> PerSource:
-    f, s = f.float(), s.float()
-    scores = [torch.stack([_regional(image[0], source) for source in row]) for image, row in zip(f, s, strict=True)]
-    return torch.stack(scores)
-
-
-def feature_information_pixel(fused: Image, sources: Sources) -> PerSource:
+def feature_information_pixel(f: Grey, s: Levels) -> PerSource:
     """FMI of grey levels: normalised mutual information in 3×3 windows, mean over windows.
 
     References: Haghighat et al., "A non-reference image fusion metric based on mutual information of image features",
     2011; Haghighat and Razian, "Fast-FMI: non-reference image fusion metric", 2014.
     """
-    return _feature_information(*both(fused, sources))
+    f, s = f.float(), s.float()
+    scores = [torch.stack([_regional(image[0], source) for source in row]) for image, row in zip(f, s, strict=True)]
+    return torch.stack(scores)
 
 
-def feature_information_gradient(fused: Image, sources: Sources) -> PerSource:
+def feature_information_gradient(f: Grey, s: Levels) -> PerSource:
     """FMI of horizontal central differences, the gradient of the authors' code (Haghighat and Razian, 2014)."""
-    return _feature_information(*(torch.gradient(levels, dim=-1)[0] for levels in both(fused, sources)))
+    return feature_information_pixel(*(torch.gradient(levels, dim=-1)[0] for levels in (f, s)))

@@ -35,12 +35,12 @@ class View:
 
 def vif(view: View) -> Tensor:
     """Minus VIF, summed over the sources."""
-    return -perception.visual_information_of(*view.levels).sum(1).mean()
+    return -perception.visual_information(*view.levels).sum(1).mean()
 
 
 def ssim(view: View) -> Tensor:
     """Minus SSIM, summed over the sources."""
-    return -structure.similarity_of(*view.levels).sum(1).mean()
+    return -structure.similarity(*view.levels).sum(1).mean()
 
 
 def qabf(view: View) -> Tensor:
@@ -50,13 +50,13 @@ def qabf(view: View) -> Tensor:
 
 def scd(view: View) -> Tensor:
     """Minus SCD, summed over the sources."""
-    return -structure.difference_correlation_of(*view.levels).sum(1).mean()
+    return -structure.correlation_of_differences(*view.levels).sum(1).mean()
 
 
 def mef_ssim(view: View) -> Tensor:
     """Minus MEF-SSIM."""
     fused, sources = view.levels
-    return -structure.exposure_similarity_of(fused.double(), sources.double()).float().mean()
+    return -structure.exposure_fusion_similarity(fused.double(), sources.double()).float().mean()
 
 
 def target(view: View) -> Tensor:
@@ -176,7 +176,7 @@ def truth_ssim(view: View) -> Tensor:
     """Minus SSIM with the ideal image; 0 where none is known."""
     if view.truth is None:
         return view.fused.new_zeros(())
-    return -structure.similarity_of(view.levels[0], 255 * luminance(view.truth)).mean()
+    return -structure.similarity(view.levels[0], 255 * luminance(view.truth)).mean()
 
 
 _TERMS: tuple[Callable[[View], Tensor], ...] = (

@@ -27,16 +27,13 @@ def _information(f: Grey, s: Levels, size: int, noise: float = 2.0) -> tuple[Per
     return passed, (1 + var_s / noise).log().sum((-2, -1))
 
 
-def visual_information(fused: Image, sources: Sources) -> PerSource:
+def visual_information(f: Grey, s: Levels) -> PerSource:
     """VIF of each source in the fused image, pixel domain on four scales, about [0, 1]; 0 for a source without detail.
+
+    Differentiable.
 
     Reference: Sheikh and Bovik, "Image information and visual quality", 2006.
     """
-    return visual_information_of(*both(fused, sources))
-
-
-def visual_information_of(f: Tensor, s: Tensor) -> PerSource:
-    """:func:`visual_information` of grey levels; differentiable."""
     passed, offered = _information(f, s, 17)
     for size in (9, 5, 3):
         f, s = slide(torch.cat([f, s], 1), gaussian(size, size / 5))[..., ::2, ::2].tensor_split([1], 1)

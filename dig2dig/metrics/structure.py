@@ -1,4 +1,4 @@
-"""Likeness to the sources: error, correlation, structural similarity on one scale and on several.
+"""Likeness of grey levels to the sources: error, correlation, structural similarity on one scale and on several.
 
 This is not torchmetrics' structural similarity. SSIM there counts a padded border. MS-SSIM there counts it on the last
 scale, and drops an odd last row or column. Without the border SSIM is the same, but takes 20 to 80 times as long.
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-from dig2dig.metrics.levels import Grey, Levels, PerSource, Scores, both, gaussian, grey_levels, moments, slide
-from dig2dig.shapes import Image, Sources
+from dig2dig.metrics.levels import Grey, Levels, PerSource, Scores, gaussian, moments, slide
 
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 """Constants of structural similarity, in squared grey levels."""
@@ -20,64 +19,52 @@ POWERS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Weight of each scale, from fine to coarse."""
 
 
-def squared_error(fused: Image, sources: Sources) -> PerSource:
+def squared_error(f: Grey, s: Levels) -> PerSource:
     """MSE against each source, in squared grey levels.
 
     Reference: Jagalingam and Hegde, "A review of quality metrics for fused image", 2015.
     """
-    f, s = both(fused, sources)
     return (f - s).square().mean((-2, -1))
 
 
-def peak_signal_to_noise(fused: Image, sources: Sources) -> Scores:
+def peak_signal_to_noise(f: Grey, s: Levels) -> Scores:
     r"""PSNR in dB, :math:`10 \log_{10} (255^2 / \mathrm{MSE})` of the mean error (Jagalingam and Hegde, 2015)."""
-    return 10 * (255**2 / squared_error(fused, sources).mean(1)).log10()
+    return 10 * (255**2 / squared_error(f, s).mean(1)).log10()
 
 
-def peak_signal_to_noise_own_peak(fused: Image, sources: Sources) -> Scores:
+def peak_signal_to_noise_own_peak(f: Grey, s: Levels) -> Scores:
     """PSNR in dB with the brightest grey level of the fused image as the peak."""
-    peak = grey_levels(fused).amax((1, 2, 3))
-    return 10 * (peak.square() / squared_error(fused, sources).mean(1)).log10()
+    return 10 * (f.amax((1, 2, 3)).square() / squared_error(f, s).mean(1)).log10()
 
 
-def root_error_vifb(fused: Image, sources: Sources) -> PerSource:
+def root_error_vifb(f: Grey, s: Levels) -> PerSource:
     """RMSE in VIFB's form: root of the summed squares, divided by the number of pixels."""
-    return (squared_error(fused, sources) / (fused.shape[-2] * fused.shape[-1])).sqrt()
+    return (squared_error(f, s) / (f.shape[-2] * f.shape[-1])).sqrt()
 
 
-def peak_signal_to_noise_vifb(fused: Image, sources: Sources) -> Scores:
+def peak_signal_to_noise_vifb(f: Grey, s: Levels) -> Scores:
     """PSNR in VIFB's form, with :func:`root_error_vifb` in the place of the mean squared error."""
-    return 10 * (255**2 / root_error_vifb(fused, sources).mean(1)).log10()
+    return 10 * (255**2 / root_error_vifb(f, s).mean(1)).log10()
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation over the last two axes; 0 where one side is constant."""
+    """CC, Pearson's correlation over the last two axes; 0 where one side is constant.
+
+    Reference: Shah et al., "Multifocus and multispectral image fusion based on pixel significance using multiresolution
+    decomposition", 2013.
+    """
     a, b = (x - x.mean((-2, -1), keepdim=True) for x in (a, b))
     spread = (a.square().sum((-2, -1)) * b.square().sum((-2, -1))).sqrt()
     return torch.where(spread > 0, (a * b).sum((-2, -1)) / spread.clamp(min=1e-12), 0.0)
 
 
-def correlation_coefficient(fused: Image, sources: Sources) -> PerSource:
-    """CC, Pearson's correlation with each source.
-
-    Reference: Shah et al., "Multifocus and multispectral image fusion based on pixel significance using multiresolution
-    decomposition", 2013.
-    """
-    return correlation(*both(fused, sources))
-
-
-def correlation_of_differences(fused: Image, sources: Sources) -> PerSource:
+def correlation_of_differences(f: Grey, s: Levels) -> PerSource:
     r"""SCD: correlation :math:`r(F - \bar c_{-k},\; c_k)` of a source with the fused image minus the other source.
 
-    For K > 2, the mean of the other sources stands for the other source.
+    For K > 2, the mean of the other sources stands for the other source. Differentiable.
 
     Reference: Aslantas and Bendes, "A new image quality metric for image fusion", 2015.
     """
-    return difference_correlation_of(*both(fused, sources))
-
-
-def difference_correlation_of(f: Tensor, s: Tensor) -> PerSource:
-    """:func:`correlation_of_differences` of grey levels; differentiable."""
     others = (s.sum(1, keepdim=True) - s) / max(s.shape[1] - 1, 1)
     return correlation(f - others, s)
 
@@ -90,22 +77,19 @@ def _similarity(f: Grey, s: Levels, weights: list[float], unbiased: float = 1.0)
     return (luminance * contrast).mean((-2, -1)), contrast.mean((-2, -1))
 
 
-def similarity(fused: Image, sources: Sources) -> PerSource:
+def similarity(f: Grey, s: Levels) -> PerSource:
     """SSIM with each source: uniform 7×7 windows inside the image, unbiased covariance, as in scikit-image.
+
+    Differentiable.
 
     Reference: Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004.
     """
-    return similarity_of(*both(fused, sources))
-
-
-def similarity_of(f: Tensor, s: Tensor) -> PerSource:
-    """:func:`similarity` of grey levels; differentiable."""
     return _similarity(f, s, [1 / 7] * 7, 49 / 48)[0]
 
 
-def similarity_gaussian(fused: Image, sources: Sources) -> PerSource:
+def similarity_gaussian(f: Grey, s: Levels) -> PerSource:
     """SSIM with each source in Gaussian 11×11 windows of sigma 1.5, the authors' first form."""
-    return _similarity(*both(fused, sources), gaussian(11, 1.5))[0]
+    return _similarity(f, s, gaussian(11, 1.5))[0]
 
 
 def _halved(levels: Tensor) -> Tensor:
@@ -114,12 +98,11 @@ def _halved(levels: Tensor) -> Tensor:
     return avg_pool2d(pad(levels, (0, odd_w, 0, odd_h), mode="replicate"), 2)
 
 
-def multi_scale_similarity(fused: Image, sources: Sources) -> PerSource:
+def multi_scale_similarity(f: Grey, s: Levels) -> PerSource:
     """MS-SSIM with each source on five scales. A negative mean contrast on a scale counts as 0.
 
     Reference: Wang et al., "Multiscale structural similarity for image quality assessment", 2003.
     """
-    f, s = both(fused, sources)
     scales = []
     for power in POWERS:
         full, contrast = _similarity(f, s, gaussian(11, 1.5))
@@ -151,16 +134,11 @@ def _exposure_similarity(f: Grey, s: Levels) -> Scores:
     return ((2 * covariance + C2) / (variance + (square - mean_f**2)[:, 0] + C2)).mean((-2, -1))
 
 
-def exposure_fusion_similarity(fused: Image, sources: Sources) -> Scores:
-    """MEF-SSIM on three scales, on luminance.
+def exposure_fusion_similarity(f: Grey, s: Levels) -> Scores:
+    """MEF-SSIM on three scales, of luminance in float64; differentiable.
 
     Reference: Ma, Zeng and Wang, "Perceptual quality assessment for multi-exposure image fusion", 2015.
     """
-    return exposure_similarity_of(*both(fused, sources))
-
-
-def exposure_similarity_of(f: Tensor, s: Tensor) -> Scores:
-    """:func:`exposure_fusion_similarity` of grey levels in float64; differentiable."""
     scales = []
     for power in POWERS[:3]:
         scales.append(_exposure_similarity(f, s).clamp(min=0) ** (power / sum(POWERS[:3])))

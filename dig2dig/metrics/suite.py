@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dig2dig.metrics import gradient, information, perception, structure, tone
-from dig2dig.metrics.levels import PerSource, Score, Scores, by_channel, eight_bit
+from dig2dig.metrics.levels import Grey, Levels, PerSource, Score, Scores, both, by_channel, eight_bit
 from dig2dig.shapes import Image, Sources
 
 CONVENTIONS = ("standard", "cddfuse", "tang", "vifb")
@@ -40,17 +40,21 @@ def _alone(score: Callable[[Image], Scores]) -> Score:
     return lambda fused, _: score(fused)
 
 
-def _sum(score: Callable[[Image, Sources], PerSource]) -> Score:
-    return lambda fused, sources: score(fused, sources).sum(1)
+def _jointly(score: Callable[[Grey, Levels], Scores]) -> Score:
+    return lambda fused, sources: score(*both(fused, sources))
 
 
-def _mean(score: Callable[[Image, Sources], PerSource]) -> Score:
-    return lambda fused, sources: score(fused, sources).mean(1)
+def _sum(score: Callable[[Grey, Levels], PerSource]) -> Score:
+    return lambda fused, sources: score(*both(fused, sources)).sum(1)
+
+
+def _mean(score: Callable[[Grey, Levels], PerSource]) -> Score:
+    return lambda fused, sources: score(*both(fused, sources)).mean(1)
 
 
 def _nats(fused: Image, sources: Sources) -> Scores:
     """MI as in scikit-learn and VIFB."""
-    return information.mutual_information(fused, sources).sum(1) * math.log(2)
+    return _sum(information.mutual_information)(fused, sources) * math.log(2)
 
 
 def _vifb(score: Score) -> dict[str, Score]:
@@ -92,19 +96,19 @@ _TABLE = (
            "[0, 1]", "Haghighat 2014", many="mean", smallest=3),
     Metric("FMI_gradient", _mean(information.feature_information_gradient),
            "normalised MI in 3×3 windows of horizontal gradients", "[0, 1]", "Haghighat 2014", many="mean", smallest=3),
-    Metric("CC", _mean(structure.correlation_coefficient), "Pearson's correlation with a source", "[-1, 1]",
+    Metric("CC", _mean(structure.correlation), "Pearson's correlation with a source", "[-1, 1]",
            "Shah 2013", many="mean"),
     Metric("MSE", _mean(structure.squared_error), "mean squared error", "[0, 255²] levels²", "Jagalingam 2015",
            higher_is_better=False, many="mean",
-           variants={"tang": lambda f, s: structure.squared_error(f, s).mean(1) / 255**2}  # images in [0, 1]
+           variants={"tang": _jointly(lambda f, s: structure.squared_error(f, s).mean(1) / 255**2)}  # images in [0, 1]
            | _vifb(_mean(structure.root_error_vifb))),
-    Metric("PSNR", structure.peak_signal_to_noise, "10 log10(255² / MSE)", "[0, ∞] dB", "Jagalingam 2015",
-           many="of the mean error", variants={"cddfuse": structure.peak_signal_to_noise_own_peak}
-           | {"tang": lambda f, s: structure.peak_signal_to_noise(f, s) + 20 * math.log10(255)}  # 48.13 dB too much
-           | _vifb(structure.peak_signal_to_noise_vifb)),
+    Metric("PSNR", _jointly(structure.peak_signal_to_noise), "10 log10(255² / MSE)", "[0, ∞] dB", "Jagalingam 2015",
+           many="of the mean error", variants={"cddfuse": _jointly(structure.peak_signal_to_noise_own_peak)}
+           | {"tang": _jointly(lambda f, s: structure.peak_signal_to_noise(f, s) + 20 * math.log10(255))}
+           | _vifb(_jointly(structure.peak_signal_to_noise_vifb))),  # in tang, 48.13 dB too much
     Metric("MS-SSIM", _mean(structure.multi_scale_similarity), "structural similarity on five scales", "[0, 1]",
            "Wang 2003", many="mean", smallest=176),
-    Metric("MEF-SSIM", structure.exposure_fusion_similarity,
+    Metric("MEF-SSIM", _jointly(structure.exposure_fusion_similarity),
            "likeness to the best patch the sources could make, three scales", "[0, 1]", "Ma 2015", many="jointly",
            smallest=44),
     Metric("Qcb", perception.contrast_preservation, "kept local contrast, as the eye sees it", "[0, 1]", "Chen 2009",

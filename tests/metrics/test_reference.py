@@ -13,6 +13,7 @@ from torchmetrics.functional.image import visual_information_fidelity
 
 from dig2dig import metrics
 from dig2dig.metrics import METRICS, __main__, structure
+from dig2dig.metrics.levels import both
 from tests.conftest import EXAMPLES, ROOT, SHARED
 from tests.metrics.agreement import GOLDEN, VIFB, Difference, fusion, golden, main, read, relative, report, vifb
 
@@ -82,7 +83,7 @@ def pair(side: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_similarity_agrees_with_scikit_image_and_torchmetrics() -> None:
     fused, sources = torch.rand(2, 1, 50, 60), torch.rand(2, 3, 1, 50, 60)
     f, s = metrics.grey_levels(fused), metrics.grey_levels(sources)
-    found, information = structure.similarity(fused, sources), METRICS["VIF"](fused, sources)
+    found, information = structure.similarity(*both(fused, sources)), METRICS["VIF"](fused, sources)
     gaussian = METRICS["SSIM"](fused, sources, "vifb")
     for b in range(2):
         images = [(f[b, 0].numpy(), s[b, k, 0].numpy()) for k in range(3)]

@@ -89,7 +89,7 @@ def _measured(rows: Rows, case: Case, warp: int, seed: int) -> Row:
     except AlignmentError as error:
         row = {"refused": str(error)}
     row |= {"side": str(max(moved.fixed.shape)), "seconds": f"{time.process_time() - started:.2f}"}
-    row = rows.put(case.dataset, case.pair.name, str(warp), row)
+    row = rows.put(case.dataset, case.pair.name, str(warp), row=row)
     rows.save()
     return row
 
@@ -101,7 +101,7 @@ def _own(rows: Rows, case: Case, fixed: np.ndarray, moving: np.ndarray) -> Row:
         text = " ".join(f"{number:.10g}" for number in matrix.ravel())
     except AlignmentError:
         text = ""
-    return rows.put(case.dataset, case.pair.name, "own", {"matrix": text})
+    return rows.put(case.dataset, case.pair.name, "own", row={"matrix": text})
 
 
 def _others(case: Case, cases: list[Case]) -> list[Case]:
@@ -119,7 +119,7 @@ def _unrelated(rows: Rows, case: Case, others: list[Case]) -> Row:
         row |= {"motion": found.motion, "score": f"{found.score:.1f}", "matrix": other.pair.name}
     except AlignmentError as error:
         row["refused"] = str(error)
-    row = rows.put(case.dataset, case.pair.name, "unrelated", row)
+    row = rows.put(case.dataset, case.pair.name, "unrelated", row=row)
     rows.save()
     return row
 

@@ -74,7 +74,7 @@ def score(case: Case, sample: Sample, method: str, sigma: str, config: DegradedC
     write_atomically(picture, to_png(fusion_panel(noisy[0], image[0], sample.modalities)))
     scores = fusion_metrics(luminance(image), luminance(sample.sources)[None])
     row = {"task": case.task, "key": key} | fused.cost
-    return rows.put(*identity, row | {name: f"{float(value):.7g}" for name, value in scores.items()})
+    return rows.put(*identity, row=row | {name: f"{float(value):.7g}" for name, value in scores.items()})
 
 
 def make(method: str, task: str, config: DegradedConfig, fuser: Fuser) -> tuple[str, Method]:

@@ -135,7 +135,7 @@ class Judge:
         own = "1" if picture.cost else "0"
         row = {"task": case.task, "k": str(len(sample.sources)), "key": picture.key, "own": own, **picture.cost}
         row |= {"convention": convention} | {name: f"{float(value):.7g}" for name, value in scores.items()}
-        return self.rows.put(*identity, row)
+        return self.rows.put(*identity, row=row)
 
     def seen(self, case: Case, sample: Sample, picture: Picture, fused: Tensor) -> dict[str, Tensor]:
         """Contrast of marked or warm targets that is kept, and targets that are lost; saturation of exposures."""

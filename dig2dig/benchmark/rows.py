@@ -25,11 +25,9 @@ class Rows:
             found = next((row for known, row in self.rows.items() if known[: len(identity)] == identity), None)
         return found if found and key in ("", found.get("key")) else None
 
-    def put(self, *identity_and_row: str | Row) -> Row:
+    def put(self, *identity: str, row: Row) -> Row:
         """Adds or replaces a row."""
-        *identity, row = identity_and_row
-        assert isinstance(row, dict)
-        named = dict(zip(self.identity, map(str, identity), strict=True))
+        named = dict(zip(self.identity, identity, strict=True))
         self.rows[tuple(named.values())] = named | row
         return named | row
 

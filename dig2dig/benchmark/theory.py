@@ -41,7 +41,7 @@ def run(config: TheoryConfig) -> int:
                 key = hashed(sampler, config.crop, config.blur, config.sigma, config.seed, fuser.identity, photo.name)
                 row = rows.find(scene, photo.stem, method, key=key)
                 row = row or {"key": key} | measure_bound(sources, ideal, fuser.denoiser, sampler, config.seed)
-                kept.append(rows.put(scene, photo.stem, method, row))
+                kept.append(rows.put(scene, photo.stem, method, row=row))
         rows.save()
     rows.finish(kept, tables(kept))
     return 0

@@ -89,20 +89,15 @@ def _spread(p: Tensor) -> Tensor:
     return ((at - mean) ** 2 * p).sum(0).sqrt()
 
 
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation over the first axis; 0 where one side is constant."""
-    a, b = a - a.mean(0), b - b.mean(0)
-    scale = (a.square().sum(0) * b.square().sum(0)).sqrt()
-    return torch.where(scale > 1e-12, (a * b).sum(0) / scale.clamp(min=1e-12), 0.0)
-
-
 def _shared(f: Tensor, s: Tensor) -> Tensor:
     """Normalised mutual information of distributions f, s (9, n).
 
     The joint distribution is modelled as a mixture of two: the independent one, and the most dependent one with the
     same margins (Fréchet's bound). The mixture has the correlation of f and s.
     """
-    c = _correlation(f, s)
+    a, b = f - f.mean(0), s - s.mean(0)
+    scale = (a.square().sum(0) * b.square().sum(0)).sqrt()
+    c = torch.where(scale > 1e-12, (a * b).sum(0) / scale.clamp(min=1e-12), 0.0)  # 0 where one side is constant
     s = torch.where(c < 0, s.flip(0), s)  # the lower bound is the upper one of reversed positions
     sum_f, sum_s = f.cumsum(0), s.cumsum(0)
     joint = torch.minimum(sum_f[:, None], sum_s)

@@ -26,10 +26,7 @@ class FusionModule(LightningModule):
     """
 
     def __init__(
-        self,
-        config: FusionConfig | Mapping[str, Any],
-        denoiser: Denoiser | None = None,
-        tracing: Tracing | None = None,
+        self, config: FusionConfig | Mapping[str, Any], denoiser: Denoiser | None = None, tracing: Tracing | None = None
     ) -> None:
         super().__init__()
         known = config if isinstance(config, FusionConfig) else from_dict(FusionConfig, config)

@@ -75,10 +75,8 @@ class Learner(LightningModule):
         """Refuses to go on with another number of processes: the batches would be others."""
         before, now = self.processes, self.trainer.world_size
         if before not in (0, now):
-            raise RunError(
-                f"the run was made by {before} processes, now there are {now}: its batches would change; "
-                "use as many, or another out="
-            )
+            told = f"the run was made by {before} processes, now there are {now}: its batches would change"
+            raise RunError(f"{told}; use as many, or another out=")
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clips the norm of the gradients: Lightning does so for no fused optimiser in mixed precision."""

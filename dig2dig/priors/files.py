@@ -77,10 +77,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise PriorError(f"{path}: expected a state dict of tensors, found {type(state).__name__}")
     if foreign := {name: value.dtype for name, value in state.items() if value.dtype not in DTYPES}:
         name, dtype = next(iter(foreign.items()))
-        raise PriorError(
-            f"{path}: {name} is {str(dtype).removeprefix('torch.')}; weights are float32, float16, bfloat16 or "
-            "float64 here: get those that are not quantized"
-        )
+        told = "weights are float32, float16, bfloat16 or float64 here: get those that are not quantized"
+        raise PriorError(f"{path}: {name} is {str(dtype).removeprefix('torch.')}; {told}")
     pattern = rf"(?<=\.)({'|'.join(OLD_ATTENTION)})(?=\.(weight|bias)$)"
     return {re.sub(pattern, lambda match: OLD_ATTENTION[match[1]], name): value for name, value in state.items()}
 

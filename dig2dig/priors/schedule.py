@@ -17,10 +17,7 @@ BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 
 
 def alpha_bar(
-    kind: BetaSchedule = "linear",
-    beta_start: float = 1e-4,
-    beta_end: float = 0.02,
-    steps: int = 1000,
+    kind: BetaSchedule = "linear", beta_start: float = 1e-4, beta_end: float = 0.02, steps: int = 1000
 ) -> AlphaBar:
     r"""Share of the signal's variance that is left at each time index.
 

@@ -195,8 +195,8 @@ def test_ranks_know_which_way_is_better(tmp_path: Path) -> None:
     rows = Rows(tmp_path / "rows.csv")
     for method, value in (("good", 2.0), ("bad", 1.0)):
         scores = dict.fromkeys(MAIN, str(value)) | {"Nabf": str(3 - value), "seconds": "", "evaluations": ""}
-        rows.put("set", "one", method, "none", {"task": "ivf"} | scores)
-    rows.put("set", "two", "good", "none", {"task": "ivf"} | dict.fromkeys(MAIN, "1"))
+        rows.put("set", "one", method, "none", row={"task": "ivf"} | scores)
+    rows.put("set", "two", "good", "none", row={"task": "ivf"} | dict.fromkeys(MAIN, "1"))
     rows.save()
     read = list(Rows(tmp_path / "rows.csv").rows.values())
     scores = collect([row for row in read if row["name"] == "one"])

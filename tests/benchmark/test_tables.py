@@ -69,7 +69,7 @@ def test_rows_come_back_as_they_were_put(tmp_path: Path) -> None:
     rows.save()
     assert rows.path.read_text() == "name,method\n"
     for i, text in enumerate(texts):
-        rows.put(f"{i}", text, {"value": text} if i % 2 else {"other": text})
+        rows.put(f"{i}", text, row={"value": text} if i % 2 else {"other": text})
     rows.save()
     again = Rows(rows.path, rows.identity)
     assert list(again.rows) == sorted(rows.rows)

@@ -77,12 +77,12 @@ def _framed(grey: np.ndarray, value: float) -> Valid:
 
 
 def _side(grey: np.ndarray, value: float, start: np.ndarray, end: np.ndarray) -> int:
-    """Pixels of a polygon's side that are off the rim; -1 if a border does not end there."""
+    """Pixels of a polygon's side that are off the rim, 0 if it is too short to tell; -1 if a border does not end there."""
     size = np.array(grey.shape[::-1])
     line = start + (end - start) * np.linspace(0, 1, int(np.linalg.norm(end - start)) + 1)[:, None]
     line = line[((line > 1) & (line < size - 2)).all(1)]
     if len(line) <= 8:
-        return len(line)
+        return 0
     less, more = np.sort(np.abs(end - start))
     middle = size / 2 - line
     x, y = (line + 4 * middle / np.linalg.norm(middle, axis=1, keepdims=True)).round().astype(int).T

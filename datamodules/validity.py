@@ -77,7 +77,7 @@ def _framed(grey: np.ndarray, value: float) -> Valid:
 
 
 def _side(grey: np.ndarray, value: float, start: np.ndarray, end: np.ndarray) -> int:
-    """Pixels of a polygon's side that are off the rim, 0 if it is too short to tell; -1 if a border does not end there."""
+    """Pixels of a side of a polygon off the rim, 0 if they are too few to tell; -1 if a border does not end there."""
     size = np.array(grey.shape[::-1])
     line = start + (end - start) * np.linspace(0, 1, int(np.linalg.norm(end - start)) + 1)[:, None]
     line = line[((line > 1) & (line < size - 2)).all(1)]

@@ -86,7 +86,8 @@ class Placing:
     def _recalled(self, onto: str, modality: str) -> Registration:
         """One source on another, from memory if an earlier run has found it."""
         fixed, moving = self.images[onto], self.images[modality]
-        key = " ".join(("1", self.align, *(self.digests[m] for m in (onto, modality)))) if self.digests else ""
+        both = (onto, modality)  # one file of a thermal camera can be both
+        key = " ".join(("2", self.align, *both, *(self.digests[m] for m in both))) if self.digests else ""
         if key and (row := kept(self.memory, key)):
             matrix, motion = np.array(row["matrix"], float), str(row["motion"])
             same = motion == "nothing" and fixed.shape[:2] == moving.shape[:2]

@@ -278,7 +278,7 @@ class InferConfig(FusionConfig):
             check_range(f"range.{modality}", text)
 
     def check_names(self, sources: Iterable[str]) -> None:
-        """Raises a ConfigError where an option names a source that is not there."""
+        """Raises a UserError where an option names a source that is not there."""
         named = {f"{name}.{m}": m for name in ("noise", "range", "prefer") for m in getattr(self, name)}
         named.pop("noise.all", None)
         known = list(dict.fromkeys(sources))

@@ -219,6 +219,15 @@ def test_registrations_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert str(first) == str(again)
 
 
+def test_the_ways_between_two_pictures_of_one_file_are_kept_apart(tmp_path: Path) -> None:
+    near, far = focal()
+    images, digests = {"a": near, "b": seen_as(far, shift(6, 0))}, {"a": "one file", "b": "one file"}
+    kept = {"align": "auto", "digests": digests, "memory": str(tmp_path / "align.json")}
+    there = Placing(images, dict.fromkeys(images), "a", **kept).registration("b")
+    back = Placing(images, dict.fromkeys(images), "b", **kept).registration("a")
+    assert error(there.matrix, shift(6, 0), near.shape) < 0.5 and error(back.matrix, shift(-6, 0), near.shape) < 0.5
+
+
 def test_runs_calibrate_and_use_a_rig(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     visible, infrared = (np.round(255 * image).astype(np.uint8) for image in thermal())
     crop = np.s_[60:-60, 80:-80]

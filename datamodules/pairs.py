@@ -239,13 +239,7 @@ def stated(pair: Pair, pictures: Mapping[str, Picture], reference: str) -> Image
 
 
 def aligned(
-    pair: Pair,
-    images: Images,
-    valids: Valids,
-    reference: str,
-    reading: Reading,
-    digests: Mapping[str, str],
-    known: Images,
+    pair: Pair, images: Images, valids: Valids, reference: str, reading: Reading, digests: dict[str, str], known: Images
 ) -> tuple[Images, Valids, list[str]]:
     """All sources in the reference's frame, which pixels are valid there, and notes; refuses what cannot be brought."""
     sizes = {modality: image.shape[:2] for modality, image in images.items()}

@@ -93,15 +93,21 @@ def read_thermal(path: Path, modality: str) -> Picture | None:
 
 
 def _box(path: Path, found: ThermalFile) -> tuple[float, ...] | None:
-    """Where the camera puts its infrared picture in its visible one (Real2IR, OffsetX, OffsetY), see ``Picture``."""
-    inset = found.records.get(INSET, b"")
-    scale, dx, dy = struct.unpack_from("<f2h", inset.ljust(8, b"\0"))
-    if not 0.5 < scale < 20 or EMBEDDED not in found.records:
-        return None
+    """Where the camera puts its infrared picture in its visible one (Real2IR, OffsetX, OffsetY), see ``Picture``.
+
+    None if it does not say so, if that makes no sense, or if the visible picture cannot be opened.
+    """
+    scale, dx, dy = struct.unpack_from("<f2h", found.records.get(INSET, b"").ljust(8, b"\0"))
     _, columns, rows = _header(found.records[RAW])
-    with _open_visible(path, found) as image:
-        width, height = 1 / scale, image.width / image.height * rows / columns / scale
-        return (1 - width) / 2 + dx / image.width, (1 - height) / 2 + dy / image.height, width, height
+    try:
+        with _open_visible(path, found) as image:
+            w, h = image.size
+    except Exception:  # a decoder of damaged bytes may raise any
+        return None
+    if not (0.5 < scale < 20 and abs(dx) < w / 2 and abs(dy) < h / 2):
+        return None
+    width, height = 1 / scale, w / h * rows / columns / scale
+    return (1 - width) / 2 + dx / w, (1 - height) / 2 + dy / h, width, height
 
 
 def thermal_size(path: Path, modality: str) -> tuple[int, int] | None:

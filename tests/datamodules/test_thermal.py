@@ -174,7 +174,18 @@ def test_the_camera_says_where_its_pictures_lie(tmp_path: Path) -> None:
     assert isinstance(apart, Failure) and "sources differ in size" in apart.reason
 
 
-@pytest.mark.parametrize("inset", [None, (0.0, 4, 4), (float("nan"), 4, 4)])
+def test_a_damaged_visible_picture_leaves_the_temperatures(tmp_path: Path) -> None:
+    file = flir(tmp_path / "a.jpg", inset=(1.6, 4, -2))
+    content = file.read_bytes()
+    at = content.index(b"\xff\xd8\xff", 10) + 2  # of the embedded picture
+    file.write_bytes(content[:at] + bytes(60) + content[at + 60 :])
+    picture = read_source(file, modality="infrared")
+    assert picture.box is None and abs(picture.pixels - CELSIUS).max() < 0.1
+    with pytest.raises(ImageError, match=r"a\.jpg"):
+        read_source(file, modality="visible")
+
+
+@pytest.mark.parametrize("inset", [None, (0.0, 4, 4), (float("nan"), 4, 4), (1.6, 40, 4)])
 def test_a_camera_that_states_no_place_leaves_it_to_the_user(tmp_path: Path, inset) -> None:
     file = flir(tmp_path / "a.jpg", inset=inset)
     found = read_pair(Pair("a", {"visible": file, "infrared": file}), Reading())
@@ -210,7 +221,8 @@ def test_a_part_that_is_lost_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_mutated_thermal_files_are_read_or_refused(tmp_path: Path, seed: int) -> None:
-    content = bytearray(flir(tmp_path / "a.jpg", stored=("plain", "png", "swapped")[seed % 3]).read_bytes())
+    stored = ("plain", "png", "swapped")[seed % 3]
+    content = bytearray(flir(tmp_path / "a.jpg", stored=stored, inset=(1.6, 4, -2)).read_bytes())
     rng = np.random.default_rng(seed)
     for place in rng.integers(2, 400 if seed % 2 else len(content), 6):
         content[place] = rng.integers(256)

@@ -71,14 +71,15 @@ def cleaned(
         return sources, None, notes
     auto = [k for k, one in enumerate(wanted) if one == "auto"]
     given = [0.0 if one == "auto" else float(one) / 255 for one in wanted]
-    levels, sources = sources.new_tensor(given).repeat(len(sources), 1), sources.clone() if auto else sources
+    levels = torch.tensor(given).to(sources).repeat(len(sources), 1)
+    sources = sources.clone() if auto else sources
     for k in auto:
         plain = without_stripes(sources[:, k : k + 1])
-        stripes = (255 * (plain - sources[:, k : k + 1]).std((1, 2, 3, 4))).tolist()
+        stripes = (255 * (plain - sources[:, k : k + 1]).std((1, 2, 3, 4))).cpu().tolist()
         sources[:, k : k + 1] = plain
         found = estimate_noise(plain)[:, 0]
         levels[:, k] = found * (found >= CLEAN)
-        for i, (level, stripe) in enumerate(zip((255 * levels[:, k]).tolist(), stripes, strict=True)):
+        for i, (level, stripe) in enumerate(zip((255 * levels[:, k]).cpu().tolist(), stripes, strict=True)):
             told = [f"noise of {level:.1f} of 255"] * (level > 0) + [f"stripes of {stripe:.1f} of 255"] * (stripe > 0.5)
             notes[i].append(f"{modalities[k]}: {' and '.join(told) or 'no noise'} found")
     return sources, levels, notes

@@ -79,7 +79,6 @@ def read_thermal(path: Path, modality: str) -> Picture | None:
     """
     if not modality or (found := _thermal(path, version(path))) is None:
         return None
-    box = None
     with one_line(path, "thermal JPEG"):
         if not is_infrared(modality):
             with _open_visible(path, found) as image:
@@ -88,7 +87,7 @@ def read_thermal(path: Path, modality: str) -> Picture | None:
             raise ImageError(f"{path}: {DJI}")
         else:
             pixels, note = temperatures(raw_values(found.records[RAW]), found.records.get(CAMERA, b""))
-            box = _box(path, found)
+    box = _box(path, found) if is_infrared(modality) else None
     return Picture(check_pixels(pixels, path), note=note, metadata=Metadata(exif=exif_of(found.exif)), box=box)
 
 

@@ -57,5 +57,6 @@ class PairScores:
 
 def means(rows: list[dict[str, float]]) -> dict[str, float]:
     """The mean of each score over the rows that have it: pairs may have different modalities."""
-    values = {name: [row[name] for row in rows if name in row] for row in rows for name in row}
+    names = dict.fromkeys(name for row in rows for name in row)
+    values = {name: [row[name] for row in rows if name in row] for name in names}
     return {name: sum(found) / len(found) for name, found in values.items()}

@@ -10,6 +10,7 @@ from torch.nn.functional import max_pool2d, pad
 
 from dig2dig.api import preset
 from dig2dig.config import DigConfig, GuidanceConfig, ResearchConfig, SamplerConfig
+from dig2dig.fusion import bands
 from dig2dig.fusion.bands import surroundings
 from dig2dig.fusion.guidance import Step
 from dig2dig.fusion.plan import Snapshot
@@ -355,3 +356,22 @@ def test_the_least_noise_level_loses_no_digits(signal: torch.Tensor) -> None:
     step = Step(torch.tensor([0]), a, torch.ones_like(a), sigma, (0.0,), None, sources, maps, None, None)
     assert float(step.variance) == pytest.approx(float(1 - signal[0]), rel=1e-6)
     assert float(1 - a) != pytest.approx(float(1 - signal[0]), rel=1e-6)
+
+
+@pytest.mark.parametrize("weights", ["gain", "bundled/ivf"])
+def test_sources_at_once_and_one_by_one_give_the_same_picture(bundled: Denoiser, monkeypatch, weights: str) -> None:
+    """Large images are worked on source by source, which tests on small ones would not see."""
+    sources = torch.cat([crop_of("infrared_visible", 100, 60, 64, "visible", "infrared")] * 2, 1)
+    sources[:, 2:] = sources[:, 2:].flip(-1)  # four sources
+    seen: list[int] = []
+    original = bands.blurred
+    spy = lambda images, *rest, **more: seen.append(images.shape[1]) or original(images, *rest, **more)  # noqa: E731
+    monkeypatch.setattr("dig2dig.fusion.guidance.blurred", spy)
+    config = preset("ivf", f"sampler.weights={weights}")
+    together = fuse(sources, bundled, config)
+    assert weights != "gain" or set(seen) == {4}
+    monkeypatch.setattr("dig2dig.fusion.resample.SMALL", 0)
+    seen.clear()
+    alone = fuse(sources, bundled, config)
+    assert weights != "gain" or set(seen) == {1}
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=0)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import albumentations as A
 import numpy as np
 import torch
 from lightning import LightningDataModule, Trainer
@@ -16,7 +15,7 @@ from datamodules.pairs import Sample
 from datamodules.ranges import to_unit
 from datamodules.readers.pixels import convert, list_images, read_picture
 from datamodules.readers.volume import memory
-from datamodules.transforms import training_crops, validation_crop
+from datamodules.transforms import A, training_crops, validation_crop
 from datamodules.validity import check_finite
 from dig2dig.config_train import ImageDataConfig
 from dig2dig.errors import ImageError

@@ -61,6 +61,8 @@ class PriorModule(Learner):
         self.denoiser = denoiser or choose_weights(starting_prior(self.config), self.config.adapt)
         if self.config.recompute:
             recompute(self.denoiser)
+        if self.config.compile:
+            self.denoiser.network.compile()  # in place: weights keep their names
         self.bands: Tensor | float = 0.0  # running sums of losses, and counts, by band
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:

@@ -1,5 +1,8 @@
 import functools
 import operator
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -321,6 +324,17 @@ def test_sources_of_a_pair_move_together_and_change_apart() -> None:
     gamma = A.Compose([A.RandomGamma(gamma_limit=(40, 250), p=1)], seed=4)
     first, second, _ = PairTransform(spatial, gamma)([grid, grid, grid])
     assert (first != second).any()
+
+
+@pytest.mark.parametrize("module", ["datamodules.image_data", "datamodules.transforms", "dig2dig.training.run"])
+def test_no_import_looks_anything_up_on_the_network(module: str) -> None:
+    """albumentations asks the package index for its newest version when it is imported, unless it is told not to."""
+    refuse = "import socket; socket.getaddrinfo = lambda *_, **__: print('asked') or exit(3)"
+    environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{refuse}; import {module}"], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_validation_pairs_are_cropped_together() -> None:

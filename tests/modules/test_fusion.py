@@ -212,10 +212,10 @@ def test_predictions_on_cuda_are_those_on_the_cpu(pairs, tiny: Path, guidance, o
     here = FusionModule(plain, load_prior(tiny, precision="fp32"))
     for (result,) in batches:  # pyright: ignore[reportGeneralTypeIssues]
         assert result.fused is not None and not result.fused.is_cuda, result.reason
-        expected = here.predict_step([Sample(result.name, ("visible", "infrared"), read(pairs, result.name)[0], None)])
-        torch.testing.assert_close(
-            result.fused, expected[0].fused, rtol=0, atol=0.05 if options.get("precision") else 5e-3
-        )
+        sample = Sample(result.name, ("visible", "infrared"), read(pairs, result.name)[0], None)
+        (expected,) = here.predict_step([sample])
+        atol = 0.05 if options.get("precision") else 5e-3
+        torch.testing.assert_close(result.fused, expected.fused, rtol=0, atol=atol)
 
 
 @cuda

@@ -1,6 +1,8 @@
 """PriorModule's losses, bands and validation against numbers, and what its checkpoints hold."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import Trainer
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from datamodules.image_data import ImageDataModule
@@ -21,7 +24,9 @@ from dig2dig.modules.prior import NOISE_BANDS, PriorModule, choose_weights
 from dig2dig.priors.adm import ADM_256
 from dig2dig.priors.build import SCHEDULE, as_denoiser, build_prior, new_unet
 from dig2dig.priors.denoiser import Denoiser
+from dig2dig.priors.files import weights_files
 from dig2dig.tracking.trainer import build_trainer
+from tests.conftest import ROOT
 from tests.corpus import picture
 from tests.counter import draws_by_hand
 from tests.gaussian import GaussianDenoiser
@@ -205,13 +210,27 @@ def test_a_training_step_on_cuda_is_that_on_the_cpu(precision) -> None:
     module, logged = module_with(denoiser)
     images, index = random_sources(1, 4, 3, 16, 16), torch.arange(4)
     here = float(module.training_step({"image": images, "index": index}, 0).detach())
-    module.cuda()
+    module.cuda().bands = 0.0  # those of the first step lie on the CPU: a run stays on one device
     with torch.autocast("cuda", torch.bfloat16, enabled=precision != "32-true"):
         loss = module.training_step({"image": images.cuda(), "index": index.cuda()}, 0)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(here, rel=1e-3 if precision == "32-true" else 0.05)
     assert all(weight.grad is not None and weight.grad.is_cuda for weight in denoiser.parameters())
     assert module.bands.is_cuda and logged.keys() == {"train/loss"}
+
+
+@pytest.mark.huge
+def test_a_compiled_network_learns_the_same_under_the_same_names(tmp_path: Path) -> None:
+    """In processes of their own: the checks of shapes in tests cannot be compiled."""
+    photos = ROOT / "examples" / "multi_focus" / "truth"
+    command = [sys.executable, "-m", "dig2dig", "train", "configs/prior.yaml", f"data.root={photos}", "data.crop=32"]
+    command += ["network.channels=[32,32]", "optim.steps=2", "data.batch_size=2", "logger.wandb.mode=disabled"]
+    found = []
+    for option in ("false", "true"):
+        out = tmp_path / option
+        subprocess.run([*command, f"compile={option}", f"out={out}"], cwd=ROOT, check=True)
+        found.append(load_file(weights_files(out / "prior")[0]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])

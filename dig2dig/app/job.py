@@ -29,7 +29,7 @@ from dig2dig.inference.state import reading
 from dig2dig.modules.fuser import Fuser
 from dig2dig.modules.results import Result, Tracing
 from dig2dig.priors.denoiser import Denoiser
-from dig2dig.report.thumbs import data_uri
+from dig2dig.report.pictures import data_uri
 from dig2dig.tracking.panels import to_colours
 
 TASKS = {

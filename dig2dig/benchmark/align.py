@@ -20,8 +20,7 @@ from datamodules.refine import overlap
 from datamodules.register import register
 from dig2dig.benchmark.config import AlignConfig
 from dig2dig.benchmark.datasets import Case, find_cases
-from dig2dig.benchmark.rows import Row, Rows
-from dig2dig.benchmark.tables import markdown
+from dig2dig.benchmark.tables import Row, Rows, markdown
 from dig2dig.errors import AlignmentError
 
 

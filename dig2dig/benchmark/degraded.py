@@ -16,8 +16,7 @@ from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import DegradedConfig
 from dig2dig.benchmark.datasets import Case, find_cases, names, noted, read_case
 from dig2dig.benchmark.methods import Fuser, hashed, open_fuser, sampler_of
-from dig2dig.benchmark.rows import Row, Rows
-from dig2dig.benchmark.tables import collect, markdown, means_table
+from dig2dig.benchmark.tables import Row, Rows, collect, markdown, means_table
 from dig2dig.color import luminance
 from dig2dig.errors import MethodError
 from dig2dig.fusion import comparators

@@ -10,7 +10,7 @@ from pathlib import Path
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import QualityConfig
 from dig2dig.benchmark.datasets import Case, centre, names
-from dig2dig.benchmark.rows import Row as Scored
+from dig2dig.benchmark.tables import Row as Scored
 from dig2dig.benchmark.tables import collect
 from dig2dig.cli import to_yaml
 from dig2dig.metrics import MAIN

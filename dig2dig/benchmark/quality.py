@@ -15,8 +15,7 @@ from dig2dig.benchmark.config import QualityConfig
 from dig2dig.benchmark.datasets import Case, centre, find_cases, names, noted, read_case, read_luminance, read_targets
 from dig2dig.benchmark.gallery import write_gallery
 from dig2dig.benchmark.methods import DDFM, Fused, Fuser, hashed, open_fuser, sampler_of
-from dig2dig.benchmark.rows import Row, Rows
-from dig2dig.benchmark.tables import COST, EYE, write_tables
+from dig2dig.benchmark.tables import COST, EYE, Row, Rows, write_tables
 from dig2dig.color import luminance, merge, to_pixels
 from dig2dig.config import SamplerConfig
 from dig2dig.errors import MethodError

@@ -18,8 +18,7 @@ from dig2dig.api import preset
 from dig2dig.benchmark.config import TheoryConfig
 from dig2dig.benchmark.datasets import centre
 from dig2dig.benchmark.methods import SCOPES, hashed, open_fuser
-from dig2dig.benchmark.rows import Row, Rows
-from dig2dig.benchmark.tables import markdown
+from dig2dig.benchmark.tables import Row, Rows, markdown
 from dig2dig.config import SamplerConfig
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.resample import smooth

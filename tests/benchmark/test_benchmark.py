@@ -15,8 +15,7 @@ from dig2dig.benchmark.__main__ import main
 from dig2dig.benchmark.config import QualityConfig
 from dig2dig.benchmark.datasets import Case, find_cases, read_case
 from dig2dig.benchmark.gallery import worst
-from dig2dig.benchmark.rows import Rows
-from dig2dig.benchmark.tables import collect, holm, paired
+from dig2dig.benchmark.tables import Rows, collect, holm, paired
 from dig2dig.errors import PairingError
 from dig2dig.fusion import comparators
 from dig2dig.metrics import MAIN

@@ -9,8 +9,7 @@ import pytest
 from dig2dig.benchmark import tables
 from dig2dig.benchmark.config import QualityConfig
 from dig2dig.benchmark.datasets import find_cases, read_targets
-from dig2dig.benchmark.rows import Row, Rows
-from dig2dig.benchmark.tables import Scores, collect, means_table, write_tables
+from dig2dig.benchmark.tables import Row, Rows, Scores, collect, means_table, write_tables
 from dig2dig.metrics import MAIN
 
 

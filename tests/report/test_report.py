@@ -18,8 +18,7 @@ from dig2dig.modules.fuser import Fuser
 from dig2dig.modules.fusion import FusionModule
 from dig2dig.report.__main__ import main as compare
 from dig2dig.report.page import LISTED, Page, Row, link, render, shown
-from dig2dig.report.pictures import view_of_files
-from dig2dig.report.thumbs import BUDGET, DETAILS, data_uri, evenly, illustrated
+from dig2dig.report.pictures import BUDGET, DETAILS, data_uri, evenly, illustrated, view_of_files
 from dig2dig.report.views import PairView, Panel, fragment_file, ranks
 from dig2dig.report.writer import ReportWriter
 from tests import corpus

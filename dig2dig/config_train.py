@@ -26,6 +26,7 @@ class ImageDataConfig(Checked, heading="data."):
     val: str = common("", "the same for validation images; they never train; empty = none")
     val_share: float = common(0.0, "share of root held out by seed, if val is empty, one image at least", least=0)
     crop: int = common(64, "side of a training crop, pixels", least=1)
+    tiles: list[int] = option([1], "crops are cut into so many tiles a side, in turn: small images are learned too")
     val_crop: int = option(256, "side of a validation image's centre crop, pixels", least=1)
     scales: list[float] = option([1.0, 1.5, 2.0], "crops are taken this many times larger and reduced")
     grey: float = option(0.2, "share of crops that lose their colour: infrared and CT are grey")
@@ -39,6 +40,8 @@ class ImageDataConfig(Checked, heading="data."):
         super().__post_init__()
         require(self.val_share < 1, f"data.val_share must be below 1, not {self.val_share}")
         require(bool(self.scales), "data.scales must name one scale at least")
+        fits = bool(self.tiles) and all(count > 0 and self.crop % count == 0 for count in self.tiles)
+        require(fits, f"data.tiles must divide data.crop={self.crop}, not be {self.tiles}")
         check_range("data.range", self.range)
 
     @property

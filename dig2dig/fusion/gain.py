@@ -16,6 +16,8 @@ from dig2dig.priors.schedule import AlphaBar, Times, add_noise, noise_level, tim
 from dig2dig.priors.windows import crop, pad
 from dig2dig.shapes import Gains, Maps, Sources, State, Timestep
 
+LEAST = 32  # pixels of a side, the smallest images that the bundled prior was trained on
+
 
 def pixel_loss(estimate: Tensor, target: Tensor, kind: str) -> Tensor:
     """Distance at each pixel, mean over channels, (…, c, h, w) to (…, 1, h, w).
@@ -121,8 +123,8 @@ def reconstruct(sources: Sources, noise: State, times: Times, denoiser: Denoiser
 
 
 def _factor(sigma: float, reduce: float, side: int) -> int:
-    """How many times smaller images may be at a noise level, 1, 2 or 4, and still have some 16 pixels a side."""
-    return max((f for f in (1, 2, 4) if reduce > 0 and sigma / f >= reduce and side // f >= 16), default=1)
+    """How many times smaller images may be at a noise level, 1, 2 or 4, and still be of a size that priors know."""
+    return max((f for f in (1, 2, 4) if reduce > 0 and sigma / f >= reduce and side // f >= LEAST), default=1)
 
 
 def _estimates(images: Tensor, noise: Tensor, times: Tensor, denoiser: Denoiser) -> Tensor:

@@ -48,6 +48,12 @@ def choose_weights(denoiser: Denoiser, adapt: AdaptConfig) -> Denoiser:
     return denoiser
 
 
+def tiled(images: Tensor, count: int) -> Tensor:
+    """``count`` × ``count`` tiles of each image, (b, c, h, w) to (b count², c, h / count, w / count)."""
+    rows = torch.stack(images.chunk(count, -2), 1).flatten(0, 1)
+    return torch.stack(rows.chunk(count, -1), 1).flatten(0, 1)
+
+
 class PriorModule(Learner):
     """Trains a prior on single images.
 
@@ -71,6 +77,8 @@ class PriorModule(Learner):
         uniform, noise = draws(self.config.seed, batch["index"], x0.shape[1:])
         o = self.config.optim
         t = draw_times(uniform, self.denoiser.alpha_bar, o.sigma_min, o.sigma_max)
+        count = self.config.data.tiles[self.global_step % len(self.config.data.tiles)]
+        x0, noise, t = tiled(x0, count), tiled(noise, count), t.repeat_interleave(count**2)
         losses = diffusion_loss(self.denoiser, x0, noise, t, o.variance_weight)
         loss = (loss_weight(o.weighting, o.gamma, self.denoiser, t).to(losses) * losses).mean()
         self.log("train/loss", self.shared(loss.detach()), prog_bar=True)

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 from dig2dig.config import DigConfig, GuidanceConfig, ResearchConfig, SamplerConfig
 from dig2dig.fusion.bands import restoring
-from dig2dig.fusion.gain import measure, normalise, pixel_loss, reconstruct
+from dig2dig.fusion.gain import LEAST, measure, normalise, pixel_loss, reconstruct
 from dig2dig.fusion.guidance import Step, bands, make_guidance
 from dig2dig.fusion.noise import denoise
 from dig2dig.fusion.plan import REDUCE_ESTIMATES, Plan, Snapshot, gains
@@ -186,9 +186,12 @@ def test_steps_carry_the_estimates_of_their_time_and_of_the_next(gaussian) -> No
             noised = a**0.5 * sources + (1 - a) ** 0.5 * noise[:, None]
             expected = sources if t is None else torch.tensor(posterior_mean(noised.double().numpy(), t)).float()
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-    small = planned(2, gaussian, reconstructions=True, dig=exact(reduce=0.007), sigma_start=1.0, sigma_end=0.1)
-    assert REDUCE_ESTIMATES == 0.15
-    assert [len(one[0, 0, 0]) for one in small.measured.estimates or []] == [16, 32]  # not 8: 16 pixels at least
+    assert REDUCE_ESTIMATES == 0.15 and LEAST == 32
+    for side, expected in ((64, [32, 64]), (128, [32, 128]), (32, [32, 32])):  # 32 pixels at least
+        settings = SamplerConfig(steps=2, grid="uniform", dig=exact(reduce=0.007), sigma_start=1.0, sigma_end=0.1)
+        shown = random_sources(1, 1, 2, 1, side, side)
+        small = gains(2 * shown - 1, [torch.randn(1, 1, side, side)], gaussian, settings, True)
+        assert [len(one[0, 0, 0]) for one in small.measured.estimates or []] == expected
     assert [len(one[0, 0, 0]) for one in reconstruct(sources, noise, torch.tensor([900]), gaussian, 0.0)] == [32]
 
 
@@ -202,13 +205,13 @@ def test_gain_grid_is_planned_from_the_measured_cost(gaussian) -> None:
 
 def test_estimates_from_smaller_images_see_their_noise_at_half_its_level(gaussian) -> None:
     """Means over 2 × 2 pixels; the mean of the noise, at twice its size, is unit noise again."""
-    sources, noise = 2 * random_sources(9, 1, 2, 1, 32, 32) - 1, torch.randn(1, 1, 32, 32)
+    sources, noise = 2 * random_sources(9, 1, 2, 1, 64, 64) - 1, torch.randn(1, 1, 64, 64)
     t = nearest(1.0)
     (found,) = reconstruct(sources, noise, torch.tensor([t]), gaussian, reduce=0.4)
     half = nearest(LEVEL[t] / 2)
     a = ALPHA_BAR[half]
     small, small_noise = (
-        one.double().numpy().reshape(-1, 16, 2, 16, 2).mean((2, 4)) for one in (sources[0, :, 0], noise[0])
+        one.double().numpy().reshape(-1, 32, 2, 32, 2).mean((2, 4)) for one in (sources[0, :, 0], noise[0])
     )
     expected = posterior_mean(math.sqrt(a) * small + math.sqrt(1 - a) * 2 * small_noise, half)
     np.testing.assert_allclose(found[0, :, 0].numpy(), expected, rtol=0, atol=1e-4)

@@ -312,6 +312,7 @@ def test_training_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
         (["data.val_share=0.999"], "all are held out"),
         (["trainer.strategy=nonsense"], "nonsense"),
         (["data.crop=15"], "data.crop=15: this network takes multiples of 2"),
+        (["data.crop=12", "data.tiles=[1,4]"], "data.crop / 4=3: this network takes multiples of 2"),
         (arguments(tmp_path / "run", "optim.steps=1", "optim.lr=1.0"), "other options (optim.lr was 0.0008, now 1.0)"),
     ):
         assert train.main([*base, f"out={tmp_path / 'out'}", *more]) == 2

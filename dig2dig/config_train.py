@@ -142,7 +142,7 @@ class TrainConfig(Checked):
     save_every: int = option(250, "steps between checkpoints", least=1)
     precision: Literal["32-true", "bf16-mixed"] = common("32-true", "bf16-mixed on recent GPUs, and CPUs with AMX")
     recompute: bool = option(False, "compute features again in the backward pass: far less memory, a third more time")
-    compile: bool = option(False, "compile the network: pays on GPUs in runs of some minutes and more")
+    compile: bool = option(False, "compile the network: may pay in long runs on a GPU; the first step takes a minute")
     fast_dev_run: bool = common(False, "one training and one validation step, nothing saved")
     overfit: bool = option(False, "learn the first batch again and again: its loss must fall, or something is wrong")
 

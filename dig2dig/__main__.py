@@ -35,8 +35,8 @@ Fuses the files of one scene into RESULT (by default fused with the suffix of th
 paired by name, into the folder RESULT. TASK is ivf (visible first, then infrared), mif, mef, mff or universal; the
 first source decides the size and the depth. All options of dig2dig infer may follow, as align=auto."""
 
-PRIOR = """dig2dig prior convert CHECKPOINT.pt FOLDER     an ADM checkpoint as a diffusers folder
-dig2dig prior merge PRIOR ADAPTER FOLDER       a prior with a LoRA adapter in its weights, as a diffusers folder"""
+PRIOR = """dig2dig prior convert PRIOR FOLDER [half]     ADM or another prior as a diffusers folder; half: float16
+dig2dig prior merge PRIOR ADAPTER FOLDER      a prior with a LoRA adapter in its weights, as a diffusers folder"""
 
 
 def infer(argv: list[str], command: Sequence[str] = ("python", "infer.py")) -> int:
@@ -94,9 +94,9 @@ def fuse(arguments: list[str]) -> int:
 
 @told
 def prior(arguments: list[str]) -> int:
-    """Converts an ADM checkpoint, or merges an adapter into its prior, once."""
+    """Converts a prior, or merges an adapter into it, once."""
     match arguments:
-        case ["convert", source, folder]:
+        case ["convert", source, folder] | ["convert", source, folder, "half"]:
             adapter = ""
         case ["merge", source, adapter, folder]:
             pass
@@ -106,7 +106,10 @@ def prior(arguments: list[str]) -> int:
     from dig2dig.priors.build import save_prior
     from dig2dig.priors.load import open_prior
 
-    save_prior(open_prior(PriorConfig(source, adapter, precision="fp32")), Path(folder))
+    denoiser = open_prior(PriorConfig(source, adapter, precision="fp32"))
+    if arguments[-1] == "half":
+        denoiser.network.half()
+    save_prior(denoiser, Path(folder))
     print(f"{folder}: diffusers folder written")
     return 0
 

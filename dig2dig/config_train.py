@@ -26,7 +26,6 @@ class ImageDataConfig(Checked, heading="data."):
     val: str = common("", "the same for validation images; they never train; empty = none")
     val_share: float = common(0.0, "share of root held out by seed, if val is empty, one image at least", least=0)
     crop: int = common(64, "side of a training crop, pixels", least=1)
-    tiles: list[int] = option([1], "crops are cut into so many tiles a side, in turn: small images are learned too")
     val_crop: int = option(256, "side of a validation image's centre crop, pixels", least=1)
     scales: list[float] = option([1.0, 1.5, 2.0], "crops are taken this many times larger and reduced")
     grey: float = option(0.2, "share of crops that lose their colour: infrared and CT are grey")
@@ -40,8 +39,6 @@ class ImageDataConfig(Checked, heading="data."):
         super().__post_init__()
         require(self.val_share < 1, f"data.val_share must be below 1, not {self.val_share}")
         require(bool(self.scales), "data.scales must name one scale at least")
-        fits = bool(self.tiles) and all(count > 0 and self.crop % count == 0 for count in self.tiles)
-        require(fits, f"data.tiles must divide data.crop={self.crop}, not be {self.tiles}")
         check_range("data.range", self.range)
 
     @property
@@ -52,10 +49,10 @@ class ImageDataConfig(Checked, heading="data."):
 
 @dataclass
 class NetworkConfig(Checked, heading="network."):
-    """A UNet2DModel trained from scratch."""
+    """A network trained from scratch: a UNet of residual blocks without norms."""
 
-    channels: list[int] = option([64, 96, 128], "channels of each level, multiples of 32")
-    layers: int = option(1, "residual blocks per level", least=1)
+    channels: list[int] = option([64, 96, 128, 192], "channels of each level")
+    layers: int = option(3, "residual blocks per level, on the way down and up", least=1)
     patch: Literal[1, 2] = option(2, "side of the pixel patches the network works on: 2 halves the cost")
     prediction: Literal["epsilon", "v_prediction", "sample"] = option(
         "v_prediction", "what the network predicts: the noise, v, or the image"
@@ -63,8 +60,8 @@ class NetworkConfig(Checked, heading="network."):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fits = bool(self.channels) and all(width > 0 and width % 32 == 0 for width in self.channels)
-        require(fits, f"network.channels must be multiples of 32, not {self.channels}")
+        fits = bool(self.channels) and all(width > 0 for width in self.channels)
+        require(fits, f"network.channels must be positive, not {self.channels}")
 
 
 @dataclass

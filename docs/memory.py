@@ -8,10 +8,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from dig2dig.config_train import AdaptConfig
 from dig2dig.modules.prior import choose_weights
 from dig2dig.priors.adm import ADM_256
-from dig2dig.priors.build import SCHEDULE, as_denoiser, new_unet
+from dig2dig.priors.build import SCHEDULE, as_denoiser, new_unet, recompute
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.loss import diffusion_loss
-from dig2dig.priors.unet import recompute
 
 GB = 1e9
 

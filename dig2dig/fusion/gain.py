@@ -16,7 +16,7 @@ from dig2dig.priors.schedule import AlphaBar, Times, add_noise, noise_level, tim
 from dig2dig.priors.windows import crop, pad
 from dig2dig.shapes import Gains, Maps, Sources, State, Timestep
 
-LEAST = 32  # pixels of a side, the smallest images that the bundled prior was trained on
+LEAST = 32  # pixels of a side; smaller images are borders for the most part
 
 
 def pixel_loss(estimate: Tensor, target: Tensor, kind: str) -> Tensor:

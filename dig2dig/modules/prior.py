@@ -11,14 +11,13 @@ from torch import Tensor
 from dig2dig.config_train import AdaptConfig, TrainConfig
 from dig2dig.modules.learner import Learner
 from dig2dig.modules.results import Result
-from dig2dig.priors.build import build_prior
+from dig2dig.priors.build import build_prior, recompute
 from dig2dig.priors.counter import draws
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.load import load_prior
 from dig2dig.priors.lora import add_adapter, merge_adapter
 from dig2dig.priors.loss import diffusion_loss, draw_times, loss_weight, psnr_by_noise
 from dig2dig.priors.schedule import at, noise_level
-from dig2dig.priors.unet import recompute
 
 NOISE_BANDS = {f"{low:g}-{high:g}": (low, high) for low, high in pairwise((0.0, 0.1, 0.3, 1.0, 3.0, math.inf))}
 """Bands of noise levels, for images in [-1, 1], by which the training loss is logged."""
@@ -43,15 +42,10 @@ def choose_weights(denoiser: Denoiser, adapt: AdaptConfig) -> Denoiser:
         add_adapter(denoiser, adapt.rank, adapt.alpha)
     elif mode == "last":
         unet: Any = denoiser.network.unet
-        for part in (unet.up_blocks[-1], unet.conv_norm_out, unet.conv_out):
+        outer = [part for name, part in unet.named_children() if name in ("conv_norm_out", "conv_out")]
+        for part in ([*unet.up_blocks] or [unet.mid_block])[-1:] + outer:
             part.requires_grad_(True)
     return denoiser
-
-
-def tiled(images: Tensor, count: int) -> Tensor:
-    """``count`` × ``count`` tiles of each image, (b, c, h, w) to (b count², c, h / count, w / count)."""
-    rows = torch.stack(images.chunk(count, -2), 1).flatten(0, 1)
-    return torch.stack(rows.chunk(count, -1), 1).flatten(0, 1)
 
 
 class PriorModule(Learner):
@@ -77,8 +71,6 @@ class PriorModule(Learner):
         uniform, noise = draws(self.config.seed, batch["index"], x0.shape[1:])
         o = self.config.optim
         t = draw_times(uniform, self.denoiser.alpha_bar, o.sigma_min, o.sigma_max)
-        count = self.config.data.tiles[self.global_step % len(self.config.data.tiles)]
-        x0, noise, t = tiled(x0, count), tiled(noise, count), t.repeat_interleave(count**2)
         losses = diffusion_loss(self.denoiser, x0, noise, t, o.variance_weight)
         loss = (loss_weight(o.weighting, o.gamma, self.denoiser, t).to(losses) * losses).mean()
         self.log("train/loss", self.shared(loss.detach()), prog_bar=True)

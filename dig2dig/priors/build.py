@@ -2,23 +2,25 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dig2dig.priors.adm import ADM_256
 from dig2dig.priors.denoiser import WINDOW, Denoiser, Layout, Precision, Prediction
 from dig2dig.priors.files import CHECKSUMS, file_sha256
+from dig2dig.priors.residual import KIND, ResidualUNet
 from dig2dig.priors.schedule import alpha_bar
-from dig2dig.priors.unet import UNet, fits
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
-AnyUNet: TypeAlias = "UNet | UNet2DModel"
+AnyUNet: TypeAlias = "ResidualUNet | UNet2DModel"
 SCHEDULE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
 
 
@@ -32,13 +34,13 @@ class TensorUNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """The network's raw output."""
         x = x.to(memory_format=torch.channels_last)
-        return self.unet(x, t) if isinstance(self.unet, UNet) else self.unet(x, t, return_dict=False)[0]
+        return self.unet(x, t) if isinstance(self.unet, ResidualUNet) else self.unet(x, t, return_dict=False)[0]
 
 
 def new_unet(config: Mapping[str, Any]) -> AnyUNet:
-    """A UNet by its configuration, with random weights: ours, or that of diffusers for rarer kinds of blocks."""
-    if fits(config):
-        return UNet(config)
+    """A UNet by its configuration, with random weights: ours, or that of diffusers, whose import takes seconds."""
+    if config.get("_class_name") == KIND:
+        return ResidualUNet(config)
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     unet = UNet2DModel.from_config(dict(config))
@@ -50,10 +52,10 @@ def as_denoiser(
     unet: AnyUNet, scheduler: Mapping[str, Any], precision: Precision = "fp32", window: int = WINDOW
 ) -> Denoiser:
     """Wraps a UNet and its ``scheduler_config.json`` into the contract; 4 or 12 channels are patches of 2×2 pixels."""
-    inputs, levels = int(unet.config["in_channels"]), len(unet.config["down_block_types"])
+    inputs, levels = int(unet.config["in_channels"]), len(unet.config["block_out_channels"])
     patch = 2 if inputs in (4, 12) else 1
     attends = any(type(module).__name__ == "Attention" for module in unet.modules())
-    size = unet.config["sample_size"]
+    size = unet.config.get("sample_size")
     native = size * patch if attends and isinstance(size, int) else None
     prediction = scheduler.get("prediction_type", "epsilon")
     layout = Layout(prediction, inputs // patch**2, patch, patch * 2 ** (levels - 1), native)
@@ -92,17 +94,17 @@ def build_adm(side: int = 256, precision: Precision = "fp32") -> Denoiser:
 
 def build_prior(channels: list[int], layers: int, patch: int, prediction: Prediction = "v_prediction") -> Denoiser:
     """A new prior for colour images with random weights, to be trained."""
-    config = {
-        "sample_size": 256 // patch,
-        "in_channels": 3 * patch**2,
-        "out_channels": 3 * patch**2,
-        "block_out_channels": list(channels),
-        "layers_per_block": layers,
-        "down_block_types": ["DownBlock2D"] * len(channels),
-        "up_block_types": ["UpBlock2D"] * len(channels),
-        "add_attention": False,
-    }
-    return as_denoiser(UNet(config), SCHEDULE | {"prediction_type": prediction})
+    inputs = 3 * patch**2
+    config = {"in_channels": inputs, "out_channels": inputs, "block_out_channels": list(channels)}
+    unet = ResidualUNet(config | {"layers_per_block": layers})
+    return as_denoiser(unet, SCHEDULE | {"prediction_type": prediction})
+
+
+def recompute(network: nn.Module) -> None:
+    """Lets residual blocks and attention compute their features again in the backward pass, instead of keeping them."""
+    for part in network.modules():
+        if type(part).__name__ in ("Attention", "ResidualBlock", "ResnetBlock2D"):
+            part.forward = partial(checkpoint, part.forward, use_reentrant=False)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -120,15 +122,16 @@ def save_prior(denoiser: Denoiser, folder: Path) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in unet.state_dict().items()}
     (folder / CHECKSUMS).unlink(missing_ok=True)
     (folder / "unet").mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
-    write_json(folder / "unet" / "config.json", {"_class_name": "UNet2DModel", **unet.config})
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(save(weights, {"format": "pt"}))  # save_file leaves it to its owner alone to read
+    network = ("dig2dig", KIND) if isinstance(unet, ResidualUNet) else ("diffusers", "UNet2DModel")
+    write_json(folder / "unet" / "config.json", {"_class_name": network[1], **unet.config})
     kept = denoiser.alpha_bar
     betas = 1 - kept / torch.cat([kept.new_ones(1), kept[:-1]])
     schedule = SCHEDULE if torch.equal(_alpha_bar(SCHEDULE), kept) else {"trained_betas": betas.tolist()}
     kind = {"_class_name": "DDPMScheduler", "clip_sample": False, "prediction_type": denoiser.prediction}
     write_json(folder / "scheduler" / "scheduler_config.json", kind | schedule | {"num_train_timesteps": len(kept)})
-    index = {"_class_name": "DDPMPipeline"}
-    index |= {part: ["diffusers", name] for part, name in (("scheduler", "DDPMScheduler"), ("unet", "UNet2DModel"))}
+    index = {"_class_name": "DDPMPipeline", "scheduler": ["diffusers", "DDPMScheduler"], "unet": network}
     write_json(folder / "model_index.json", index)
     listed = sorted(file for file in folder.rglob("*") if file.suffix in (".json", ".safetensors"))
     sums = [f"{file_sha256(file)}  {file.relative_to(folder).as_posix()}" for file in listed]

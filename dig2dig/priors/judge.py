@@ -35,7 +35,7 @@ def check_pipeline(name: str, index: Mapping[str, Any]) -> None:
 def check_network(name: str, config: Mapping[str, Any]) -> None:
     """Refuses a network by its config: another class, a condition, other channels, or sizes that nobody can run."""
     kind = config.get("_class_name")
-    if kind != "UNet2DModel":
+    if kind not in ("UNet2DModel", "ResidualUNet"):
         raise PriorError(f"{name}: holds a {kind!s:.40}; {KIND}")
     for option in ("class_embed_type", "num_class_embeds"):
         if config.get(option) is not None:

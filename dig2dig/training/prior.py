@@ -100,7 +100,6 @@ def check_sizes(config: TrainConfig, denoiser: Denoiser) -> None:
     if denoiser.channels != 3:
         raise RunError(f"{config.prior}: a prior for grey images; training reads colour")
     sides = {"data.crop": config.data.crop, "data.val_crop": config.data.val_crop}
-    sides |= {f"data.crop / {count}": config.data.crop // count for count in config.data.tiles}
     for name, side in sides.items():
         if side % denoiser.multiple:
             raise RunError(f"{name}={side}: this network takes multiples of {denoiser.multiple}")

@@ -20,7 +20,7 @@ from dig2dig.cli import from_dict
 from dig2dig.config import DigConfig, FusionConfig, GuidanceConfig, SamplerConfig, TrainerConfig
 from dig2dig.config_train import AdaptConfig, FusionCheckConfig, ImageDataConfig, OptimConfig, TrainConfig
 from dig2dig.modules.fusion import FusionModule
-from dig2dig.modules.prior import NOISE_BANDS, PriorModule, choose_weights, tiled
+from dig2dig.modules.prior import NOISE_BANDS, PriorModule, choose_weights
 from dig2dig.priors.adm import ADM_256
 from dig2dig.priors.build import SCHEDULE, as_denoiser, build_prior, new_unet
 from dig2dig.priors.denoiser import Denoiser
@@ -80,22 +80,6 @@ def test_a_training_step_is_the_weighted_mean_of_losses(gaussian: GaussianDenois
     weights = np.minimum(snr, 3.0) if weighting == "min_snr" else 1.0
     assert float(found) == pytest.approx(float((weights * losses).mean()), rel=1e-4)
     assert logged["train/loss"] == pytest.approx(float(found))
-
-
-def test_crops_are_cut_into_tiles_in_turn(gaussian: GaussianDenoiser, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A denoiser that sees each pixel alone has the same loss on tiles: they keep their pixels, noise and times."""
-    module, _ = module_with(gaussian)
-    module.config.data.tiles = [1, 2]
-    outputs, seen, losses = gaussian.outputs, [], []
-    monkeypatch.setattr(gaussian, "outputs", lambda x, t: seen.append(x.shape) or outputs(x, t))
-    for step in range(3):
-        monkeypatch.setattr(PriorModule, "global_step", step)
-        images = random_sources(1, 12, 1, 8, 8)
-        losses.append(float(module.training_step({"image": images, "index": torch.arange(12)}, 0)))
-    assert seen == [(12, 1, 8, 8), (48, 1, 4, 4), (12, 1, 8, 8)]
-    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
-    grid = torch.arange(32).view(2, 1, 4, 4)
-    torch.testing.assert_close(tiled(grid, 2)[[1, 6], 0], torch.tensor([[[2, 3], [6, 7]], [[24, 25], [28, 29]]]))
 
 
 def test_bands_have_the_losses_of_their_noise_levels(gaussian: GaussianDenoiser) -> None:

@@ -197,6 +197,9 @@ def test_other_pipelines_are_refused_by_their_index(reason: str, folder: Path) -
     assert error_of(folder) == f"{folder}: a {reason}; a prior here is an unconditional UNet2DModel on pixels"
 
 
+DIFFUSERS = {"_class_name": "UNet2DModel", "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -213,10 +216,12 @@ def test_other_pipelines_are_refused_by_their_index(reason: str, folder: Path) -
         ({"block_out_channels": [32] * 2_000_000}, "no network of a usable size"),
         ({"block_out_channels": [32.5]}, "no network of a usable size"),
         ({"down_block_types": ["DownBlock2D"] * 2_000_000}, "no network of a usable size"),
-        ({"down_block_types": ["NoBlock"]}, "does not describe a network"),
-        ({"norm_num_groups": 0}, "does not describe a network"),
-        ({"time_embedding_dim": 10**12}, "does not describe a network"),
-        ({"time_embedding_dim": 10**6}, "size mismatch"),
+        (DIFFUSERS | {"down_block_types": ["NoBlock"]}, "does not describe a network"),
+        (DIFFUSERS | {"norm_num_groups": 0}, "does not describe a network"),
+        (DIFFUSERS | {"time_embedding_dim": 10**12}, "does not describe a network"),
+        (DIFFUSERS, "missing (conv_norm_out.bias"),
+        ({"layers_per_block": 2}, "missing (mid_block.1"),
+        ({"block_out_channels": [64]}, "size mismatch"),
     ],
 )
 def test_other_networks_are_refused_by_their_config(changes: dict, reason: str, folder: Path) -> None:

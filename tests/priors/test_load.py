@@ -15,7 +15,7 @@ from dig2dig.__main__ import prior
 from dig2dig.errors import PriorError
 from dig2dig.priors import adm
 from dig2dig.priors.build import as_denoiser, build_prior, save_prior
-from dig2dig.priors.files import BUNDLED, CHECKSUMS, prior_sha256, weights_files
+from dig2dig.priors.files import CHECKSUMS, prior_sha256, weights_files
 from dig2dig.priors.load import load_prior
 
 ADM_SMALL = {
@@ -118,15 +118,24 @@ def test_full_size_adm_samples_as_azula(tmp_path: Path) -> None:
     assert ddim_agreement(reference, tmp_path / "256x256_diffusion_uncond.pt", 128) < 1e-4
 
 
-def test_bundled_prior_is_a_small_diffusers_pipeline(bundled) -> None:
+def test_the_bundled_prior_is_small() -> None:
     assert weights_files()[0].stat().st_size <= 16e6
-    pipeline = DDPMPipeline.from_pretrained(BUNDLED)
-    assert pipeline.scheduler.config.prediction_type == bundled.prediction == "v_prediction"
+
+
+def test_diffusers_reads_what_is_saved_of_its_network(tmp_path: Path) -> None:
+    unet = UNet2DModel(
+        sample_size=16, in_channels=12, out_channels=12, block_out_channels=(32,), layers_per_block=1,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+    )  # fmt: skip
+    ours = as_denoiser(unet.eval(), {"prediction_type": "v_prediction"})
+    save_prior(ours, tmp_path)
+    pipeline = DDPMPipeline.from_pretrained(tmp_path)
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
     x, t = torch.randn(1, 3, 32, 32), torch.tensor([300])
     with torch.no_grad():
         theirs = pipeline.unet(torch.nn.functional.pixel_unshuffle(x, 2), t).sample
-        ours = bundled.outputs(x, t)[0]
-    torch.testing.assert_close(ours, torch.nn.functional.pixel_shuffle(theirs, 2), rtol=1e-4, atol=1e-5)
+        found = ours.outputs(x, t)[0]
+    torch.testing.assert_close(found, torch.nn.functional.pixel_shuffle(theirs, 2), rtol=1e-4, atol=1e-5)
 
 
 def test_bundled_prior_denoises(bundled) -> None:

@@ -172,7 +172,7 @@ def test_validation_draws_each_images_noise_from_its_index_and_weighs_images_ali
 
 def test_an_adapter_adds_alpha_over_rank_times_its_product() -> None:
     """W' = W + alpha / rank · B A, for a convolution and after the merge."""
-    denoiser = build_prior([32], 1, 2)
+    denoiser = build_prior([32], 3, 2)
     before = {name: weight.clone() for name, weight in denoiser.named_parameters()}
     add_adapter(denoiser, 4, 12.0)
     low = {name: weight for name, weight in denoiser.named_parameters() if "lora_" in name}

@@ -53,7 +53,7 @@ def test_a_function_of_pixels_is_the_same_in_windows() -> None:
 
 
 def test_a_local_denoiser_sees_in_windows_what_it_sees_whole(bundled: Denoiser) -> None:
-    """The network's groups are normalised over each window, so the two are close, not equal; no window shows."""
+    """The network sees further than the windows overlap, so the two are close, not equal; no window shows."""
     sources = 2 * crop_of("infrared_visible", 100, 100, 192, "visible") - 1
     x_t, t = add_noise(sources[:, 0].expand(-1, 3, -1, -1), torch.randn(1, 3, 192, 192), torch.tensor([100]),
                        bundled.alpha_bar), torch.tensor([100])  # fmt: skip
@@ -61,16 +61,14 @@ def test_a_local_denoiser_sees_in_windows_what_it_sees_whole(bundled: Denoiser) 
         whole = bundled(x_t, t)
         windowed = in_windows(bundled.whole, x_t, t, Windows(128, 64, bundled.multiple, 2**20))
     difference = (whole - windowed).abs() / 2 * 255
-    assert 0 < float(difference.mean()) < 1
-    seam = difference[..., 88:104].mean()  # the middle of the overlap
-    assert float(seam) < 2 * float(difference.mean())
+    assert 0 < float(difference.mean()) < 0.1 and float(difference.max()) < 2
 
 
 def test_the_window_is_a_multiple_and_no_larger_than_twice_the_native_side(bundled: Denoiser) -> None:
     """0 is always whole; networks with attention get windows of at most twice the side that they were trained on."""
-    assert bundled.in_windows(300).side(4000, 3000) == 296 and bundled.in_windows(300).pixels == 296**2
+    assert bundled.in_windows(300).side(4000, 3000) == 288 and bundled.in_windows(300).pixels == 288**2
     assert bundled.in_windows(0).side(4000, 3000) == 4000
-    assert bundled.side(4000, 3000) == 1408 and bundled.multiple == 8
+    assert bundled.side(4000, 3000) == 1408 and bundled.multiple == 16
     attentive = Denoiser(bundled.network, bundled.alpha_bar, Layout(multiple=32, native=256))
     assert attentive.side(4000, 3000) == 512 and attentive.in_windows(200).side(4000, 3000) == 192
     assert bundled.in_windows(96).network is bundled.network and bundled.window == 1408

@@ -11,7 +11,6 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from diffusers import DDPMPipeline
 from lightning import LightningModule, Trainer
 from safetensors.torch import load_file
 
@@ -163,7 +162,7 @@ def test_an_interrupted_training_ends_where_an_unbroken_one_does(
     same(whole, parts)
     again = fit(tmp_path, *STEPS)  # a finished run, repeated, keeps the averaged weights
     assert all(torch.equal(again[name], parts[name]) for name in parts)
-    assert DDPMPipeline.from_pretrained(tmp_path / "prior").unet.config.in_channels == 12  # diffusers reads it, too
+    assert load_prior(tmp_path / "prior").patch == 2
 
 
 @pytest.mark.slow
@@ -283,7 +282,7 @@ def test_training_starts_from_a_prior_and_validation_measures_it(tmp_path: Path,
     assert not (tmp_path / "none").exists()
     still = fit(tmp_path / "still", "prior=bundled", "optim.steps=1", "optim.lr=0.0")
     for name, tensor in load_file(weights_files()[0]).items():
-        torch.testing.assert_close(still[name], tensor)
+        torch.testing.assert_close(still[name], tensor.float())
 
 
 def test_half_precision_clips_and_steps_with_one_kernel(tmp_path: Path) -> None:
@@ -312,7 +311,6 @@ def test_training_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
         (["data.val_share=0.999"], "all are held out"),
         (["trainer.strategy=nonsense"], "nonsense"),
         (["data.crop=15"], "data.crop=15: this network takes multiples of 2"),
-        (["data.crop=12", "data.tiles=[1,4]"], "data.crop / 4=3: this network takes multiples of 2"),
         (arguments(tmp_path / "run", "optim.steps=1", "optim.lr=1.0"), "other options (optim.lr was 0.0008, now 1.0)"),
     ):
         assert train.main([*base, f"out={tmp_path / 'out'}", *more]) == 2

@@ -66,10 +66,13 @@ class TheoryConfig(BenchmarkConfig):
 
 @dataclass
 class DegradedConfig(CasesConfig):
-    """Fuses noisy sources: python -m dig2dig.benchmark degraded data=DIR out=DIR [key=value …]."""
+    """Fuses degraded sources: python -m dig2dig.benchmark degraded data=DIR out=DIR [key=value …]."""
 
-    sigmas: str = common("25", "standard deviations of the noise, of 255, separated by commas")
-    noisy: Literal["all", "first"] = common("all", "sources with noise")
+    kind: Literal["gaussian", "thermal", "jpeg", "blur"] = common(
+        "gaussian", "noise; noise that grows with the signal, and stripes; compression; a Gaussian blur"
+    )
+    sigmas: str = common("25", "of 255, separated by commas; the quality of jpeg; pixels of blur")
+    noisy: Literal["all", "first"] = common("all", "sources that are degraded")
     methods: str = common(
         "dig2dig-noise, dig2dig-auto, dig2dig, static, mean, laplacian, guided, nlm+laplacian, prior+laplacian",
         "methods, separated by commas",

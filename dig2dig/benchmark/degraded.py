@@ -1,10 +1,11 @@
-"""``benchmark degraded``: noisy sources are fused, and the result is measured against the clean ones."""
+"""``benchmark degraded``: noisy, compressed or blurred sources are fused, and measured against the clean ones."""
 
 import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from skimage.restoration import denoise_nl_means
@@ -20,7 +21,7 @@ from dig2dig.benchmark.tables import Row, Rows, collect, markdown, means_table
 from dig2dig.color import luminance
 from dig2dig.errors import MethodError
 from dig2dig.fusion import comparators
-from dig2dig.fusion.noise import NoiseLevels, denoise, estimate_noise
+from dig2dig.fusion.noise import NoiseLevels, cleaned, denoise
 from dig2dig.fusion.sampler import fuse
 from dig2dig.metrics import MAIN, fusion_metrics
 from dig2dig.priors.schedule import draw_noise, generators
@@ -41,38 +42,82 @@ def run(config: DegradedConfig) -> int:
     kept, failed = list[Row](), list[str]()
     for case in tqdm(cases, desc="pairs"):
         with noted(failed):
-            sample = read_case(case, config.crop)
+            sample, clean = read_case(case, config.crop), dict[str, Image]()
             for sigma in names(config.sigmas):
-                kept += [score(case, sample, method, sigma, config, fuser, rows) for method in methods]
+                kept += [score(case, sample, method, sigma, config, fuser, rows, clean) for method in methods]
         rows.save()
     rows.finish(kept, tables(kept, config))
     return int(bool(failed))
 
 
-def add_gaussian(sample: Sample, sigma: float, which: str, seed: int) -> tuple[Tensor, Tensor]:
-    """Noisy sources (1, k, c, h, w), not clipped, and the level of the noise in each (1, k), for images in [0, 1]."""
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{sample.name}/{sigma}".encode()))
-    level = torch.full((1, len(sample.sources)), sigma / 255)
-    if which == "first":
-        level[:, 1:] = 0
+def degrade(sample: Sample, strength: float, config: DegradedConfig) -> tuple[Tensor, Tensor]:
+    """Degraded sources (1, k, c, h, w), noise not clipped, and the deviation from the clean ones in each, (1, k).
+
+    Thermal noise has half of its variance in proportion to the signal (0.5 has ``strength`` / 255), and each column an
+    offset with a quarter of its deviation. A blur counts as no noise.
+    """
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{config.seed}/{sample.name}/{strength}".encode()))
     clean = sample.sources[None]
-    return clean + torch.randn(clean.shape, generator=generator) * level.view(1, -1, 1, 1, 1), level
+    noise = torch.randn(clean.shape, generator=generator) * strength / 255
+    match config.kind:
+        case "gaussian":
+            degraded, level = clean + noise, torch.full(clean.shape[:2], strength / 255)
+        case "thermal":
+            stripes = torch.randn((*clean.shape[:2], 1, 1, clean.shape[-1]), generator=generator) * strength / 255 / 4
+            degraded = clean + noise * (0.5 + clean).sqrt() + stripes
+            level = (degraded - clean).std((2, 3, 4))
+        case "jpeg":
+            degraded = each(clean, lambda pixels: compressed((255 * pixels).round().astype(np.uint8), int(strength)))
+            level = (degraded - clean).std((2, 3, 4))
+        case _:
+            degraded, level = each(clean, lambda pixels: cv2.GaussianBlur(pixels, (0, 0), strength)), torch.zeros(1)
+    chosen = torch.arange(clean.shape[1]) < (1 if config.noisy == "first" else clean.shape[1])
+    return torch.where(chosen.view(1, -1, 1, 1, 1), degraded, clean), torch.where(chosen, level, 0.0).view(1, -1)
 
 
-def score(case: Case, sample: Sample, method: str, sigma: str, config: DegradedConfig, fuser: Fuser, rows: Rows) -> Row:
-    """The row of one method, kept from an earlier run if nothing has changed."""
+def each(sources: Sources, change: Callable[[np.ndarray], np.ndarray]) -> Sources:
+    """The sources, (1, k, c, h, w), each changed as an array (h, w, c) of float32 in [0, 1]."""
+    changed = [change(image.permute(1, 2, 0).numpy()).reshape(*image.shape[1:], -1) for image in sources[0]]
+    return torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2)[None].to(sources)
+
+
+def compressed(pixels: np.ndarray, quality: int) -> np.ndarray:
+    """What JPEG leaves of 8-bit pixels, in [0, 1]."""
+    _, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED), np.float32) / 255
+
+
+def score(
+    case: Case,
+    sample: Sample,
+    method: str,
+    sigma: str,
+    config: DegradedConfig,
+    fuser: Fuser,
+    rows: Rows,
+    clean: dict[str, Image],
+) -> Row:
+    """The row of one method, kept from an earlier run if nothing has changed; ``clean`` keeps results without noise.
+
+    PSNR, in dB, is that of the result to the method's own result on the clean sources.
+    """
     (settings, run_method), digest = make(method, case.task, config, fuser), pair_digest(case.pair, Reading())
-    key = hashed(settings, config.noisy, config.crop, config.seed, fuser.identity, digest)
+    key = hashed(settings, config.kind, config.noisy, config.crop, config.seed, fuser.identity, digest)
     identity = (case.dataset, case.pair.name, method, sigma)
     if known := rows.find(*identity, key=key):
         return known
-    noisy, level = add_gaussian(sample, float(sigma), config.noisy, config.seed)
+    noisy, level = degrade(sample, float(sigma), config)
     fused = fuser(noisy, lambda sources: run_method(sources, level.to(fuser.device)))
     image = fused.image.clamp(0, 1)
+    if method not in clean:
+        _, plain = make(method.replace("-auto", "-noise"), case.task, config, fuser)
+        no_noise = torch.zeros_like(level).to(fuser.device)
+        clean[method] = fuser(sample.sources[None], lambda sources: plain(sources, no_noise)).image.clamp(0, 1)
     picture = Path(config.out) / "pictures" / case.dataset / f"{case.pair.name}_{sigma}_{method}.png"
     write_atomically(picture, to_png(fusion_panel(noisy[0], image[0], sample.modalities)))
     scores = fusion_metrics(luminance(image), luminance(sample.sources)[None])
-    row = {"task": case.task, "key": key} | fused.cost
+    psnr = -10 * (image - clean[method]).square().mean().log10()
+    row = {"task": case.task, "key": key, "PSNR": f"{float(psnr):.2f}"} | fused.cost
     return rows.put(*identity, row=row | {name: f"{float(value):.7g}" for name, value in scores.items()})
 
 
@@ -93,7 +138,9 @@ def make(method: str, task: str, config: DegradedConfig, fuser: Fuser) -> tuple[
         raise MethodError(f"methods: '{method}' has no prior, and so no use for the noise")
 
     def ours(sources: Sources, level: NoiseLevels) -> Image:
-        noise = estimate_noise(sources) if ending == "-auto" else level * (ending == "-noise")
+        noise = level * (ending == "-noise")
+        if ending == "-auto":
+            sources, noise, _ = cleaned(sources, [""] * sources.shape[1], {"": "auto"})
         return fuse(sources, fuser.denoiser, sampler, fuser.seed, noise=noise)
 
     return repr((sampler, ending)), ours
@@ -121,7 +168,10 @@ def non_local_means(sources: Sources, level: NoiseLevels) -> Sources:
 
 def tables(rows: list[Row], config: DegradedConfig) -> str:
     """By task and noise level: means, ranks, and on how many metrics each method has the best mean."""
-    parts = [f"Noise on {config.noisy} sources; metrics against the clean sources.\n"]
+    parts = [
+        f"Degraded ({config.kind}): {config.noisy} sources. Metrics are against the clean sources, PSNR in dB to the "
+        "method's own result on them.\n"
+    ]
     for task in dict.fromkeys(row["task"] for row in rows):
         for sigma in names(config.sigmas):
             shown = [row for row in rows if (row["task"], row["sigma"]) == (task, sigma)]

@@ -18,7 +18,7 @@ Row = dict[str, str]
 IDENTITY = ("dataset", "name", "method", "stretch")
 LEVEL = 0.05  # a corrected p below this is significant
 EYE = ("halo", "tone")  # measured beside the main metrics, shown without a rank
-SHOWN = ("MEF-SSIM", *EYE, "targets", "lost", "saturation")
+SHOWN = ("PSNR", "MEF-SSIM", *EYE, "targets", "lost", "saturation")
 IMAGE, COST = ["dataset", "name"], ["seconds", "evaluations"]  # columns of an image's name and its fusion's cost
 
 

@@ -54,7 +54,7 @@ def without_stripes(images: Sources) -> Sources:
         parts = [part.median(axis, keepdim=True).values for part in (flat - around).chunk(4, axis)]
         least, most = torch.cat(parts, axis).aminmax(dim=axis, keepdim=True)
         flat = flat - (least.clamp(0, STRIPE) + most.clamp(-STRIPE, 0))
-    return flat.view(images.shape).clamp(0, 1)
+    return flat.view(images.shape)
 
 
 def cleaned(

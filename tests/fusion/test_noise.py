@@ -95,3 +95,10 @@ def test_told_of_the_noise_the_result_is_nearer_to_the_clean_sources(bundled: De
     reference = fuse(clean, bundled, options)
     blind, aware = (fuse(noisy, bundled, options, noise=torch.full((1, 2), sigma)) for sigma in (0.0, 0.1))
     assert psnr(aware, reference) > psnr(blind, reference) + 3
+
+
+def test_noise_that_leaves_the_range_keeps_its_mean() -> None:
+    """Clipped at 0, the noise of a black background would make it grey."""
+    noisy = 0.1 * torch.randn(1, 1, 1, 96, 96, generator=torch.Generator().manual_seed(0))
+    plain = without_stripes(noisy)
+    assert float(plain.min()) < -0.2 and float(plain.mean()) == pytest.approx(float(noisy.mean()), abs=3e-3)

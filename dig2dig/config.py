@@ -216,6 +216,15 @@ class FusionConfig(Checked):
             require(not idle.fullmatch(key), told)
 
 
+def of_task(sampler: SamplerConfig, task: Task) -> SamplerConfig:
+    """A sampler whose ``bundled`` weights are those of a task; a UserError if there are none."""
+    if sampler.weights != "bundled":
+        return sampler
+    none = f"no weights are bundled for task={task}: give sampler.weights=gain, bundled/ivf or a folder"
+    require(task in BUNDLED, none)
+    return replace(sampler, weights=f"bundled/{BUNDLED[task]}")
+
+
 @dataclass
 class InferConfig(FusionConfig):
     """Fuses images: python infer.py configs/TASK.yaml sources.MODALITY=DIR_OR_FILE … out=DIR [key=value …]."""
@@ -264,10 +273,7 @@ class InferConfig(FusionConfig):
         require(numbers, f"shard must be I/N with I from 1 to N, as 2/8, not {self.shard!r}")
         require(len(ways) == 1, f"{' and '.join(ways)} contradict each other: give one of them")
         require(ways != ["sources"] or len(self.sources) >= 2, f"one source given: {example}")
-        if self.sampler.weights == "bundled":
-            none = f"no weights are bundled for task={self.task}: give sampler.weights=gain, bundled/ivf or a folder"
-            require(self.task in BUNDLED, none)
-            self.sampler = replace(self.sampler, weights=f"bundled/{BUNDLED[self.task]}")
+        self.sampler = of_task(self.sampler, self.task)
         if self.sources:
             self.check_names(self.sources)
         placed = self.align in ("none", "resize", "auto", "ecc", "phase") or self.align.endswith((".yaml", ".yml"))

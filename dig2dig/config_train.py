@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dig2dig.config import LoggerConfig, SamplerConfig, Task, TrainerConfig
+from dig2dig.config import LoggerConfig, SamplerConfig, Task, TrainerConfig, of_task
 from dig2dig.options import Checked, check_range, common, option, require
 
 
@@ -112,6 +112,7 @@ class FusionCheckConfig(Checked, heading="fusion."):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(len(self.sources) != 1, "fusion.sources: give at least two, or none")
+        self.sampler = of_task(self.sampler, self.task)
 
 
 @dataclass

@@ -200,3 +200,8 @@ def test_noise_is_of_a_source_and_a_number_or_auto(argument: str, line: str, cap
     with pytest.raises(SystemExit):
         load(InferConfig, [*SOURCES, argument])
     assert line in capsys.readouterr().err
+
+
+def test_a_training_fuses_with_the_bundled_weights_of_its_task() -> None:
+    config = load(TrainConfig, ["data.root=DIR", "fusion.task=mif", "fusion.sampler.weights=bundled"])
+    assert config.fusion.sampler.weights == "bundled/ivf"

@@ -65,8 +65,8 @@ REFUSED = {
     "rig ivf sources.visible=DIR sources.infrared=DIR out=rig.yaml": "sources.visible: no such file or folder: DIR",
     "report RUN RUN": "a run stands there twice",
     "prior convert CHECKPOINT.pt FOLDER": "CHECKPOINT.pt: no such checkpoint",
-    "prior convert runs/mine/prior FOLDER half": "runs/mine/prior/unet/config.json: no such file",
-    "prior convert runs/prior/prior dig2dig/priors/bundled half": "runs/prior/prior/unet/config.json: no such file",
+    "prior convert runs/mine/prior FOLDER half": "runs/mine/prior/config.json: no such file",
+    "prior convert runs/prior/prior dig2dig/priors/bundled half": "runs/prior/prior/config.json: no such file",
     "prior merge bundled runs/lora/adapter FOLDER": "adapter_config.json: no such file",
 }
 """Commands whose files no test has, and the one thing that is wrong with them."""

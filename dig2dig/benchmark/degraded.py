@@ -82,9 +82,10 @@ def each(sources: Sources, change: Callable[[np.ndarray], np.ndarray]) -> Source
 
 
 def compressed(pixels: np.ndarray, quality: int) -> np.ndarray:
-    """What JPEG leaves of 8-bit pixels, in [0, 1]."""
-    _, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED), np.float32) / 255
+    """What JPEG leaves of 8-bit pixels, grey or RGB, in [0, 1]."""
+    _, data = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    found = np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED), np.float32) / 255
+    return found[..., ::-1] if found.ndim == 3 else found
 
 
 def score(

@@ -97,9 +97,9 @@ def prior(arguments: list[str]) -> int:
     """Converts a prior, or merges an adapter into it, once."""
     match arguments:
         case ["convert", source, folder] | ["convert", source, folder, "half"]:
-            adapter = ""
+            adapter, half = "", len(arguments) > 3
         case ["merge", source, adapter, folder]:
-            pass
+            half = False
         case _:
             print(PRIOR, file=sys.stdout if arguments[:1] == ["--help"] else sys.stderr)
             return 0 if arguments[:1] == ["--help"] else 2
@@ -107,7 +107,7 @@ def prior(arguments: list[str]) -> int:
     from dig2dig.priors.load import open_prior
 
     denoiser = open_prior(PriorConfig(source, adapter, precision="fp32"))
-    if arguments[-1] == "half":
+    if half:
         denoiser.network.half()
     save_prior(denoiser, Path(folder))
     print(f"{folder}: diffusers folder written")

@@ -22,6 +22,7 @@ from dig2dig.color import luminance
 from dig2dig.errors import MethodError
 from dig2dig.fusion import comparators
 from dig2dig.fusion.noise import NoiseLevels, cleaned, denoise
+from dig2dig.fusion.resample import smooth
 from dig2dig.fusion.sampler import fuse
 from dig2dig.metrics import MAIN, fusion_metrics
 from dig2dig.priors.schedule import draw_noise, generators
@@ -67,25 +68,21 @@ def degrade(sample: Sample, strength: float, config: DegradedConfig) -> tuple[Te
             degraded = clean + noise * (0.5 + clean).sqrt() + stripes
             level = (degraded - clean).std((2, 3, 4))
         case "jpeg":
-            degraded = each(clean, lambda pixels: compressed((255 * pixels).round().astype(np.uint8), int(strength)))
+            degraded = compressed(clean, int(strength))
             level = (degraded - clean).std((2, 3, 4))
         case _:
-            degraded, level = each(clean, lambda pixels: cv2.GaussianBlur(pixels, (0, 0), strength)), torch.zeros(1)
+            degraded, level = smooth(clean, strength), torch.zeros(1)
     chosen = torch.arange(clean.shape[1]) < (1 if config.noisy == "first" else clean.shape[1])
     return torch.where(chosen.view(1, -1, 1, 1, 1), degraded, clean), torch.where(chosen, level, 0.0).view(1, -1)
 
 
-def each(sources: Sources, change: Callable[[np.ndarray], np.ndarray]) -> Sources:
-    """The sources, (1, k, c, h, w), each changed as an array (h, w, c) of float32 in [0, 1]."""
-    changed = [change(image.permute(1, 2, 0).numpy()).reshape(*image.shape[1:], -1) for image in sources[0]]
-    return torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2)[None].to(sources)
-
-
-def compressed(pixels: np.ndarray, quality: int) -> np.ndarray:
-    """What JPEG leaves of 8-bit pixels, grey or RGB, in [0, 1]."""
-    _, data = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    found = np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED), np.float32) / 255
-    return found[..., ::-1] if found.ndim == 3 else found
+def compressed(sources: Sources, quality: int) -> Sources:
+    """What JPEG leaves of each source, (1, k, c, h, w), grey or RGB in [0, 1]."""
+    found = []
+    for pixels in (255 * sources[0]).round().byte().permute(0, 2, 3, 1).numpy()[..., ::-1]:
+        _, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        found.append(np.atleast_3d(np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED)))[..., ::-1])
+    return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2)[None].to(sources) / 255
 
 
 def score(

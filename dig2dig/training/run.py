@@ -116,7 +116,7 @@ def make_trainer(config: TrainConfig, guard: Guard, start: int, whole: bool) -> 
         num_sanity_val_steps=0,
         log_every_n_steps=min(config.logger.every, optim.steps),
         fast_dev_run=config.fast_dev_run,
-        benchmark=True,  # crops have few sizes
+        benchmark=True,  # crops are of one size
         logger=False,
         enable_checkpointing=False,
         callbacks=[*callbacks, guard],

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -104,6 +105,9 @@ def test_degraded_end_to_end(data: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         clean, blind = (float(rows[method, name, "50"]["SSIM"]) for method in ("dig2dig-noise", "mean"))
         assert clean > blind
+        noise = 20 * math.log10(255 / (25 / 2**0.5))  # of the mean of two sources; clipping takes some away
+        assert noise - 0.3 < float(rows["mean", name, "25"]["PSNR"]) < noise + 3
+        assert float(rows["dig2dig-noise", name, "25"]["PSNR"]) > float(rows["mean", name, "25"]["PSNR"])
     assert "best of 8" in (tmp_path / "table.md").read_text()
 
 

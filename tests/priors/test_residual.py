@@ -68,7 +68,7 @@ def test_it_is_its_formula(network: ResidualUNet) -> None:
 
 
 def test_a_new_network_starts_as_its_outer_layers() -> None:
-    """Each block adds nothing at first."""
+    """Each block adds its last bias at first, and nothing else."""
     unet = ResidualUNet(SIZES | {"block_out_channels": [8]})
     for part in unet.mid_block:
         torch.nn.init.zeros_(part.conv2.bias)
@@ -91,16 +91,23 @@ def test_waves_are_cosines_and_sines() -> None:
     )
 
 
-def test_features_computed_again_give_the_same_gradients(network: ResidualUNet) -> None:
+def test_features_computed_again_give_the_same_gradients_and_are_not_kept(network: ResidualUNet) -> None:
     network.requires_grad_(True)
-    x, t, found = torch.randn(1, 3, 16, 16), torch.tensor([300]), []
+    x, t, found, held = torch.randn(1, 3, 64, 64), torch.tensor([300]), [], [0, 0]
     for again in (False, True):
         if again:
             recompute(network)
+
+        def keep(tensor: Tensor, again: bool = again) -> Tensor:
+            held[again] += tensor.nbytes
+            return tensor
+
         network.zero_grad()
-        network(x, t).square().mean().backward()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = network(x, t).square().mean()
+        loss.backward()
         found.append([weight.grad.clone() for weight in network.parameters() if weight.grad is not None])
-    assert len(found[0]) == len([*network.parameters()])
+    assert len(found[0]) == len([*network.parameters()]) and held[1] < held[0] / 2
     torch.testing.assert_close(found[1], found[0])
 
 
@@ -130,13 +137,19 @@ def test_its_folder_names_its_class_and_opens_as_it_was(prior: tuple[Denoiser, P
     assert denoiser.multiple == 4 and denoiser.patch == 2 and denoiser.layout.native is None
 
 
-def test_half_precision_halves_the_file(prior: tuple[Denoiser, Path], tmp_path: Path) -> None:
+def test_half_precision_halves_the_file(
+    prior: tuple[Denoiser, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     denoiser, folder = prior
+    monkeypatch.chdir(tmp_path)
     assert main(["prior", "convert", str(folder), str(tmp_path / "half"), "half"]) == 0
     x, t = torch.randn(1, 3, 16, 16), torch.tensor([300])
     torch.testing.assert_close(load_prior(tmp_path / "half", precision="fp32")(x, t), denoiser(x, t), rtol=0, atol=2e-3)
     state = load_file(tmp_path / "half" / "unet" / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in state.values()} == {torch.float16}
+    assert main(["prior", "convert", str(folder), "half"]) == 0  # a folder of that name
+    state = load_file(tmp_path / "half" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
 
 
 def test_a_config_without_sizes_is_refused_in_a_line(prior: tuple[Denoiser, Path]) -> None:

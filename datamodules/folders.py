@@ -42,12 +42,17 @@ def contents(root: Path, apart: Collection[Path] = ()) -> tuple[list[Path], list
     queue = [] if found else folders
     while queue:
         folder = queue.pop(0)
-        if real(folder) in seen or all((folder / name).is_file() for name in RESULTS):
+        if real(folder) in seen or is_run(folder):
             continue
         seen.add(real(folder))
         sources, others, inner = _sorted_out(folder)
         found, extra, queue = found + sources, extra + others, inner + queue
     return found, extra
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds what a run wrote."""
+    return all((folder / name).is_file() for name in RESULTS)
 
 
 def _sorted_out(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:

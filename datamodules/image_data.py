@@ -52,11 +52,12 @@ class ImageCrops(Dataset):
     ) -> None:
         self.paths, self.transform, self.seed, self.range, self.room = paths, transform, seed, range, room
         self.cache: dict[Path, np.ndarray] = {}
+        self.unreadable: set[Path] = set()
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any] | None:
         if self.seed is None:
             path = self.paths[index]
         else:
@@ -73,12 +74,16 @@ class ImageCrops(Dataset):
         scale = 255 if image.dtype == np.uint8 else 1
         return {"image": torch.from_numpy(np.array(image)).permute(2, 0, 1) / scale, "index": index}
 
-    def _instead_of(self, path: Path, index: int, error: ImageError) -> dict[str, Any]:
-        """Reports a file that cannot be read, once, and takes the one after it from now on."""
+    def _instead_of(self, path: Path, index: int, error: ImageError) -> dict[str, Any] | None:
+        """Reports a file that cannot be read, once; a training takes the next one from now on, a validation none."""
         readable = [other for other in self.paths if other != path]
         if not readable:
             raise error
-        print(f"skipped: {error}", file=sys.stderr)
+        if path not in self.unreadable:
+            print(f"skipped: {error}", file=sys.stderr)
+        self.unreadable.add(path)
+        if self.seed is None:
+            return None
         following = next((other for other in self.paths[self.paths.index(path) :] if other != path), readable[0])
         self.paths = [following if other == path else other for other in self.paths]
         return self[index]
@@ -126,7 +131,8 @@ def shared_out(items: Any, trainer: Trainer | None, size: int = 1, workers: int 
 
 
 def collate(items: list[Any]) -> Any:
-    """Images as one batch; pairs, or nothing, as a list."""
+    """Images that could be read as one batch; pairs, or nothing, as a list."""
+    items = [item for item in items if item is not None]
     return default_collate(items) if items and isinstance(items[0], dict) else items
 
 

@@ -1,5 +1,6 @@
 """What a picture file says beside its pixels, and what a result keeps of it."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +32,14 @@ def metadata_of(image: Image.Image) -> Metadata:
     return Metadata(
         icc=info.get("icc_profile") or b"",
         exif=clean_exif(image.getexif()),
-        xmp=xmp.encode() if isinstance(xmp, str) else bytes(xmp),
+        xmp=upright_xmp(xmp.encode() if isinstance(xmp, str) else bytes(xmp)),
         dpi=(float(dpi[0]), float(dpi[1])) if sound and dpi else None,
     )
+
+
+def upright_xmp(xmp: bytes) -> bytes:
+    """An XMP packet that says of its picture that it is upright."""
+    return re.sub(rb"""(tiff:Orientation\s*(?:=\s*["']|>)\s*)[2-8]""", rb"\g<1>1", xmp)
 
 
 def exif_of(content: bytes) -> bytes:
@@ -52,7 +58,7 @@ def clean_exif(found: Image.Exif) -> bytes:
         clean = Image.Exif()
         for tag in KEPT:
             if tag in found and not str(found[tag]).startswith(("{", "ImageJ")):  # not of the arrays in other software
-                clean[tag] = found[tag]
+                clean[tag] = raw_text(found[tag])
         for part in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
             tags = {tag: value for tag, value in found.get_ifd(part).items() if tag not in UNFIT}
             if tags:
@@ -61,6 +67,13 @@ def clean_exif(found: Image.Exif) -> bytes:
         return clean.tobytes() if len(clean) else b""
     except Exception:  # a broken tag can raise anything
         return b""
+
+
+def raw_text(value: Any) -> Any:
+    """The bytes of a text: Pillow reads them as Latin-1, whatever they are, and would write what is not ASCII as ?."""
+    if not isinstance(value, str):
+        return value
+    return value.encode("latin-1" if max(map(ord, value), default=0) < 256 else "utf-8")
 
 
 def orientation_of(image: Image.Image) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from datamodules.folders import Named, example_pattern, left_out, named_files, safe_names, video_map
+from datamodules.folders import Named, example_pattern, is_run, left_out, named_files, safe_names, video_map
 from datamodules.naming import by_table, name_scenes
 from datamodules.picture import check_regular
 from datamodules.readers.medical import is_medical
@@ -202,6 +202,8 @@ def find_stacks(root: Path) -> list[Pair]:
         raise PairingError(f"stacks: no such folder: {root}")
     pairs = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        if is_run(folder):
+            continue
         images = enumerate(filter(is_source, sorted(folder.iterdir())), 1)
         pairs.append(_checked(Pair(folder.name, {str(k): path for k, path in images}), str(folder)))
     if not pairs:

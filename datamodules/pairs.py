@@ -168,7 +168,7 @@ def prepared(
         if not shown.size:
             raise ImageError(f"{file}: no pixel holds data; leave it out")
         check_finite(picture.pixels, valid, str(file), f"mend the file, or give range.{modality}=nodata=nan")
-        if shown.min() == shown.max():
+        if shown.min() == shown.max() and not pair.series:  # which may have empty slices and black frames
             raise ImageError(f"{file}: every pixel is {shown.flat[0]}: nothing to fuse; leave it out")
         pixels, told = in_profile_of(picture, pictures[reference])
         found[modality] = replace(picture, pixels=pixels, valid=valid)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.align import Registration, drawn, misregistration, rescale
+from datamodules.align import Registration, drawn, laid, misregistration, rescale
 from datamodules.aside import aside
 from datamodules.ranges import Valid
 from datamodules.register import LEAST_GAIN, register
@@ -66,8 +66,7 @@ class Placing:
             matrix = link.matrix @ matrix
         matrix /= matrix[2, 2]
         motion = max((link.motion for link in links), key=("nothing", "shift", "similarity", "homography").index)
-        same = motion == "nothing" and moving.shape[:2] == fixed.shape[:2]
-        image = moving if same else drawn(moving, matrix, fixed.shape)
+        image = laid(moving, matrix, motion, fixed.shape)
         return replace(links[-1], image=image, matrix=matrix, motion=motion, score=min(link.score for link in links))
 
     def _as_stated(self, modality: str) -> Registration:
@@ -90,10 +89,9 @@ class Placing:
         key = " ".join(("2", self.align, *both, *(self.digests[m] for m in both))) if self.digests else ""
         if key and (row := kept(self.memory, key)):
             matrix, motion = np.array(row["matrix"], float), str(row["motion"])
-            same = motion == "nothing" and fixed.shape[:2] == moving.shape[:2]
-            image = moving if same else drawn(moving, matrix, fixed.shape)
+            image = laid(moving, matrix, motion, fixed.shape)
             return Registration(image, matrix, float(row["score"]), moving.shape[:2], motion, str(row["parallax"]))
-        gain = 0.1 * LEAST_GAIN if self.chained else LEAST_GAIN
+        gain = 0.15 * LEAST_GAIN if self.chained else LEAST_GAIN
         start = self.stated.get(modality) if onto == self.reference else None
         found = register(fixed, moving, self.align, valid=self.valids[modality], gain=gain, start=start)
         if key:

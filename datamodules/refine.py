@@ -9,7 +9,7 @@ import numpy as np
 from datamodules.align import Structure, local_scale, rescale, resizing, structure
 
 MOTIONS = {"nothing": 0, "shift": 2, "similarity": 4, "homography": 8}  # parameters of each motion, simplest first
-STIFFNESS = 0.06  # how strongly a homography is held at a similarity, where the images have little in common
+STIFFNESS = 1.0  # how strongly a homography is held at a similarity, where the images have little in common
 
 Part = Callable[[np.ndarray, np.ndarray], np.ndarray]  # chooses pixels by x and y, in halves of the longer side
 

@@ -11,6 +11,7 @@ from datamodules.align import (
     clearness,
     correlation,
     drawn,
+    laid,
     peak,
     rescale,
     resizing,
@@ -23,9 +24,7 @@ from datamodules.refine import MOTIONS, Scene, likeness, overlap, refine, seen, 
 from datamodules.search import search
 from dig2dig.errors import AlignmentError
 
-LEAST_GAIN = (
-    0.09  # of the correlation, that a motion must bring over a simpler one, where the images have little in common
-)
+LEAST_GAIN = 0.06  # of the correlation, that a motion must bring over a simpler one, where images have little in common
 TOLERANCE = 0.012  # of the longer side: registrations of two halves, and of both directions, agree to this
 NEAR = 0.06  # of the longer side: motions that differ by less are tried as one
 SIDE = 768  # pixels of the longer sides of the images that are registered
@@ -46,7 +45,7 @@ def register(
     the result: nothing, a shift, a similarity, a homography. ``ecc`` starts where a resize puts the source. ``phase``
     finds a shift. Each is proved: the agreement is at least ``least``, two halves of the picture that are registered
     alone agree, and so do both directions. An AlignmentError says what failed. ``valid`` (h, w) are pixels of the
-    moving image that show something. A motion must raise the correlation by ``gain`` over a simpler one; a tenth of it
+    moving image that show something. A motion must raise the correlation by ``gain`` over a simpler one; a seventh of it
     is enough for images of one kind. ``auto`` also tries a homography ``start``, from the fixed pixels to the moving.
     """
     scene, down, up = working(fixed, moving, valid)
@@ -64,8 +63,7 @@ def register(
     prove(scene, matrix, "shift" if how == "phase" else "similarity")
     matrix = up @ matrix @ down
     matrix /= matrix[2, 2]
-    same = motion == "nothing" and fixed.shape[:2] == moving.shape[:2]
-    image = moving if same else drawn(moving, matrix, fixed.shape)
+    image = laid(moving, matrix, motion, fixed.shape)
     found = Registration(image, matrix, score, moving.shape[:2], motion)
     far = disagreement(fixed, image, found.cover(valid))
     return replace(found, parallax=parallax(far))
@@ -160,7 +158,7 @@ def _shift(dx: float, dy: float) -> np.ndarray:
 
 
 def agreement_at(scene: Scene, matrix: np.ndarray, side: int = 512) -> float:
-    """How clearly the two agree under a motion, see :func:`datamodules.align.agreement`."""
+    """How clearly the two agree under a motion, see :func:`datamodules.align.clearness`."""
     onto = view(scene, matrix, side)
     z, inside = seen(scene, matrix, onto)
     return clearness(onto.structure * inside, z * inside) if inside.mean() > 0.1 else 0.0

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,4 +143,5 @@ def keep(path: str, key: str, found: Registration) -> None:
     except (OSError, ValueError):
         known = {}
     row = {"matrix": found.matrix.tolist(), "score": found.score, "motion": found.motion, "parallax": found.parallax}
-    write_atomically(Path(path), json.dumps(known | {key: row}, indent=0).encode())
+    with suppress(OSError):
+        write_atomically(Path(path), json.dumps(known | {key: row}, indent=0).encode())

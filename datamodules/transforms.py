@@ -27,13 +27,10 @@ def training_crops(side: int, scales: list[float], grey: float) -> A.Compose:
 
 
 class PairTransform:
-    """Augments aligned sources: one spatial transform for all of them, a photometric one for each if it is given.
+    """One spatial transform for all sources of a scene, which move as channels of one image."""
 
-    They move as channels of one image: albumentations' ``additional_targets`` would repeat photometric draws too.
-    """
-
-    def __init__(self, spatial: A.Compose, photometric: A.Compose | None = None) -> None:
-        self.spatial, self.photometric = spatial, photometric
+    def __init__(self, spatial: A.Compose) -> None:
+        self.spatial = spatial
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The sources, each (h, w) or (h, w, 3), of one size and type."""
@@ -41,8 +38,7 @@ class PairTransform:
         edges = np.cumsum([layer.shape[2] for layer in layers])[:-1]
         moved = np.split(self.spatial(image=np.concatenate(layers, 2))["image"], edges, axis=2)
         pairs = zip(moved, arrays, strict=True)
-        results = [np.ascontiguousarray(layer[..., 0] if array.ndim == 2 else layer) for layer, array in pairs]
-        return [self.photometric(image=result)["image"] for result in results] if self.photometric else results
+        return [np.ascontiguousarray(layer[..., 0] if array.ndim == 2 else layer) for layer, array in pairs]
 
 
 def validation_crop(side: int) -> A.Compose:

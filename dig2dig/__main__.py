@@ -29,11 +29,13 @@ dig2dig COMMAND --help says more; dig2dig --version prints the version."""
 
 PACKAGES = ("report", "benchmark", "metrics", "app")
 
+FOLDERS_ONLY = ("dry_run=", "validate=", "overwrite=", "shard=", "save.format=", "save.weights=", "report.", "logger.")
+
 FUSE = """dig2dig fuse TASK FILE FILE … [out=RESULT] [key=value …]
 
 Fuses the files of one scene into RESULT (by default fused with the suffix of the first file), or folders of scenes,
 paired by name, into the folder RESULT. TASK is ivf (visible first, then infrared), mif, mef, mff or universal; the
-first source decides the size and the depth. All options of dig2dig infer may follow, as align=auto."""
+first source decides the size and the depth. Options of dig2dig infer may follow, as align=auto."""
 
 PRIOR = """dig2dig prior convert PRIOR FOLDER [half]     ADM or another prior as a diffusers folder; half: float16
 dig2dig prior merge PRIOR ADAPTER FOLDER      a prior with a LoRA adapter in its weights, as a diffusers folder"""
@@ -79,7 +81,10 @@ def fuse(arguments: list[str]) -> int:
     from dig2dig.inference.encode import suffix_of
 
     if any(file.is_dir() for file in files):
-        return infer([task, *(f"sources.{name}={file}" for name, file in named_sources(task, files).items()), *options])
+        named = (f"sources.{name}={file}" for name, file in named_sources(task, files).items())
+        return infer([task, *named, *options], command=("dig2dig", "infer"))
+    if unfit := next((one for one in options if one.startswith(FOLDERS_ONLY)), None):
+        raise UserError(f"{unfit}: means nothing for two files; dig2dig infer takes it")
     target = Path(out or f"fused{suffix_of('reference', files[0].suffix.lower())}")
     check_picture_file(target)
     if target.resolve() in [file.resolve() for file in files] or (not out and target.exists()):

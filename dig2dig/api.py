@@ -7,7 +7,7 @@ import numpy as np
 
 from datamodules.pairing import expand, find_pairs
 from datamodules.pairs import Failure, read_pair
-from dig2dig.atomic import write_atomically
+from dig2dig.atomic import refuse_inputs, write_atomically
 from dig2dig.cli import load_strictly, preset_file
 from dig2dig.color import to_pixels
 from dig2dig.config import InferConfig, SamplerConfig
@@ -71,6 +71,7 @@ def fuse_files(
     """
     if out is not None:
         check_picture_file(Path(out))
+        refuse_inputs(str(out), [Path(out)], map(Path, files))
     result = fuse_result(files, task, prior, overrides)
     assert result.image is not None and result.sample is not None
     if out is not None:
@@ -92,7 +93,10 @@ def fuse_result(
     sample = read_pair(pair, reading(config))
     if isinstance(sample, Failure):
         raise UserError(sample.reason)
-    denoiser = prior or open_prior(config.prior, pick_device(config.trainer.accelerator))
+    wanted, best = config.trainer.accelerator, pick_device("auto").type
+    if wanted in ("gpu", "cuda", "mps") and (best == "cpu" or wanted not in ("gpu", best)):
+        raise UserError(f"trainer.accelerator={wanted}: there is none here; take auto or cpu")
+    denoiser = prior or open_prior(config.prior, pick_device(wanted))
     (result,) = Fuser(denoiser, config).fuse([sample], denoiser.device)
     if result.image is None:
         raise UserError(result.reason)

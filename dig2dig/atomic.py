@@ -12,9 +12,8 @@ from secrets import token_hex
 
 from filelock import FileLock, Timeout
 
-from dig2dig.errors import RunError
+from dig2dig.errors import RANKS, RunError
 
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # set by launchers, as Lightning reads them
 LOCK = ".dig2dig.lock"  # of the first process; those of others end in their number
 PARENT = "DIG2DIG_PARENT"  # variable with the first process's number, for those that it starts
 PART = re.compile(r"\.[0-9a-f]{16}\.part(\.\w+)?")

@@ -149,6 +149,8 @@ class TrainConfig(Checked):
         require(bool(self.out.strip()), "out is empty: give a folder, as out=runs/prior")
         shares = any(word in self.trainer.strategy for word in ("fsdp", "deepspeed", "model_parallel"))
         require(not shares, f"trainer.strategy={self.trainer.strategy}: exports need whole weights; take ddp")
+        both = self.adapter and self.adapt.mode.startswith("lora")
+        require(not both, f"adapter= with adapt.mode={self.adapt.mode}: merge it first, with dig2dig prior merge")
         if self.learns_weights:
             self._check_weights()
             return
@@ -157,8 +159,6 @@ class TrainConfig(Checked):
         require(bool(held_out and self.prior) or not self.validate, "validate=true needs data.val and prior")
         adapts = self.adapt.mode != "full" or self.adapter
         require(bool(self.prior) or not adapts, "adapters and last blocks belong to a prior: give prior=")
-        both = self.adapter and self.adapt.mode == "lora"
-        require(not both, "adapter= with adapt.mode=lora: merge it first, with dig2dig prior merge")
 
     @property
     def learns_weights(self) -> bool:

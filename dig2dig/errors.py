@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import wraps
 from types import TracebackType
 
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # set by launchers, as Lightning reads them
+
 
 class UserError(ValueError):
     """Something that the user can mend: one line that says what is wrong, with which file, and what to do."""
@@ -50,7 +52,7 @@ def one_line(error: BaseException | str) -> str:
 
 def note(line: str) -> None:
     """Prints a line about a run; of several processes only the first one does."""
-    if all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+    if all(os.environ.get(rank, "0") == "0" for rank in RANKS):
         print(one_line(line), file=sys.stderr)
 
 

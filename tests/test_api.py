@@ -15,7 +15,7 @@ from dig2dig.__main__ import main
 from dig2dig.api import named_sources
 from dig2dig.errors import UserError
 from dig2dig.modules.results import Result
-from dig2dig.priors.denoiser import Denoiser
+from dig2dig.priors.denoiser import Denoiser, pick_device
 from dig2dig.priors.load import load_prior
 from tests.conftest import EXAMPLES, ROOT
 
@@ -97,6 +97,14 @@ def test_mistakes_say_which_file(exposures: list[Path], tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=line):
             dig2dig.fuse_files(files, "mef")
+    before = exposures[0].read_bytes()
+    with pytest.raises(UserError, match="would be replaced"):
+        dig2dig.fuse_files(exposures, "mef", out=exposures[0])
+    assert exposures[0].read_bytes() == before
+    if not torch.cuda.is_available():
+        for wanted in ("cuda", "gpu")[: 1 + (pick_device().type == "cpu")]:
+            with pytest.raises(UserError, match=f"accelerator={wanted}: there is none here"):
+                dig2dig.fuse_files(exposures, "mef", overrides=[f"trainer.accelerator={wanted}"])
     with pytest.raises(UserError, match="give a picture file"):
         dig2dig.fuse_files(exposures, "mef", out=tmp_path / "fused.txt", overrides=["sampler.steps=1"])
     assert named_sources("ivf", ["v", "i"]) == {"visible": "v", "infrared": "i"}
@@ -120,6 +128,8 @@ def test_the_command_fuses_files_and_replaces_nothing(
         (["fuse", "mef", "a.png"], "at least two files"),
         (["fuse", "mef", "a.png", "z.png"], "z.png: no such file"),
         ([*fuse, "sampler.stepz=2", "out=x.png"], "did you mean 'sampler.steps'"),
+        ([*fuse, "dry_run=true", "out=x.png"], "dry_run=true: means nothing for two files"),
+        ([*fuse, "save.format=tif", "out=x.png"], "dig2dig infer takes it"),
     ):
         assert main(arguments) == 2
         printed = capsys.readouterr().err

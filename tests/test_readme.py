@@ -20,6 +20,7 @@ from dig2dig.benchmark.config import (
     GhostsConfig,
     QualityConfig,
     SpeedConfig,
+    StackConfig,
     TheoryConfig,
 )
 from dig2dig.cli import help_text, load, to_yaml
@@ -60,6 +61,7 @@ SCHEMAS = {
     "benchmark ghosts": GhostsConfig,
     "benchmark align": AlignConfig,
     "benchmark speed": SpeedConfig,
+    "benchmark stack": StackConfig,
 }
 REFUSED = {
     "rig ivf sources.visible=DIR sources.infrared=DIR out=rig.yaml": "sources.visible: no such file or folder: DIR",

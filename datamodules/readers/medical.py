@@ -151,7 +151,7 @@ def grid_of(path: Path) -> Grid | None:
     return _volume(path, version(path)).grid
 
 
-@lru_cache(maxsize=4)  # each slice asks again
+@lru_cache(maxsize=8)  # each slice asks again
 def _volume(path: Path, version: tuple[int, int, int]) -> Volume:
     """All slices."""
     packed = kind(path) == "nifti"

@@ -43,6 +43,7 @@ def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
             raise FileNotFoundError(f"{place}: names {lost}, which does not exist")
     elif place.is_dir():
         found = [path for path in sorted(place.rglob("*")) if is_image(path) and path.is_file()]
+        found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(place).parts)]
     else:
         raise FileNotFoundError(f"{place}: no such folder of images, or list of them")
     kept = [path for path in found if not set(path.parts) & set(exclude or [])]
@@ -61,7 +62,7 @@ def image_size(path: Path) -> tuple[int, int]:
             return raw.photo_size(file.read(), kind)
         if start[:4] in tiff.STARTS:
             return tiff.tiff_size(file)
-        with _open(file, path) as image:
+        with open_header(file, path) as image:
             return image.size if orientation_of(image) >= 5 else (image.height, image.width)
 
 
@@ -112,7 +113,7 @@ def convert(pixels: np.ndarray, mode: Literal["L", "RGB"]) -> np.ndarray:
     return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
 
 
-def _open(file: Any, path: Path) -> Image.Image:
+def open_header(file: Any, path: Path) -> Image.Image:
     """An image of which only the header is read."""
     try:
         with _PILLOW, patch.object(Image, "MAX_IMAGE_PIXELS", None):  # it only warns up to its double
@@ -127,7 +128,7 @@ def _open(file: Any, path: Path) -> Image.Image:
 
 def _decode(content: bytes, path: Path) -> tuple[np.ndarray, np.ndarray | None, Metadata, list[str]]:
     """Upright pixels, which of them are valid (None = all), metadata, and notes."""
-    with _open(io.BytesIO(content), path) as image:
+    with open_header(io.BytesIO(content), path) as image:
         pages = getattr(image, "n_frames", 1)
         notes = [f"first of {pages} pages"] if pages > 1 else []
         image.load()  # all of it: a truncated file is refused
@@ -141,7 +142,8 @@ def _decode(content: bytes, path: Path) -> tuple[np.ndarray, np.ndarray | None, 
         else:
             pixels, alpha = _shallow(image)
         if image.format == "JPEG" and (lost := lost_rows(pixels)):
-            raise ImageError(f"{path}: its last {lost} rows are lost: the file was cut; copy it again")
+            what = f"its last {lost} rows are lost: the file was cut; copy it again, or save it as PNG if they are grey"
+            raise ImageError(f"{path}: {what}")
     return pixels, None if alpha is None else tiff.opaque(alpha), metadata, notes
 
 

@@ -12,7 +12,7 @@ from datamodules.ranges import one_range
 from datamodules.readers import medical, video
 from datamodules.readers.palettes import without_palette
 from datamodules.readers.pixels import image_size, is_image, read_picture
-from datamodules.readers.thermal import is_infrared, read_thermal, thermal_size
+from datamodules.readers.thermal import is_infrared, is_radiometric, read_thermal, thermal_size
 from datamodules.validity import without_data
 from dig2dig.errors import ImageError
 from dig2dig.options import parse_range
@@ -61,6 +61,11 @@ def read_source(path: Path, frame: int | None = None, onto: medical.Onto | None 
     return without_palette(picture) if is_infrared(modality) else picture
 
 
+def shows_heat(path: Path) -> bool:
+    """Whether a file says of itself that it is infrared: by temperatures, or by the false colours of a palette."""
+    return is_radiometric(path) or "false colour" in read_source(path, modality="infrared").note
+
+
 def _read(path: Path, frame: int | None, onto: medical.Onto | None, modality: str) -> Picture:
     """A source as its file has it."""
     if medical.is_medical(path):
@@ -92,7 +97,7 @@ def _digest(path: Path, version: tuple[int, int, int]) -> str:
 def source_size(path: Path, frame: int | None = None, modality: str = "") -> tuple[int, int]:
     """(height, width) of a source; of an image only the header is read."""
     if medical.is_medical(path) or video.is_video(path):
-        return read_source(path, frame).pixels.shape[:2]
+        return read_source(path, None if video.is_video(path) else frame).pixels.shape[:2]  # frames have one size
     return thermal_size(path, modality) or image_size(path)
 
 

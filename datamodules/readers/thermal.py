@@ -21,7 +21,7 @@ from PIL import Image
 
 from datamodules.metadata import Metadata, exif_of
 from datamodules.picture import Picture, check_pixels, one_line, version
-from datamodules.readers.pixels import MAX_PIXELS
+from datamodules.readers.pixels import MAX_PIXELS, open_header
 from dig2dig.errors import ImageError
 
 RAW, CAMERA, EMBEDDED, INSET = 1, 32, 14, 42  # types of FLIR's records
@@ -126,10 +126,7 @@ def _open_visible(path: Path, found: ThermalFile) -> Image.Image:
     content = found.records.get(EMBEDDED, b"")[32:]
     if not content.startswith((b"\xff\xd8", b"\x89PNG")):
         raise ImageError(f"{path}: a thermal JPEG without an embedded visible picture; give the visible files")
-    image = Image.open(io.BytesIO(content))
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError(f"{path}: claims {image.width * image.height / 1e6:.0f} megapixels in its visible picture")
-    return image
+    return open_header(io.BytesIO(content), path)
 
 
 @lru_cache(maxsize=8)  # both sources of a scene ask

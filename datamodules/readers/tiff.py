@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from datamodules.metadata import Metadata
+from datamodules.metadata import Metadata, upright_xmp
 from datamodules.ranges import full_scale
 from dig2dig.errors import ImageError
 
@@ -24,7 +24,7 @@ def read_tiff(content: bytes, most: int) -> tuple[np.ndarray, np.ndarray | None,
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(content)) as file:
-        page: Any = next((page for page in file.pages if not _reduced(page)), file.pages[0])
+        page, orientation = _shown(file)
         refuse(page, most)
         pixels, valid, notes = _channels(page, _stored(page))
         pages = sum(not _reduced(one) for one in file.pages)
@@ -33,10 +33,9 @@ def read_tiff(content: bytes, most: int) -> tuple[np.ndarray, np.ndarray | None,
             holds = np.asarray(np.isnan(pixels) if np.isnan(empty) else pixels == empty)
             shows: Any = ~(holds.all(-1) if holds.ndim == 3 else holds)
             valid = shows if valid is None else valid & shows
-        orientation = int(getattr(page.tags.get(274), "value", 1) or 1)
         metadata = Metadata(
             icc=bytes(getattr(page.tags.get(34675), "value", b"") or b""),
-            xmp=bytes(getattr(page.tags.get(700), "value", b"") or b""),
+            xmp=upright_xmp(bytes(getattr(page.tags.get(700), "value", b"") or b"")),
             dpi=resolution(page),
             geo=tuple((tag.code, int(tag.dtype), tag.count, tag.value) for tag in page.tags if tag.code in GEO_TAGS),
         )
@@ -48,9 +47,15 @@ def tiff_size(file: BinaryIO) -> tuple[int, int]:
     import tifffile
 
     with tifffile.TiffFile(file) as opened:
-        page: Any = next((page for page in opened.pages if not _reduced(page)), opened.pages[0])
+        page, orientation = _shown(opened)
         height, width = int(page.imagelength), int(page.imagewidth)
-        return (width, height) if int(getattr(page.tags.get(274), "value", 1) or 1) >= 5 else (height, width)
+        return (width, height) if orientation >= 5 else (height, width)
+
+
+def _shown(file: Any) -> tuple[Any, int]:
+    """The first page that is no smaller copy of another, and its orientation."""
+    page = next((page for page in file.pages if not _reduced(page)), file.pages[0])
+    return page, int(getattr(page.tags.get(274), "value", 1) or 1)
 
 
 def _reduced(page: Any) -> bool:

@@ -32,17 +32,20 @@ def main(argv: list[str]) -> int:
             os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
             page = build(config, denoiser, folder)
             room = {"folder": folder / "uploads", "room": config.total * 10**6, "age": 60.0 * config.minutes}
-            _, url, _ = page.launch(
-                server_name="127.0.0.1",
-                server_port=config.port or None,
-                share=False,
-                quiet=True,
-                prevent_thread_lock=True,
-                max_file_size=f"{config.megabytes}mb",
-                css_paths=Path(__file__).with_name("page.css"),
-                enable_monitoring=False,
-                app_kwargs={"middleware": [Middleware(Gate, hosts=config.hosts, **room)]},
-            )
+            try:
+                _, url, _ = page.launch(
+                    server_name="127.0.0.1",
+                    server_port=config.port or None,
+                    share=False,
+                    quiet=True,
+                    prevent_thread_lock=True,
+                    max_file_size=f"{config.megabytes}mb",
+                    css_paths=Path(__file__).with_name("page.css"),
+                    enable_monitoring=False,
+                    app_kwargs={"middleware": [Middleware(Gate, hosts=config.hosts, **room)]},
+                )
+            except OSError as error:
+                raise RunError(f"port {config.port} cannot be had: give another, or port=0 for any") from error
             print(f"the page is at {url} until Ctrl-C", flush=True)
             page.block_thread()
     return 0

@@ -14,6 +14,7 @@ import torch
 from datamodules.pairing import Pair
 from datamodules.pairs import Failure, read_pair
 from datamodules.readers.pixels import IMAGE_SUFFIXES, image_size, read_picture
+from datamodules.readers.source import shows_heat
 from dig2dig.api import preset_config
 from dig2dig.app.config import AppConfig
 from dig2dig.app.worker import check
@@ -102,11 +103,12 @@ def fuse_order(
     order: Order, denoiser: Denoiser, limits: AppConfig, folder: Path, show: Callable[[Progress], None]
 ) -> Done:
     """Fuses uploaded images and shows every step; the result lies in ``folder``; UserError in the page's terms."""
-    options = overrides(order, limits.prior)
+    offered(order)
     try:
         pair = admit(order, limits, folder)
     except ImageError as error:
         raise UserError(in_page_terms(str(error), folder, order.names)) from error
+    options = overrides(order, limits.prior, list(pair.files)[-1])
     config = preset_config(order.task, {modality: modality for modality in pair.files}, *options)
     sample = read_pair(pair, reading(config))
     if isinstance(sample, Failure):
@@ -119,21 +121,25 @@ def fuse_order(
     with AT_WORK:
         check()
         (result,) = Fuser(denoiser, config, Tracing(side=SIDE, watch=watch)).fuse([sample], denoiser.device)
-    return finish(result, order.names, folder, command(order, options))
+    return finish(result, order.names, folder, command(order, list(pair.files), options))
 
 
-def overrides(order: Order, prior: PriorConfig) -> list[str]:
-    """The options in which an order differs from its config; UserError for a value that the page does not offer."""
+def offered(order: Order) -> None:
+    """UserError for a value that the page does not offer."""
     choices = ("task", TASKS.values()), ("tone", TONES), ("align", ALIGNMENTS.values())
     for name, among in choices:
         if (found := getattr(order, name)) not in list(among):
             raise UserError(f"no {name} '{found}': there are {', '.join(among)}")
     if not 0 < order.prefer < math.inf:
         raise UserError(f"the factor on the last image must be above 0, not {order.prefer:g}")
+
+
+def overrides(order: Order, prior: PriorConfig, last: str) -> list[str]:
+    """The options in which an order differs from its config; ``last`` is the modality of the last image."""
     usual = preset_config(order.task, {"a": "a", "b": "b"})  # whatever its sources
     asked = {
         "sampler.tone": (order.tone, usual.sampler.tone),
-        f"prefer.source_{len(order.files)}": (order.prefer, 1.0),
+        f"prefer.{last}": (order.prefer, 1.0),
         "align": (order.align, usual.align),
         "seed": (order.seed, usual.seed),
     }
@@ -142,7 +148,7 @@ def overrides(order: Order, prior: PriorConfig) -> list[str]:
 
 
 def admit(order: Order, limits: AppConfig, folder: Path) -> Pair:
-    """The uploaded files under their own names, as one pair.
+    """The uploaded files under their own names, as one pair; of ``ivf``, the one that shows heat is called infrared.
 
     UserError if there are too few, too many, too large ones, others than images, or one twice; ImageError if damaged.
     """
@@ -166,13 +172,16 @@ def admit(order: Order, limits: AppConfig, folder: Path) -> Pair:
         if height * width > limits.megapixels * 1e6:
             more = f"this page takes {limits.megapixels:g} million, infer.py takes more"
             raise UserError(f"{name}: {width}x{height} pixels; {more}")
-    return Pair(placed["source_1"].stem, placed)
+    warm = [modality for modality, file in placed.items() if order.task == "ivf" and shows_heat(file)]
+    if len(warm) == 1:
+        placed = {one.replace("source", "infrared") if one in warm else one: file for one, file in placed.items()}
+    return Pair(next(iter(placed.values())).stem, placed)
 
 
 def in_page_terms(text: str, folder: Path, names: Sequence[str]) -> str:
     """A message about files under the names with which they were dropped, about controls instead of options."""
     files = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-    pattern = rf"{re.escape(str(folder))}/\d+/({files})|\bsource_(\d+)\b"
+    pattern = rf"{re.escape(str(folder))}/\d+/({files})|\b(?:source|infrared)_(\d+)\b"
     text = re.sub(pattern, lambda match: match[1] or names[int(match[2]) - 1], text)
     for option, control in CONTROLS.items():
         text = text.replace(option, control)
@@ -180,9 +189,9 @@ def in_page_terms(text: str, folder: Path, names: Sequence[str]) -> str:
 
 
 def guess_task(files: Sequence[str] | None, task: str, limits: AppConfig | None = None) -> str:
-    """``mef`` for three or more colour pictures of one size, the usual bracket; else the task that is chosen."""
+    """``mef`` for three or more colour pictures of one size, unless a task other than the first is chosen."""
     paths, most = [Path(file) for file in files or []], limits or AppConfig()
-    if not 2 < len(paths) <= most.images:
+    if task != "ivf" or not 2 < len(paths) <= most.images:
         return task
     try:
         sizes = {image_size(path) for path in paths}  # of their headers: nothing large is decoded
@@ -232,9 +241,9 @@ def finish(result: Result, names: Sequence[str], folder: Path, command: str) -> 
     return Done(text, file, np.broadcast_to(preview, (*preview.shape[:2], 3)), command)
 
 
-def command(order: Order, options: Sequence[str]) -> str:
+def command(order: Order, modalities: Sequence[str], options: Sequence[str]) -> str:
     """The command line for the same files in the current folder; those of one name keep a folder each."""
     alike = len(set(order.names)) < len(order.names)
     placed = [f"FOLDER_{k}/{name}" if alike else name for k, name in enumerate(order.names, 1)]
-    sources = [f"sources.source_{k}={name}" for k, name in enumerate(placed, 1)]
+    sources = [f"sources.{modality}={name}" for modality, name in zip(modalities, placed, strict=True)]
     return shlex.join(["python", "infer.py", f"configs/{order.task}.yaml", *sources, *options, "out=out"])

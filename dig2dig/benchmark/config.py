@@ -118,7 +118,7 @@ class SpeedConfig(BenchmarkConfig):
     """Measures time and memory as ratios within one run: python -m dig2dig.benchmark speed out=DIR [key=value …]."""
 
     sections: str = common(
-        "cost, profile, operators, batches, sizes, windows, spread, start, throughput, train",
+        "cost, profile, batches, sizes, windows, spread, start, throughput, train",
         "measurements, separated by commas; also adm",
     )
     repeats: int = common(5, "paired rounds of each measurement, after one warm-up round", least=1)

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.pairs import Reading, Sample, pair_digest
-from datamodules.readers.pixels import is_image, read_image
+from datamodules.readers.pixels import image_size, is_image, read_image
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import QualityConfig
 from dig2dig.benchmark.datasets import Case, centre, find_cases, names, noted, read_case, read_luminance, read_targets
@@ -34,8 +34,8 @@ def run(config: QualityConfig) -> int:
     out, methods = Path(config.out), [*names(config.methods), *config.variants]
     for method in methods:
         sampler_of(method, "ivf", config.variants)  # refuses an unknown name before any work
-    judge = Judge(config, open_fuser(config), Rows(out / "results.csv"))
     kept, failed = list[Row](), list[str]()
+    judge = Judge(config, open_fuser(config), Rows(out / "results.csv"), failed)
     for case in tqdm(cases, desc="pairs"):
         with noted(failed):
             sample = read_case(case, config.crop)
@@ -64,8 +64,8 @@ class Picture:
 class Judge:
     """Makes and scores pictures, unless an earlier run has made and scored them."""
 
-    def __init__(self, config: QualityConfig, fuser: Fuser, rows: Rows) -> None:
-        self.config, self.fuser, self.rows = config, fuser, rows
+    def __init__(self, config: QualityConfig, fuser: Fuser, rows: Rows, failed: list[str]) -> None:
+        self.config, self.fuser, self.rows, self.failed = config, fuser, rows, failed
         self.fused: dict[str, Fused] = {}  # methods that share a setting share the work
         self.pictures: dict[tuple[str, str], dict[str, Path]] = {}
 
@@ -76,8 +76,9 @@ class Judge:
         for picture in pictures:
             self.pictures.setdefault((case.dataset, case.pair.name), {})[picture.method] = picture.path
             for stretch in stretches:
-                if not (stretch == "minmax" and picture.method == "ddfm-unstretched"):  # would be ddfm twice
-                    yield self.row(case, sample, picture, stretch)
+                with noted(self.failed):
+                    if not (stretch == "minmax" and picture.method == "ddfm-unstretched"):  # would be ddfm twice
+                        yield self.row(case, sample, picture, stretch)
 
     def peers(self, case: Case, method: str) -> Iterator[Picture]:
         """Pictures of this case by others."""
@@ -142,7 +143,8 @@ class Judge:
         warm = next((k for k, modality in enumerate(sample.modalities) if modality in INFRARED), None)
         if case.targets or warm is not None:
             if case.targets:
-                mask = centre(read_targets(case.targets, *read_luminance(picture.path).shape[-2:]), self.config.crop)
+                whole = image_size(next(iter(case.pair.files.values())))
+                mask = centre(read_targets(case.targets, *whole), self.config.crop)
             else:
                 mask = bright_targets(luminance(sample.sources)[warm][None])[0]
             kept, lost = targets(fused[None], luminance(sample.sources)[None], mask)

@@ -9,10 +9,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity
 
 from dig2dig.api import preset
 from dig2dig.atomic import write_atomically
@@ -30,7 +28,7 @@ SIDE = 256  # pixels of the pair of all sections but the sizes
 
 def run(config: SpeedConfig) -> int:
     """Measures the sections that are asked for, and writes ``speed.json`` and ``table.md``."""
-    every = (cost, profile, operators, batches, sizes, windows, spread, start, throughput, train, adm)
+    every = (cost, profile, batches, sizes, windows, spread, start, throughput, train, adm)
     measures = {one.__name__: one for one in every}
     if unknown := [name for name in names(config.sections) if name not in measures]:
         raise MethodError(f"sections: no '{unknown[0]}'; there are {', '.join(measures)}")
@@ -134,23 +132,6 @@ def profile(config: SpeedConfig, fuser: Fuser) -> Section:
         handle.remove()
     text = "Wall time inside and around network calls: noise, gains from estimates, smoothing, weights, bands, states."
     return Section("What is not the network", text, rows)
-
-
-def operators(config: SpeedConfig, fuser: Fuser) -> Section:
-    """The operators that take most of the time themselves, by torch.profiler."""
-    cuda = fuser.device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    sources, shares = example_pair(SIDE, SIDE), {}
-    for name, setting in (("preset, %", preset(config.task)), ("prior in the loop, %", in_loop(config))):
-        fuser(sources, setting)
-        with torch.profiler.profile(activities=activities) as found:
-            for _ in range(config.repeats):
-                fuser(sources, setting)
-        taken = {e.key: e.self_device_time_total if cuda else e.self_cpu_time_total for e in found.key_averages()}
-        shares[name] = {operator: 100 * one / sum(taken.values()) for operator, one in taken.items()}
-    table = pd.DataFrame(shares).fillna(0.0).sort_values("prior in the loop, %", ascending=False)[:12]
-    rows = table.rename_axis("operator").reset_index().to_dict("records")
-    return Section("Where the time goes", f"Own time of operators by torch.profiler, a pair of {SIDE} px.", rows)
 
 
 def batches(config: SpeedConfig, fuser: Fuser) -> Section:

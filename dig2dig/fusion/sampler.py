@@ -78,7 +78,7 @@ def fuse(
         seed: One seed for all images, or one for each. An image's noise depends on its own seed alone.
         guidance: Replaces the guidance of the configuration.
         observe: Called after each step, for progress and traces: ``trace = []; fuse(..., observe=trace.append)``.
-            Not for tall stacks of large images, whose sources are read one by one.
+            Of tall stacks, whose sources are read one by one, only with ``estimates``: all sources are then held.
         noise: Standard deviation of the noise in each source, shape (b, k), for images in [0, 1]: the prior's
             estimates of the clean sources are fused. None where all are clean.
         estimates: Whether an observer gets the prior's estimates. If so, the network runs in every step, also where
@@ -98,7 +98,8 @@ def fuse(
     Reference: Cao et al., "Dig2DIG", arXiv:2503.18627.
     """
     config = config or SamplerConfig()
-    weights = learned_weights(config.weights, sources.device) if weights is None else weights
+    if weights is None and config.weights != "gain":
+        weights = load_weights(config.weights).to(sources.device)
     config = config if weights is None else adopted(config, weights.settings)
     check_sources(sources, denoiser.channels, noisy=noise is not None)
     h, w = sources.shape[-2:]
@@ -109,7 +110,8 @@ def fuse(
         some = some if valid is None else filled(some, valid[:, which])
         return pad(some.mul(2).sub_(1), denoiser.multiple)
 
-    tall = guidance is None and noise is None and streams(config, sources.shape, weights is not None)
+    whole = guidance is not None or noise is not None or (observe and estimates)
+    tall = not whole and streams(config, sources.shape, weights is not None)
     clean = load(slice(0, 1) if tall else slice(None))
     draw = partial(draw_noise, (denoiser.channels, *clean.shape[-2:]), generators(seed, len(sources)), clean)
     guide = guidance or make_guidance(config)
@@ -130,11 +132,6 @@ def fuse(
         with torch.no_grad():
             guided = compose(clean, plan, guide, watch)
     return crop(((guided + 1) / 2).clamp_(0, 1), h, w)
-
-
-def learned_weights(name: str, device: torch.device) -> WeightNetwork | None:
-    """The learned weights of a configuration on a device; None if a softmax of the gains is asked for."""
-    return None if name == "gain" else load_weights(name).to(device)
 
 
 def check_sources(sources: object, channels: int, noisy: bool = False) -> None:

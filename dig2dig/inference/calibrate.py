@@ -14,7 +14,7 @@ from datamodules.readers.source import read_source
 from datamodules.rig import Rig, calibrate, write_rig
 from dig2dig.atomic import refuse_inputs
 from dig2dig.config import InferConfig
-from dig2dig.errors import AlignmentError, UserError, note
+from dig2dig.errors import AlignmentError, ImageError, UserError, note
 
 MOST = 24  # frames that are registered, spread over all
 
@@ -30,7 +30,12 @@ def write_calibration(config: InferConfig) -> int:
     found: dict[str, list[Registration]] = {}
     size: tuple[int, int] | None = None
     for pair in chosen:
-        for modality, one, reference in registrations(pair, config):
+        try:
+            frame = [*registrations(pair, config)]
+        except ImageError as error:
+            note(f"skipped: {error}")
+            continue
+        for modality, one, reference in frame:
             if size and reference != size:
                 raise UserError(f"{pair.name}: the reference has another size than the frames before")
             size = reference

@@ -12,7 +12,7 @@ import tifffile
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 from torch import Tensor
 
-from datamodules.metadata import KEPT, Metadata
+from datamodules.metadata import KEPT, Metadata, raw_text
 from dig2dig.color import to_pixels
 
 DEEP = (".png", ".tif", ".tiff")  # formats that hold 16 bits; the others get 8
@@ -45,7 +45,8 @@ def encode(
     """
     metadata = metadata or Metadata()
     if suffix in MEDICAL.values():
-        return _medical(to_pixels(image, depth), suffix, metadata, series)
+        colour = len(image) > 1  # which has 8 bits there
+        return _medical(to_pixels(image, 8 if colour else depth), suffix, metadata, series)
     pixels = to_pixels(image, depth if suffix in DEEP else 8)
     kept = metadata.icc if metadata.icc[16:20] == (b"RGB " if pixels.shape[2] == 3 else b"GRAY") else b""
     if valid is not None and suffix in (*DEEP, ".webp"):
@@ -135,7 +136,7 @@ def _tiff(pixels: np.ndarray, metadata: Metadata, icc: bytes) -> bytes:
     tables = {tag: found.get_ifd(tag) for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)}
     tables = {int(tag): table for tag, table in tables.items() if table}
     extra: list[Any] = [(*tag, False) for tag in metadata.geo]
-    extra += [(tag, "s", 0, str(found[tag]), False) for tag in KEPT if tag in found]
+    extra += [(tag, "s", 0, raw_text(str(found[tag])), False) for tag in KEPT if tag in found]
     extra += [(700, "B", len(metadata.xmp), metadata.xmp, False)] if metadata.xmp else []
     colours = pixels.shape[2]
     content = io.BytesIO()

@@ -117,12 +117,20 @@ def _put_pixels(data: Any, pixels: np.ndarray) -> None:
 
 
 def joined(files: Sequence[Path], reference: Path) -> bytes:
-    """One NIfTI of the slices that lie in files, all that a reference has, in their order."""
+    """One NIfTI of the slices that lie in files, all that a reference has, in their order; in colour if one is."""
     import nibabel
 
-    kind = nibabel.load(files[0]).get_data_dtype()  # pyright: ignore[reportAttributeAccessIssue]
+    kinds = [nibabel.load(file).get_data_dtype() for file in files]  # pyright: ignore[reportAttributeAccessIssue]
     slices = [medical.read_slice(file, 0).pixels for file in files]
-    return nifti_bytes(np.stack(slices).astype(np.uint8 if kind.fields else kind), reference)
+    if any(one.ndim == 3 for one in slices):
+        slices = [one if one.ndim == 3 else _as_colour(one, kind) for one, kind in zip(slices, kinds, strict=True)]
+        return nifti_bytes(np.stack(slices).astype(np.uint8), reference)
+    return nifti_bytes(np.stack(slices).astype(kinds[0]), reference)
+
+
+def _as_colour(grey: np.ndarray, kind: np.dtype) -> np.ndarray:
+    """A grey slice of 8 or 16 bits as an 8-bit colour one."""
+    return np.repeat(np.round(grey / (257 if kind == np.uint16 else 1))[..., None], 3, 2)
 
 
 def nifti_bytes(volume: np.ndarray, reference: Path, first: int = 0) -> bytes:

@@ -20,7 +20,7 @@ Rows = dict[str, dict[str, str]]  # by the name of their pair
 def read_summary(path: Path, run: str | None = None) -> Rows:
     """Rows of an earlier table, of the ``run`` with this key if one is given.
 
-    None if there is no such file or it has other columns; rows that no run writes are left out.
+    None of them if there is no such file or it has other columns; rows that no run writes are left out.
     """
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:

@@ -1,6 +1,7 @@
 """Writes pictures, maps and the table of what was done, each whole or not at all."""
 
 import errno
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
@@ -16,7 +17,7 @@ from datamodules.readers.pixels import read_image
 from datamodules.readers.video import frames_per_second, is_video, write_video
 from dig2dig.atomic import write_atomically
 from dig2dig.config import SaveConfig
-from dig2dig.errors import first_line
+from dig2dig.errors import first_line, one_line
 from dig2dig.inference.encode import encode, lost, suffix_of
 from dig2dig.inference.ownership import MAP
 from dig2dig.inference.table import Rows, append_summary, read_summary, write_summary
@@ -140,14 +141,17 @@ def join_series(out: Path, pairs: Sequence[Pair], rows: Mapping[str, Mapping[str
     for series, group in groupby(pairs, key=lambda pair: pair.series):
         frames = list(group)
         done = [rows[frame.name] for frame in frames if rows[frame.name]["status"] == "done"]
-        if not series or len(done) < len(frames):
+        if not series or not done:
             continue
         source = frames[0].files[reference_of(frames[0], reference)]
-        if done[0]["file"].endswith(".nii.gz"):
+        volume, video = done[0]["file"].endswith(".nii.gz"), is_video(source)
+        if len(done) < len(frames) and (volume or video):
+            missing = f"{len(frames) - len(done)} of {len(frames)} failed, so they are not joined to one file"
+            print(f"{one_line(series)}: {missing}", file=sys.stderr)
+        elif volume:
             from dig2dig.inference.medical import joined
 
             write_atomically(out / f"{series}.nii.gz", joined([out / row["file"] for row in done], source))
-        if not is_video(source):
-            continue
-        pictures = (read_image(out / row["file"]) for row in done)
-        write_video(out / f"{series}.mp4", pictures, frames_per_second(source))
+        elif video:
+            pictures = (read_image(out / row["file"]) for row in done)
+            write_video(out / f"{series}.mp4", pictures, frames_per_second(source))

@@ -100,16 +100,6 @@ def contrast(view: View) -> Tensor:
     return -view.fused.flatten(1).std(1).mean()
 
 
-def steep(view: View) -> Tensor:
-    """Mean distance between the gradients of the fused image and, at each pixel, the steepest of the sources'."""
-    total = view.fused.new_zeros(())
-    for axis in (-1, -2):
-        ours, theirs = view.fused.diff(dim=axis), view.sources.diff(dim=axis)
-        index = theirs.abs().argmax(1, keepdim=True)
-        total = total + (ours - theirs.gather(1, index)[:, 0]).abs().mean()
-    return total
-
-
 def artefact(view: View) -> Tensor:
     """Nabf."""
     return gradient.fusion_artefacts_of(*view.levels).mean()
@@ -180,7 +170,7 @@ def truth_ssim(view: View) -> Tensor:
 
 
 _TERMS: tuple[Callable[[View], Tensor], ...] = (
-    vif, ssim, qabf, scd, mef_ssim, target, salient, mask, contrast, steep, sharp, artefact, halo, bounds, order,
+    vif, ssim, qabf, scd, mef_ssim, target, salient, mask, contrast, sharp, artefact, halo, bounds, order,
     overflow, exposure, colour, truth, truth_ssim,
 )  # fmt: skip
 TERMS: dict[str, Callable[[View], Tensor]] = {term.__name__: term for term in _TERMS}

@@ -106,6 +106,8 @@ class Fuser:
         for i, sample in enumerate(samples):
             steps = [step.of(i) for step in trace] if traced[i] else []
             image, notes = merge(fused[i], sample.chroma), [sample.note, *told[i]]
+            if traced[i] and not steps and tracing.side is None:
+                notes.append("no maps: the sources of a tall stack are read one by one")
             result = Result(sample.name, sample, image, fused[i], seconds, seeds[i], steps, note=joined(*notes))
             finite = bool(fused[i].isfinite().all())
             results.append(result if finite else failed(sample, "the prior gives numbers that are not finite"))

@@ -48,6 +48,14 @@ def choose_weights(denoiser: Denoiser, adapt: AdaptConfig) -> Denoiser:
     return denoiser
 
 
+def speed_up(denoiser: Denoiser, config: TrainConfig) -> None:
+    """Lets a prior that learns keep less, or run faster, as the configuration asks."""
+    if config.recompute:
+        recompute(denoiser)
+    if config.compile:
+        denoiser.network.compile()  # in place: weights keep their names
+
+
 class PriorModule(Learner):
     """Trains a prior on single images.
 
@@ -59,10 +67,7 @@ class PriorModule(Learner):
     def __init__(self, config: TrainConfig | Mapping[str, Any], denoiser: Denoiser | None = None) -> None:
         super().__init__(config)
         self.denoiser = denoiser or choose_weights(starting_prior(self.config), self.config.adapt)
-        if self.config.recompute:
-            recompute(self.denoiser)
-        if self.config.compile:
-            self.denoiser.network.compile()  # in place: weights keep their names
+        speed_up(self.denoiser, self.config)
         self.bands: Tensor | float = 0.0  # running sums of losses, and counts, by band
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:

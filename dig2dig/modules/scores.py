@@ -35,6 +35,7 @@ class PairScores:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
+        self.count = 0  # pairs of all processes behind the last means
 
     def add(self, results: list[Result]) -> dict[str, list[Result]]:
         """Keeps the scores of fused pairs and prints why the others failed; gives what a validation step returns."""
@@ -51,8 +52,9 @@ class PairScores:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             parts = [[] for _ in range(torch.distributed.get_world_size())]
             torch.distributed.all_gather_object(parts, self.rows)
-        self.rows = []
-        return means([row for part in parts for row in part])
+        rows, self.rows = [row for part in parts for row in part], []
+        self.count = len(rows)
+        return means(rows)
 
 
 def means(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from dig2dig.fusion.plan import network_gains, network_times
 from dig2dig.fusion.weight import Level, WeightNetwork, adopted, load_weights, scale_space
 from dig2dig.metrics.objectives import View, objective
 from dig2dig.modules.learner import Learner
-from dig2dig.modules.prior import choose_weights, starting_prior
+from dig2dig.modules.prior import choose_weights, speed_up, starting_prior
 from dig2dig.modules.results import Result
 from dig2dig.priors.counter import draws
 from dig2dig.priors.denoiser import Denoiser
@@ -82,7 +82,7 @@ class WeightModule(Learner):
         self.network = network or starting_weights(self.config)
         self.denoiser = denoiser or starting_prior(self.config)
         if self.config.learns_prior:
-            choose_weights(self.denoiser, self.config.adapt)
+            speed_up(choose_weights(self.denoiser, self.config.adapt), self.config)
         else:
             self.denoiser.requires_grad_(False).eval()
         times = network_times(self.denoiser.alpha_bar, self.config.fusion.sampler)[1:]

@@ -60,7 +60,8 @@ def run_page(run: Run, rows: Rows, command: str) -> Page:
     for name in sorted(chosen):
         row = done[name]
         lead = [f"{row['seconds']} s", f"seed {row['seed']}"]
-        card = found[name] or view_of_files(name, files.get(name, {}), {"fused": out / row["file"]}, out, lead)
+        known = {} if as_on_disk(config) else {"fused": {}}
+        card = found[name] or view_of_files(name, files.get(name, {}), {"fused": out / row["file"]}, out, lead, known)
         cards.append(replace(card, facts=[*card.facts, *row["note"].split("; ")]))
     return Page(
         title=out.resolve().name,
@@ -73,6 +74,11 @@ def run_page(run: Run, rows: Rows, command: str) -> Page:
         cards=cards,
         others=[Row(name, f"{row['size']} {row['note']}", row["file"]) for name, row in rest],
     )
+
+
+def as_on_disk(config: InferConfig) -> bool:
+    """Whether what was fused are the sources as their files have them, so that metrics can be computed from these."""
+    return config.align == "none" and not config.range
 
 
 def scores_over_pairs(cards: Sequence[PairView]) -> list[list[str]]:
@@ -145,7 +151,12 @@ def compared_view(name: str, runs: Sequence[Finished], files: Mapping[str, Path]
     rows = {run.label: run.rows.get(name) for run in runs}
     done = [(run, row) for run in runs if (row := rows[run.label]) and row["status"] == "done"]
     times = [f"{run.label} {float(row['seconds']):.1f} s" for run, row in done]
-    card = view_of_files(name, files, {run.label: run.folder / row["file"] for run, row in done}, folder)
+    known = {run.label: {} for run, _ in done if not as_on_disk(run.config)}
+    for run, row in done:  # as measured when the sources were at hand, registered
+        if kept := read_fragment(run.folder, name, row["run"], row.get("inputs", "")):
+            known[run.label] = next(panel.scores for panel in kept.panels if panel.role == "result")
+    results = {run.label: run.folder / row["file"] for run, row in done}
+    card = view_of_files(name, files, results, folder, known=known)
     panels = {panel.label: panel for panel in card.panels if panel.role == "result"}
     for label, row in rows.items():
         note = f"failed: {row['reason']}" if row else "not in this run"

@@ -89,7 +89,7 @@ def find_start(config: TrainConfig) -> tuple[TrainConfig, int, Path | None]:
 
 def _shaping(config: TrainConfig) -> dict[str, Any]:
     """What the weights depend on, by option."""
-    free = ("val_crop", "workers", "cache")
+    free = ("val_crop", "workers", "cache", "licence")
     data = {name: value for name, value in asdict(config.data).items() if name not in free}
     groups = {"data": data} | {name: asdict(getattr(config, name)) for name in ("network", "adapt", "optim")}
     values = {f"{group}.{name}": value for group, options in groups.items() for name, value in options.items()}

@@ -104,12 +104,12 @@ def _made(path: Path, kind: str, seed: int) -> Scene:
     return Scene(f"{kind}_{path.stem}", lambda: f"{source_digest(path)}/{kind}/{seed}", read)
 
 
-def cached(scenes: Iterable[Scene], config: TrainConfig, denoiser: Denoiser, live: bool) -> list[Path]:
-    """A file for each scene in ``OUT/scenes``, with its gains unless they are measured live; made where it is missing.
+def cached(scenes: Iterable[Scene], config: TrainConfig, denoiser: Denoiser, folder: Path) -> list[Path]:
+    """A file for each scene in a folder, with its gains unless the prior learns too; made where it is missing.
 
     A scene that cannot be read is reported and left out; it is a RunError if none is left.
     """
-    folder, files = Path(config.out) / "scenes", list[Path]()
+    files, live = list[Path](), config.learns_prior
     settings = f"{config.prior_sha256}/{config.adapter}/{config.fusion.sampler}/{live}"
     device = next(iter(denoiser.parameters())).device
     for scene in tqdm([*scenes], desc="gains", unit="scene"):

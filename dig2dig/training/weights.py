@@ -2,7 +2,10 @@
 
 from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
+from weakref import finalize
 
 import torch
 from tqdm import tqdm
@@ -45,7 +48,10 @@ class WeightLearning:
             scenes, held_out = training_scenes(config)
             self.held_out = self.held_out or [without_mask(pair) for pair in held_out]
             if not config.validate:
-                files = cached(scenes, config, denoiser.to(device_of(config)), config.learns_prior)
+                folder = Path(mkdtemp() if config.fast_dev_run else config.out)
+                if config.fast_dev_run:  # which leaves nothing behind
+                    finalize(self, rmtree, folder, ignore_errors=True)
+                files = cached(scenes, config, denoiser.to(device_of(config)), folder / "scenes")
         self.count = len(files)
         samples = fusion_samples(config, self.held_out)
         self.module = WeightModule(config, denoiser)

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import infer
+from datamodules.readers.palettes import palettes
 from dig2dig.api import preset
 from dig2dig.app.__main__ import main
 from dig2dig.app.config import AppConfig
@@ -132,15 +133,26 @@ def test_notes_have_the_names_of_files_and_controls(tmp_path: Path, tiny: Path) 
         fused(Order(files, "ivf"), tiny, tmp_path / "again")
 
 
+@pytest.mark.parametrize("warm", [0, 1])
+def test_a_file_that_shows_heat_is_infrared_wherever_it_is_dropped(warm: int, tmp_path: Path, tiny: Path) -> None:
+    files = crops(tmp_path / "uploads", PAIR, ["a.png", "b.png"])
+    values = np.asarray(Image.open(files[1][0]).convert("L"))
+    Image.fromarray(palettes()["iron bow"][values].round().astype(np.uint8)).save(files[1][0])
+    *_, done = fused(Order(files if warm else files[::-1], "ivf"), tiny, tmp_path / "work")
+    assert isinstance(done, Done) and "b.png: false colour (iron bow) taken back to values" in done.text
+    assert f"sources.infrared_{warm + 1}=b.png" in done.command and f"sources.source_{2 - warm}=a.png" in done.command
+
+
 def test_three_colour_pictures_of_one_size_are_guessed_to_be_exposures(tmp_path: Path) -> None:
     stack, pair = list(map(str, STACK)), list(map(str, PAIR))
     assert guess_task(stack, "ivf") == "mef" and guess_task(None, "ivf") == "ivf"
-    assert guess_task(stack[:2], "ivf") == "ivf" and guess_task([*pair, pair[0]], "mif") == "mif"  # infrared is grey
+    assert guess_task(stack[:2], "ivf") == "ivf" and guess_task([*pair, pair[0]], "ivf") == "ivf"  # infrared is grey
+    assert all(guess_task(stack, chosen) == chosen for chosen in TASKS.values() if chosen != "ivf")
     with Image.open(STACK[0]) as picture:
         picture.resize((64, 48)).save(tmp_path / "small.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     for other in ("small", "broken"):
-        assert guess_task([*stack[:2], str(tmp_path / f"{other}.png")], "mff") == "mff"
+        assert guess_task([*stack[:2], str(tmp_path / f"{other}.png")], "ivf") == "ivf"
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".jpg", ".webp"])

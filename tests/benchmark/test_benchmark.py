@@ -146,6 +146,7 @@ def test_a_bad_picture_stops_nothing(data: Path, tmp_path: Path, capsys) -> None
     copy = tmp_path / "data"
     shutil.copytree(data, copy)
     tiny = copy / "infrared_visible" / "Tiny"
+    shutil.copytree(tiny / "peers" / "Visible", tiny / "peers" / "Whole")
     cv2.imwrite(str(tiny / "peers" / "Visible" / "a.png"), np.zeros((9, 9), np.uint8))
     (tiny / "ir" / "b.png").write_bytes(b"no picture")
     chosen = ["methods=mean, peers", "stretch=none"]
@@ -153,7 +154,23 @@ def test_a_bad_picture_stops_nothing(data: Path, tmp_path: Path, capsys) -> None
     told = [line for line in capsys.readouterr().err.splitlines() if "failed:" in line]
     assert len(told) == 2 and "a.png" in told[0] and "b.png" in told[1]
     done = {(row["dataset"], row["name"], row["method"]) for row in table(tmp_path / "out" / "results.csv")}
-    assert done == {("Tiny", "a", "mean"), ("Stacks", "a", "mean"), ("Stacks", "b", "mean")}
+    assert done == {("Tiny", "a", "mean"), ("Tiny", "a", "Whole"), ("Stacks", "a", "mean"), ("Stacks", "b", "mean")}
+
+
+def test_marked_boxes_lie_where_they_lie_in_the_whole_picture(tmp_path: Path) -> None:
+    """With a crop too, and in the pictures of others, which are whole."""
+    rng, root = np.random.default_rng(0), tmp_path / "data" / "infrared_visible" / "Marked"
+    visible, infrared = (rng.integers(40, 60, (96, 128), np.uint8) for _ in range(2))
+    infrared[40:56, 64:84] += 150
+    for folder, pixels in (("vi", visible), ("ir", infrared), ("peers/Mean", (visible * 0.5 + infrared * 0.5).round())):
+        (root / folder).mkdir(parents=True)
+        cv2.imwrite(str(root / folder / "a.png"), pixels)
+    (root / "labels").mkdir()
+    (root / "labels" / "a.txt").write_text(f"0 {74 / 128} {48 / 96} {20 / 128} {16 / 96}\n")
+    chosen = ["methods=mean, peers", "stretch=none", "crop=80", f"data={tmp_path / 'data'}", f"out={tmp_path / 'out'}"]
+    assert main(["quality", *chosen]) == 0
+    kept = {row["method"]: float(row["targets"]) for row in table(tmp_path / "out" / "results.csv")}
+    assert set(kept) == {"mean", "Mean"} and all(value == pytest.approx(0.5, abs=0.01) for value in kept.values())
 
 
 def test_anybodys_folder_is_compared(data: Path, tmp_path: Path) -> None:

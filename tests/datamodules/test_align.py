@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules.align import Registration, agreement, enlarging, misregistration, rescale, structure
-from datamodules.readers.pixels import read_image
+from datamodules.align import Registration, clearness, enlarging, misregistration, rescale, small, structure
+from datamodules.readers.pixels import convert, read_image
 from datamodules.register import LEAST_GAIN, register
 from dig2dig.errors import AlignmentError
 from tests.conftest import EXAMPLES
@@ -69,7 +69,7 @@ def test_focal_planes_register_to_a_fraction_of_a_pixel(how) -> None:
     true = shift(12.5, 7)
     if how == "ecc":  # turned, scaled and a little in perspective
         true = np.array([[1.02, -0.03, 5], [0.03, 1.01, -8], [2e-5, -1e-5, 1]])
-    found = register(near, moved(far, true), how, gain=0.1 * LEAST_GAIN)
+    found = register(near, moved(far, true), how, gain=0.15 * LEAST_GAIN)
     assert corner_error(found.matrix, true, near.shape) < 1
     inner = np.s_[40:-40, 40:-40]
     assert np.abs(found.image - far)[inner].mean() < 0.01 < np.abs(moved(far, true) - far)[inner].mean()
@@ -133,12 +133,16 @@ def test_a_source_of_another_size_registers() -> None:
     np.testing.assert_allclose(found.matrix[0, 0], 0.75, atol=0.01)
 
 
+def clear(fixed: np.ndarray, moving: np.ndarray) -> float:
+    return clearness(*(structure(small(convert(image, "L"), 512)) for image in (fixed, moving)))
+
+
 def test_other_scenes_do_not_register() -> None:
     near, visible = focal()[0], thermal()[0]
     for how in ("phase", "ecc"):
         with pytest.raises(AlignmentError, match="does not register"):
             register(near, visible, how)
-    assert agreement(*focal()) > 30 and agreement(*thermal()) > 12
+    assert clear(*focal()) > 30 and clear(*thermal()) > 12
 
 
 def test_doubts_name_the_shift() -> None:

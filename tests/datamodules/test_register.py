@@ -235,8 +235,13 @@ def test_runs_calibrate_and_use_a_rig(tmp_path: Path, capsys: pytest.CaptureFixt
     save(tmp_path / "infrared" / "a.png", infrared[crop])
     sources = [f"sources.{kind}={tmp_path / kind}" for kind in ("visible", "infrared")]
     rig = tmp_path / "rig.yaml"
+    for side in ("visible", "infrared"):
+        (tmp_path / side / "cut.png").write_bytes(b"\x89PNG")
     assert main(["rig", "ivf", *sources, f"out={rig}"]) == 0
-    assert "infrared: moved by" in (told := capsys.readouterr().out) and "1 of 1 frames register" in told
+    assert "infrared: moved by" in (told := capsys.readouterr()).out and "1 of 2 frames register" in told.out
+    assert "skipped: " in told.err and "cut.png" in told.err
+    for side in ("visible", "infrared"):
+        (tmp_path / side / "cut.png").unlink()
     assert run(tmp_path, f"align={rig}") == 0
     note = rows(tmp_path / "out")["a"]["note"]
     assert "infrared: moved by" in note and "agreement" not in note

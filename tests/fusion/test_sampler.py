@@ -336,8 +336,10 @@ def test_streamed_sources_give_the_same_picture(bundled: Denoiser, monkeypatch, 
         with monkeypatch.context() as patched:
             patched.setattr("dig2dig.shapes.TALL", 1)
             seen = []
-            one_by_one = fuse(sources, bundled, config, valid=mask, observe=seen.append)
-        assert (whole - one_by_one).abs().max() < 1e-6 and not seen
+            one_by_one = fuse(sources, bundled, config, valid=mask, observe=seen.append, estimates=False)
+            assert (whole - one_by_one).abs().max() < 1e-6 and not seen
+            together = fuse(sources, bundled, config, valid=mask, observe=seen.append)
+        assert (whole - together).abs().max() < 1e-6 and len(seen) == config.steps
 
 
 def test_what_is_streamed() -> None:

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from datamodules.metadata import Metadata
 from datamodules.readers import medical
-from dig2dig.inference.medical import dicom_bytes, nifti_bytes
+from dig2dig.inference.encode import encode
+from dig2dig.inference.medical import dicom_bytes, joined, nifti_bytes
 from tests.scans import dicom, nifti, places_of, ramp_dicom, scaled, turned
 
 nibabel = pytest.importorskip("nibabel")
@@ -23,6 +26,22 @@ def test_rgb_volumes_are_read_and_resampled(tmp_path: Path) -> None:
     picture = medical.read_slice(tmp_path / "pet.nii.gz", 1, ("CT", moved))
     np.testing.assert_array_equal(picture.pixels[:, 2:], colours[1][:, :-2])
     assert picture.pixels.dtype == np.uint8 and picture.valid is not None and not picture.valid[:, :2].any()
+
+
+def test_colour_results_have_eight_bits_and_join_with_grey_slices(tmp_path: Path) -> None:
+    ct = nifti(tmp_path / "ct.nii", np.eye(4))
+    image, files = torch.rand(3, 10, 12), []
+    for index in range(6):
+        metadata = Metadata(medical=str(ct), frame=index)
+        slice_of = image[:1] if index == 2 else image
+        files.append(tmp_path / f"{index}.nii.gz")
+        files[-1].write_bytes(encode(slice_of, ".nii.gz", 16, metadata))
+    (tmp_path / "all.nii.gz").write_bytes(joined(files, ct))
+    wanted = 255 * image.permute(1, 2, 0).numpy()
+    for index, error in ((0, 0.51), (2, 0.51)):
+        found = medical.read_slice(tmp_path / "all.nii.gz", index).pixels.astype(float).reshape(10, 12, -1)
+        assert np.abs(found - (wanted[..., :1] if index == 2 else wanted)).max() < error
+    assert encode(image, ".dcm", 16, Metadata(medical=str(ct), frame=0))
 
 
 def test_nifti_results_lie_where_the_reference_does(tmp_path: Path) -> None:

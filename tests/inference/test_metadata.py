@@ -78,6 +78,23 @@ def test_every_format_keeps_what_it_holds(tmp_path: Path, suffix: str, channels:
     assert len(told) == (suffix != ".tif") + (holed and suffix == ".jpg")
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".webp"])
+def test_names_keep_their_bytes_and_xmp_is_upright(suffix: str, tmp_path: Path) -> None:
+    """As cameras write them: UTF-8 in a tag that is called ASCII, which Pillow reads as Latin-1."""
+    tags, name = Image.Exif(), "Jürgen Müller"
+    tags[315], tags[274] = name.encode(), 6
+    said = b'<d tiff:Orientation="6"/><tiff:Orientation>8</tiff:Orientation>'
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">' + said + b"</x:xmpmeta>"
+    Image.fromarray(picture(1).reshape(24, 24)[:12]).save(tmp_path / "a.jpg", exif=tags.tobytes(), xmp=xmp)
+    found = read_picture(tmp_path / "a.jpg")
+    assert found.pixels.shape == (24, 12)
+    path = tmp_path / f"b{suffix}"
+    path.write_bytes(encode(torch.from_numpy(found.pixels[None] / 255), suffix, 8, found.metadata))
+    assert name.encode() in path.read_bytes()
+    again = read_picture(path)
+    assert again.pixels.shape[:2] == (24, 12) and again.metadata.xmp.count(b"1") == 2
+
+
 def test_a_profile_of_other_channels_is_left_out() -> None:
     content = encode(torch.rand(1, 24, 24), ".png", 8, Metadata(icc(grey=False)))
     assert "icc_profile" not in Image.open(io.BytesIO(content)).info

@@ -25,9 +25,10 @@ from tests.runs import rows, run, save
 SIDE = 48
 
 
-def film(path: Path, seed: int, count: int = 5) -> list[np.ndarray]:
-    """A video of a bright bar that wanders."""
+def film(path: Path, seed: int, count: int = 5, fade: bool = False) -> list[np.ndarray]:
+    """A video of a bright bar that wanders; its first frame is black if it fades in."""
     made = [np.roll(picture(seed, height=SIDE, width=64) // 2 + 60, 4 * i, axis=1) for i in range(count)]
+    made[0] = made[0] * (not fade)
     path.parent.mkdir(exist_ok=True)
     frames.write_video(path, made, 12.5)
     return made
@@ -75,6 +76,19 @@ def test_a_pair_of_videos_becomes_frames_and_a_video(tmp_path: Path, capsys: pyt
     assert run(tmp_path, "workers=2", "batch_size=2", f"out={workers}") == 1
     assert all((workers / f"{name}.png").read_bytes() == (tmp_path / "out" / f"{name}.png").read_bytes()
                for name in (f"walk_00000{i}" for i in range(5)))  # fmt: skip
+
+
+def test_a_black_frame_is_fused_and_a_frame_that_fails_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for side, seed in (("visible", 1), ("infrared", 2)):
+        film(tmp_path / side / "walk.mp4", seed, 3, fade=True)
+    assert run(tmp_path) == 0 and frames.frame_count(tmp_path / "out" / "walk.mp4") == 3
+    with pytest.MonkeyPatch.context() as patch:
+        real = frames.read_frame
+        patch.setattr(frames, "read_frame", lambda path, i: real(path, i) if i != 2 else real(path, 99))
+        capsys.readouterr()
+        assert run(tmp_path, f"out={tmp_path / 'lost'}") == 1
+    assert "walk: 1 of 3 failed, so they are not joined to one file" in capsys.readouterr().err
+    assert not (tmp_path / "lost" / "walk.mp4").exists()
 
 
 def test_a_source_video_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

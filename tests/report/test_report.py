@@ -19,6 +19,7 @@ from dig2dig.modules.fusion import FusionModule
 from dig2dig.report.__main__ import main as compare
 from dig2dig.report.page import LISTED, Page, Row, link, render, shown
 from dig2dig.report.pictures import BUDGET, DETAILS, data_uri, evenly, illustrated, view_of_files
+from dig2dig.report.runs import compared_view, open_runs
 from dig2dig.report.views import PairView, Panel, fragment_file, ranks
 from dig2dig.report.writer import ReportWriter
 from tests import corpus
@@ -167,6 +168,24 @@ def test_mistakes_in_a_comparison_are_told_in_one_line(
     assert compare([places.get(argument, argument) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and line in error and error.count("\n") == 1
+
+
+def test_compared_runs_keep_the_metrics_of_their_own_sources(tiny: Path, tmp_path: Path) -> None:
+    """A range or a registration changes the sources: the files on disk are not what was fused."""
+    sources = write_pairs(tmp_path, ["a"])
+    for name, more in (("plain", []), ("ranged", ["range.infrared=60-140"])):
+        assert infer.main([*FAST, *sources, f"prior.path={tiny}", f"out={tmp_path / name}", *more]) == 0
+    runs, files = open_runs([str(tmp_path / "plain"), str(tmp_path / "ranged")]), {}
+    for modality in ("visible", "infrared"):
+        files[modality] = tmp_path / modality / "a.png"
+    view = compared_view("a", runs, files, tmp_path)
+    found = {panel.label: panel.scores for panel in view.panels if panel.role == "result"}
+    for run in runs:
+        kept = next(panel for panel in cards(run.folder)["a"].panels if panel.role == "result")
+        assert found[run.label] == kept.scores != {}
+        fragment_file(run.folder, "a").unlink()
+    again = [panel for panel in compared_view("a", runs, files, tmp_path).panels if panel.role == "result"]
+    assert again[0].scores == pytest.approx(found[runs[0].label], rel=0.05) and again[1].scores == {}
 
 
 def test_any_pair_fits_its_budget_and_twenty_fit_fifteen_megabytes(tmp_path: Path) -> None:

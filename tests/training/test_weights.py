@@ -14,6 +14,7 @@ from datamodules.gain_data import GainCrops
 from datamodules.made import made_exposures, made_focus, varied
 from dig2dig.cli import load_strictly
 from dig2dig.config_train import TrainConfig
+from dig2dig.errors import UserError
 from dig2dig.fusion.bands import surroundings, within
 from dig2dig.fusion.sampler import fuse
 from dig2dig.fusion.weight import WeightNetwork, load_weights, scale_space
@@ -58,6 +59,8 @@ def test_weights_are_learned_compared_and_used(tmp_path: Path, capsys: pytest.Ca
     assert "the preset ivf with sampler.weights=gain" in told
     card = (out / "weights" / "README.md").read_text()
     assert "CC0" in card and "| term | vif | ssim |" in card and "| learned |" in card
+    assert train.main([*argv, "overfit=true", "data.licence=MIT"]) == 0  # which shapes no weight
+    assert "MIT" in (out / "weights" / "README.md").read_text()
     with (out / "log" / "metrics.csv").open() as file:
         table = list(csv.DictReader(file))
     losses = [float(row["train/loss"]) for row in table if row.get("train/loss")]
@@ -98,6 +101,19 @@ def test_an_interrupted_training_ends_where_an_unbroken_one_does(tmp_path: Path)
     ours, theirs = learned(tmp_path / "cut"), learned(tmp_path / "whole")
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value)
+
+
+def test_a_dry_step_writes_nothing(tmp_path: Path) -> None:
+    assert train.main(arguments(tmp_path / "none", "fast_dev_run=true")) == 0
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_prior_that_learns_with_the_weights_recomputes_too(tmp_path: Path) -> None:
+    config = load_strictly(TrainConfig, arguments(tmp_path, "adapt.mode=full+weights", "recompute=true"))
+    blocks = [part for part in WeightModule(config).modules() if type(part).__name__ == "ResidualBlock"]
+    assert blocks and all("forward" in vars(block) for block in blocks)
+    with pytest.raises(UserError, match=r"lora\+weights: merge it first"):
+        load_strictly(TrainConfig, arguments(tmp_path, "adapt.mode=lora+weights", "adapter=x"))
 
 
 @pytest.mark.parametrize(("mode", "folder"), [("lora+weights", "adapter"), ("full+weights", "prior")])

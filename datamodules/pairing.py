@@ -201,9 +201,8 @@ def find_stacks(root: Path) -> list[Pair]:
     if not root.is_dir():
         raise PairingError(f"stacks: no such folder: {root}")
     pairs = []
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        if is_run(folder):
-            continue
+    folders = (path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    for folder in sorted(path for path in folders if not is_run(path)):
         images = enumerate(filter(is_source, sorted(folder.iterdir())), 1)
         pairs.append(_checked(Pair(folder.name, {str(k): path for k, path in images}), str(folder)))
     if not pairs:

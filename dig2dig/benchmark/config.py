@@ -118,16 +118,13 @@ class SpeedConfig(BenchmarkConfig):
     """Measures time and memory as ratios within one run: python -m dig2dig.benchmark speed out=DIR [key=value …]."""
 
     sections: str = common(
-        "cost, profile, batches, sizes, windows, spread, start, throughput, train",
+        "cost, profile, batches, sizes, windows, start, throughput, train",
         "measurements, separated by commas; also adm",
     )
     repeats: int = common(5, "paired rounds of each measurement, after one warm-up round", least=1)
     task: Literal["ivf", "mif", "mef", "mff"] = common("ivf", "task of the preset")
     pull: float = common(0.01, "sigma_n of the settings with the prior in the loop; 0 in the presets", above=0)
     megapixels: str = common("0.25, 1, 3, 12", "sizes: areas of a 4:3 pair, separated by commas")
-    data: str = common("../shared/data", "spread: folder of the tasks; the bundled example if there is none")
-    limit: int = common(1, "spread: largest number of pairs of each dataset", least=0)
-    seeds: int = common(5, "spread: number of seeds", least=2)
     out: str = common("out/speed", "folder of speed.json, table.md and pictures")
 
 

@@ -9,26 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dig2dig.api import preset
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import SpeedConfig
-from dig2dig.benchmark.datasets import example_pair, find_cases, names, read_case
-from dig2dig.benchmark.methods import GAIN, SCOPES, Fuser, open_fuser
-from dig2dig.color import luminance
+from dig2dig.benchmark.datasets import example_pair, names
+from dig2dig.benchmark.methods import GAIN, Fuser, open_fuser
 from dig2dig.config import SamplerConfig
-from dig2dig.errors import PairingError
-from dig2dig.fusion.sampler import fuse
-from dig2dig.metrics import MAIN, fusion_metrics
 from dig2dig.priors.denoiser import OVERLAP
 from dig2dig.priors.windows import window_starts
 from dig2dig.tracking.panels import to_colours, to_png
 
-CROP, WINDOW = 256, 384  # sides of the crops in spread and of the windows in windows, pixels
+WINDOW = 384  # side of the windows in windows, pixels
 
 Contenders = dict[str, Callable[[], object]]
 
@@ -145,42 +139,3 @@ def seams(difference: Tensor) -> dict[str, float]:
     parts = {"mean": difference.mean(), "largest": difference.max()}
     parts |= {"at seams": difference[mask].mean(), "elsewhere": difference[~mask].mean()}
     return {name: float(value) for name, value in parts.items()}
-
-
-def spread(config: SpeedConfig, fuser: Fuser) -> Section:
-    """Metrics of the training-free preset and of its naive form over seeds, on pairs of each dataset."""
-    try:
-        cases = find_cases(config.data, half="second", limit=config.limit)
-    except PairingError:
-        cases = []
-    pairs = [(case.task, read_case(case, CROP).sources[None]) for case in cases] or [("ivf", example_pair(CROP, CROP))]
-    scores, statics = [], []  # (pairs, 2, seeds, metrics) and (pairs, metrics)
-    for task, sources in tqdm(pairs, desc="spread"):
-        sources, settings = sources.to(fuser.device), (preset(task, GAIN), naive(preset(task)))
-        scores.append([[score(fuser, sources, one, seed) for seed in range(config.seeds)] for one in settings])
-        statics.append(score(fuser, sources, preset(task, *SCOPES["static"].split()), 0))
-    mean, deviation = np.mean(scores, 2), np.std(scores, 2, ddof=1)
-    offset, gained = mean[:, 0] - mean[:, 1], mean[:, 1] - np.array(statics)
-    close = (np.abs(offset) <= 2 * deviation[:, 1] + 1e-6).sum(0)
-    columns = {
-        "metric": MAIN,
-        "naive: spread over seeds": deviation[:, 1].mean(0),
-        "preset: spread over seeds": deviation[:, 0].mean(0),
-        "preset − naive, mean": offset.mean(0),
-        "preset − naive, mean size": np.abs(offset).mean(0),
-        "naive − static, mean size": np.abs(gained).mean(0),
-        "pairs within two spreads": [f"{count} of {len(pairs)}" for count in close],
-    }
-    text = (
-        f"{len(pairs)} pairs or stacks, {CROP} px crops, {config.seeds} seeds. *Naive*: gains of every source in every "
-        "step at full size, which is (1 + K) × the network of static weights. *Spread*: standard deviation over seeds, "
-        "mean over pairs."
-    )
-    return Section("Cheap gains beside naive ones", text, pd.DataFrame(columns).to_dict("records"))
-
-
-def score(fuser: Fuser, sources: Tensor, setting: SamplerConfig, seed: int) -> list[float]:
-    """The main metrics of one fusion, measured on 8-bit luminance."""
-    image = (255 * fuse(sources, fuser.denoiser, setting, seed)).round() / 255
-    found = fusion_metrics(luminance(image), luminance(sources), names=MAIN)
-    return [float(found[name]) for name in MAIN]

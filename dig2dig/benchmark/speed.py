@@ -18,7 +18,7 @@ from dig2dig.benchmark.commands import start, throughput, train
 from dig2dig.benchmark.config import SpeedConfig
 from dig2dig.benchmark.datasets import example_pair, names
 from dig2dig.benchmark.methods import GAIN, SCOPES, Fuser, open_fuser
-from dig2dig.benchmark.sections import Contenders, Section, in_loop, in_turn, naive, ratio, sizes, spread, windows
+from dig2dig.benchmark.sections import Contenders, Section, in_loop, in_turn, naive, ratio, sizes, windows
 from dig2dig.benchmark.tables import markdown
 from dig2dig.errors import MethodError
 from dig2dig.fusion import comparators
@@ -28,7 +28,7 @@ SIDE = 256  # pixels of the pair of all sections but the sizes
 
 def run(config: SpeedConfig) -> int:
     """Measures the sections that are asked for, and writes ``speed.json`` and ``table.md``."""
-    every = (cost, profile, batches, sizes, windows, spread, start, throughput, train, adm)
+    every = (cost, profile, batches, sizes, windows, start, throughput, train, adm)
     measures = {one.__name__: one for one in every}
     if unknown := [name for name in names(config.sections) if name not in measures]:
         raise MethodError(f"sections: no '{unknown[0]}'; there are {', '.join(measures)}")

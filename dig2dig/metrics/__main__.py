@@ -1,16 +1,13 @@
 """Metrics of a fused picture against its sources.
 
 dig2dig metrics FUSED SOURCE SOURCE … [convention=standard] [metrics=main]   values of picture files, one a line
-dig2dig metrics time                                                         time of each metric, a pair of 640×480
 dig2dig metrics table                                                        the table of docs/metrics.md
 
 convention is standard, cddfuse, tang or vifb; metrics is main or all. ↑ means that more is better, ↓ that less is."""
 
 import sys
-import timeit
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -52,15 +49,6 @@ def measure(files: Sequence[Path], config: MetricsConfig) -> None:
         print(f"{name:14}{value:<24}{METRICS[name].arrow}")
 
 
-def clock() -> None:
-    """Prints the time of each metric and of all on random images, the best of three."""
-    images = torch.rand(1, 1, 480, 640), torch.rand(1, 2, 1, 480, 640)
-    spent = {name: min(timeit.repeat(partial(METRICS[name], *images), number=1, repeat=3)) for name in ALL}
-    for name, seconds in spent.items():
-        print(f"{name:14}{1000 * seconds:8.1f} ms")
-    print(f"{'all':14}{1000 * sum(spent.values()):8.1f} ms on {torch.get_num_threads()} threads")
-
-
 def row(metric: Metric) -> str:
     """A metric's line of the table in docs/metrics.md."""
     better = "more" if metric.higher_is_better else "less"
@@ -74,9 +62,7 @@ def main(argv: list[str]) -> int:
     """Runs one of the commands and gives the exit code."""
     options = [argument for argument in argv if "=" in argument and not Path(argument).exists()]
     files = [Path(argument) for argument in argv if argument not in options]
-    if argv == ["time"]:
-        clock()
-    elif argv == ["table"]:
+    if argv == ["table"]:
         print("\n".join(row(metric) for metric in METRICS.values()))
     elif len(files) < 3:
         asked = bool({"--help", "-h"} & set(argv))

@@ -155,8 +155,8 @@ def compared_view(name: str, runs: Sequence[Finished], files: Mapping[str, Path]
     for run, row in done:  # as measured when the sources were at hand, registered
         if kept := read_fragment(run.folder, name, row["run"], row.get("inputs", "")):
             known[run.label] = next(panel.scores for panel in kept.panels if panel.role == "result")
-    results = {run.label: run.folder / row["file"] for run, row in done}
-    card = view_of_files(name, files, results, folder, known=known)
+    pictures = {run.label: run.folder / row["file"] for run, row in done}
+    card = view_of_files(name, files, pictures, folder, known=known)
     panels = {panel.label: panel for panel in card.panels if panel.role == "result"}
     for label, row in rows.items():
         note = f"failed: {row['reason']}" if row else "not in this run"

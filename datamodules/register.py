@@ -45,8 +45,8 @@ def register(
     the result: nothing, a shift, a similarity, a homography. ``ecc`` starts where a resize puts the source. ``phase``
     finds a shift. Each is proved: the agreement is at least ``least``, two halves of the picture that are registered
     alone agree, and so do both directions. An AlignmentError says what failed. ``valid`` (h, w) are pixels of the
-    moving image that show something. A motion must raise the correlation by ``gain`` over a simpler one; a seventh of it
-    is enough for images of one kind. ``auto`` also tries a homography ``start``, from the fixed pixels to the moving.
+    moving image that show something. A motion must raise the correlation by ``gain`` over a simpler one; less is
+    enough for images of one kind. ``auto`` also tries a homography ``start``, from the fixed pixels to the moving.
     """
     scene, down, up = working(fixed, moving, valid)
     resized = resizing(scene.fixed.shape, scene.moving.shape)

@@ -225,16 +225,16 @@ def test_ranks_know_which_way_is_better(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_speed_end_to_end(data: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speed_end_to_end(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every section on small images: figures are there and hang together; how large they are is no test's business."""
     monkeypatch.setattr(comparators.ddfm, "__defaults__", ("code", 3))
     monkeypatch.setattr("dig2dig.benchmark.speed.SIDE", 64)
     monkeypatch.setattr("dig2dig.benchmark.commands.PAIRS", 1)
     monkeypatch.setattr("dig2dig.benchmark.commands.STEPS", 1)
-    small = ["repeats=1", "megapixels=0.01", "seeds=2", f"data={data}", f"out={tmp_path}", f"prior.path={tiny}"]
+    small = ["repeats=1", "megapixels=0.01", f"out={tmp_path}", f"prior.path={tiny}"]
     assert main(["speed", *small]) == 0
     sections = json.loads((tmp_path / "speed.json").read_text())["sections"]
-    assert len(sections) == 10 and all(sections.values())
+    assert len(sections) == 8 and all(sections.values())
     cost = {row["setting"]: row for row in sections["What a fusion costs"]}
     assert cost["prior in the loop"]["evaluations"] > cost["prior in the loop, static weights"]["evaluations"] == 8
     assert cost["preset, static weights"]["evaluations"] == 0 < cost["preset"]["evaluations"] < 4
@@ -242,8 +242,7 @@ def test_speed_end_to_end(data: Path, tiny: Path, tmp_path: Path, monkeypatch: p
     windows = {row["setting"]: row for row in sections["Windows"] if row["pixels"] == "768 × 768"}
     assert windows["preset"]["mean"] < windows["gains at full size"]["largest"]
     assert (tmp_path / "windows_preset_768.png").is_file()
-    assert 30 < sum(row["preset, %"] for row in sections["Where the time goes"]) <= 100.1
-    assert "## Cheap gains beside naive ones" in (tmp_path / "table.md").read_text()
+    assert "## Training" in (tmp_path / "table.md").read_text()
 
 
 def test_speed_refuses_what_it_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from dig2dig import __version__
-from dig2dig.cli import load, preset_file
+from dig2dig.cli import keep_freed_memory, load, preset_file
 from dig2dig.config import InferConfig, PriorConfig
 from dig2dig.config_train import TrainConfig
 from dig2dig.errors import UserError, last_resort, told
@@ -89,6 +89,7 @@ def fuse(arguments: list[str]) -> int:
     check_picture_file(target)
     if target.resolve() in [file.resolve() for file in files] or (not out and target.exists()):
         raise UserError(f"{target} exists: give another file, as out=result.png")
+    keep_freed_memory()
     result = fuse_result(files, task, overrides=[one for one in options if not one.startswith("out=")])
     write_result(result, target)
     assert result.image is not None

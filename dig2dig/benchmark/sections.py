@@ -17,6 +17,7 @@ from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import SpeedConfig
 from dig2dig.benchmark.datasets import example_pair, names
 from dig2dig.benchmark.methods import GAIN, Fuser, open_fuser
+from dig2dig.cli import keep_freed_memory
 from dig2dig.config import SamplerConfig
 from dig2dig.priors.denoiser import OVERLAP
 from dig2dig.priors.windows import window_starts
@@ -83,6 +84,7 @@ def sizes(config: SpeedConfig, fuser: Fuser) -> Section:
 
 def measure_size(config: SpeedConfig, area: float, channels: int) -> tuple[float, float, float]:
     """Seconds of a fusion, median of three after one that warms up, and GiB before and at its peak."""
+    keep_freed_memory()  # as commands do
     fuser, setting = open_fuser(config), preset(config.task)
     fuser(example_pair(256, 256, channels), setting)
     height = 8 * round((area * 1e6 * 3 / 4) ** 0.5 / 8)

@@ -17,7 +17,7 @@ from dig2dig.inference.state import Run
 
 MOST = 20  # names that are printed
 BASE = 2.0  # GiB of Python, torch and one call of the bundled prior
-BYTES = 64  # for each value of the sources at the peak, as python -m dig2dig.benchmark speed and stack measured it
+BYTES = 128  # for each pixel of the sources at the peak, grey or colour, as speed sections=sizes measured it
 GIB = 2**30
 
 
@@ -42,7 +42,7 @@ def needed(config: InferConfig, count: int, pixels: int) -> float:
     channels = 1 if config.task in LUMINANCE_TASKS else 3
     shape = Size((1, count, channels, 1, pixels))
     together = 1.5 if streams(config.sampler, shape, config.sampler.weights != "gain") else count
-    return BASE + BYTES * together * channels * pixels / GIB
+    return BASE + BYTES * together * pixels / GIB
 
 
 def some(names: Sequence[str]) -> str:

@@ -1,6 +1,5 @@
 """Lightning's trainer, and what a process needs before it starts one."""
 
-import ctypes
 import io
 import logging
 import os
@@ -15,6 +14,7 @@ from lightning import Trainer
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from dig2dig.cli import keep_freed_memory
 from dig2dig.config import TrainerConfig
 from dig2dig.errors import RunError, first_line, note
 
@@ -42,10 +42,7 @@ def prepare() -> None:
     for advice in ADVICE:
         warnings.filterwarnings("ignore", f".*{advice}.*")
     cv2.setNumThreads(0)  # OpenCV's threads fight torch's
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        # glibc keeps freed memory for the next tensor: a tenth less CPU time with the network in the loop
-        mallopt(-4, 0)  # M_MMAP_MAX
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    keep_freed_memory()
 
 
 def with_work(devices: TrainerConfig, pairs: int | None) -> TrainerConfig:

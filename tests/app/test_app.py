@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -185,6 +186,18 @@ def test_mistakes_at_the_start_are_one_line(tmp_path: Path, capsys: pytest.Captu
     monkeypatch.setattr("dig2dig.app.__main__.find_spec", lambda _: None)
     assert main([]) == 2
     assert "pip install 'dig2dig[app]'" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_told(tiny: Path) -> None:
+    pytest.importorskip("gradio")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "dig2dig.app", f"port={port}", f"prior.path={tiny}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: port {port} cannot be had: give another, or port=0 for any\n"
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,10 @@ from datamodules.pairing import expand, find_pairs, find_stacks, read_manifest
 from datamodules.ranges import to_unit
 from datamodules.readers.pixels import read_picture
 from datamodules.readers.source import read_source
+from dig2dig.cli import load_strictly
+from dig2dig.config import InferConfig
 from dig2dig.errors import ImageError, PairingError
+from dig2dig.inference.listing import needed
 from dig2dig.options import parse_range
 from tests.conftest import EXAMPLES, ROOT
 from tests.corpus import BAD, ODD, make, picture, png
@@ -70,6 +73,22 @@ def test_dry_run_tells_all_of_it_beforehand(fused, monkeypatch, capsys: pytest.C
     assert "missing: infrared" in printed and "which of" in printed and "claims 3600 megapixels" in printed
     assert "larger than this machine's 2.0 GiB, make them smaller: " in printed
     assert "GiB of memory" in printed and f"{len(BAD) + len(ODD) + 2} to fuse" in printed
+
+
+def test_a_dry_run_expects_as_much_memory_as_was_measured() -> None:
+    """4.6 GiB for a grey pair of 12 megapixels in a run, 4.8 for a colour pair without the reading."""
+    for task in ("ivf", "universal"):
+        config = load_strictly(InferConfig, [task, "sources.a=a", "sources.b=b"])
+        assert 4.8 < needed(config, 2, 12_000_000) < 6
+
+
+def test_validation_exits_with_one_where_a_pair_failed(tmp_path: Path, tiny: Path) -> None:
+    for side, seed in (("visible", 1), ("infrared", 2)):
+        save(tmp_path / side / "a.png", picture(seed, height=48, width=64))
+    assert run(tmp_path, "validate=true", f"prior.path={tiny}") == 0
+    save(tmp_path / "visible" / "b.png", picture(1))
+    (tmp_path / "infrared" / "b.png").write_bytes(b"no picture")
+    assert run(tmp_path, "validate=true", f"prior.path={tiny}") == 1 and not (tmp_path / "out").exists()
 
 
 def test_a_file_without_permission_fails_its_pair(mortal: Path) -> None:

@@ -30,7 +30,7 @@ def test_rgb_volumes_are_read_and_resampled(tmp_path: Path) -> None:
 
 def test_colour_results_have_eight_bits_and_join_with_grey_slices(tmp_path: Path) -> None:
     ct = nifti(tmp_path / "ct.nii", np.eye(4))
-    image, files = torch.rand(3, 10, 12), []
+    image, files = torch.rand(3, 10, 12, generator=torch.Generator().manual_seed(0)), []
     for index in range(6):
         metadata = Metadata(medical=str(ct), frame=index)
         slice_of = image[:1] if index == 2 else image
@@ -38,9 +38,9 @@ def test_colour_results_have_eight_bits_and_join_with_grey_slices(tmp_path: Path
         files[-1].write_bytes(encode(slice_of, ".nii.gz", 16, metadata))
     (tmp_path / "all.nii.gz").write_bytes(joined(files, ct))
     wanted = 255 * image.permute(1, 2, 0).numpy()
-    for index, error in ((0, 0.51), (2, 0.51)):
+    for index in (0, 2):
         found = medical.read_slice(tmp_path / "all.nii.gz", index).pixels.astype(float).reshape(10, 12, -1)
-        assert np.abs(found - (wanted[..., :1] if index == 2 else wanted)).max() < error
+        assert np.abs(found - (wanted[..., :1] if index == 2 else wanted)).max() < 0.51
     assert encode(image, ".dcm", 16, Metadata(medical=str(ct), frame=0))
 
 

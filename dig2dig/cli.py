@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
-from functools import cache
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -172,15 +171,10 @@ def _layer(schema: type, argument: str, records: dict[str, dict[str, Any]]) -> A
     return layer
 
 
-@cache
-def _texts(schema: type) -> set[str]:
-    """Options that hold text: a path like 2024_01 is no number."""
-    return {name for name, kind, *_ in _options(schema) if kind in (str, str | None, dict[str, str])}
-
-
 def _override(schema: type, argument: str) -> Any:
     key, _, value = argument.partition("=")
-    if {key, key.rpartition(".")[0]} & _texts(schema) and value not in ("null", "{}"):
+    texts = {name for name, kind, *_ in _options(schema) if kind in (str, str | None, dict[str, str])}
+    if {key, key.rpartition(".")[0]} & texts and value not in ("null", "{}"):  # a path like 2024_01 is no number
         layer = OmegaConf.create()
         OmegaConf.update(layer, key, _literal(value))
         return layer

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dig2dig.fusion.resample import coarseness, downsample, resample, smooth, upsample
+from dig2dig.fusion.resample import coarseness, downsample, resample, smooth
 from dig2dig.shapes import Image, Maps
 
 OVERSHOOT = 0.1
@@ -51,7 +51,7 @@ class BandSum:
     def add(self, sharper: Maps, seen: Maps, weights: Maps) -> None:
         """Adds the bands of some sources, (b, k, c, h, w): what ``sharper`` shows beyond ``seen``, on its grid."""
         size = sharper.shape[-2:]
-        parts = (sharper - upsample(seen, *size)).split(1, 1), resample(weights, *size).split(1, 1)
+        parts = (sharper - resample(seen, *size)).split(1, 1), resample(weights, *size).split(1, 1)
         for band, weight in zip(*parts, strict=True):
             self.total = weight * band if self.total is None else self.total.addcmul_(weight, band)
             if self.energy > 0:
@@ -74,7 +74,7 @@ def restoring(promised: Tensor, kept: Tensor, sigmas: tuple[float, ...], scale: 
     """The factor that gives energy back, from the energies per pixel, both (b, 1, h, w)."""
     both = torch.cat([promised, kept], 1)[:, :, None]
     promised, kept = (blurred(both, sigmas, scale, least)[:, :, 0] + 1e-8).split(1, 1)
-    return upsample((promised / kept).sqrt().clamp(1, k**0.5)[:, None], *both.shape[-2:])[:, 0]
+    return resample((promised / kept).sqrt().clamp(1, k**0.5)[:, None], *both.shape[-2:])[:, 0]
 
 
 def blurred(images: Maps, sigmas: tuple[float, ...], scale: float, least: float = 0.0) -> Maps:

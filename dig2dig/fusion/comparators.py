@@ -14,7 +14,7 @@ from torch.nn.functional import conv2d, pad
 
 from dig2dig.color import luminance
 from dig2dig.config import DigConfig, GuidanceConfig, ResearchConfig, SamplerConfig
-from dig2dig.fusion.resample import box, guided_filter, smooth, upsample
+from dig2dig.fusion.resample import box, guided_filter, resample, smooth
 from dig2dig.shapes import Image, Sources
 
 
@@ -42,11 +42,11 @@ def laplacian(sources: Sources, levels: int = 5) -> Image:
     bands, level = [], sources
     while len(bands) < levels and min(level.shape[-2:]) >= 4:
         smaller = _blur(level)[..., ::2, ::2]
-        bands.append(level - upsample(smaller, *level.shape[-2:]))
+        bands.append(level - resample(smaller, *level.shape[-2:]))
         level = smaller
     fused = level.mean(1)
     for band in reversed(bands):
-        fused = upsample(fused, *band.shape[-2:]) + _choose_largest(band)
+        fused = resample(fused, *band.shape[-2:]) + _choose_largest(band)
     return fused.clamp(0, 1)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dig2dig.color import to_channels
 from dig2dig.config import DigConfig
-from dig2dig.fusion.resample import coarseness, downsample, grouped, smooth, upsample
+from dig2dig.fusion.resample import coarseness, downsample, grouped, resample, smooth
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import AlphaBar, Times, add_noise, noise_level, time_of_noise_level
 from dig2dig.priors.windows import crop, pad
@@ -89,13 +89,13 @@ class Measured:
 
     def after(self, count: int) -> "Measured":
         """Without the first ``count`` times."""
-        estimates = None if self.estimates is None else self.estimates[count:]
-        return Measured(
-            self.times[count:], self.gains[count:], estimates, None if self.cost is None else self.cost[count:]
-        )
+        estimates, cost = self.estimates and self.estimates[count:], None if self.cost is None else self.cost[count:]
+        return Measured(self.times[count:], self.gains[count:], estimates, cost)
 
 
-def reconstruct(sources: Sources, noise: State, times: Times, denoiser: Denoiser, reduce: float = 0.0) -> list[Maps]:
+def reconstruct(
+    sources: Sources, noise: State, times: Times, denoiser: Denoiser, reduce: float = 0.0, grids: Sequence[int] = ()
+) -> list[Maps]:
     r"""The denoiser's estimates of all sources, noised to each time with one noise for all of them.
 
     .. math:: \hat c_k(t) = \hat x_0\big(\sqrt{\bar\alpha_t}\, c_k + \sqrt{1-\bar\alpha_t}\,\varepsilon,\; t\big)
@@ -105,13 +105,15 @@ def reconstruct(sources: Sources, noise: State, times: Times, denoiser: Denoiser
     over f × f pixels has noise of level :math:`\sigma / f`, and that is what the network sees.
 
     Sources are in [-1, 1] and padded; the noise has the denoiser's channels. Images are halved, at most twice, as long
-    as the noise level stays above ``reduce``; 0 = never. Gives (b, k, c, h / f, w / f) at each time.
+    as the noise level stays above ``reduce``; 0 = never; once more for a time whose maps are needed on a grid of eight
+    pixels or more alone, as ``grids`` says. Gives (b, k, c, h / f, w / f) at each time.
     """
     b, k, c, h, w = sources.shape
     images = to_channels(sources, denoiser.channels).flatten(0, 1)
     estimates: list[Maps] = [sources] * len(times)
     sigmas = noise_level(denoiser.alpha_bar)[times.cpu()]
-    factors = torch.tensor([_factor(float(sigma), reduce, min(h, w)) for sigma in sigmas])
+    each = zip(sigmas.tolist(), grids or [1] * len(times), strict=True)
+    factors = torch.tensor([_factor(sigma, reduce, min(h, w), grid) for sigma, grid in each])
     for factor in factors.unique().tolist():
         chosen = (factors == factor).nonzero()[:, 0]
         small, small_noise = downsample(images, factor), downsample(noise, factor) * factor
@@ -122,9 +124,10 @@ def reconstruct(sources: Sources, noise: State, times: Times, denoiser: Denoiser
     return estimates
 
 
-def _factor(sigma: float, reduce: float, side: int) -> int:
-    """How many times smaller images may be at a noise level, 1, 2 or 4, and still be of a size that priors know."""
-    return max((f for f in (1, 2, 4) if reduce > 0 and sigma / f >= reduce and side // f >= LEAST), default=1)
+def _factor(sigma: float, reduce: float, side: int, grid: int) -> int:
+    """How many times smaller images may be at a noise level, and still be of a size that priors know."""
+    fit = [f for f in (2, 4, 8) if f <= max(grid, 4) and sigma / f >= reduce > 0 and side // f >= LEAST]
+    return max(fit, default=1)
 
 
 def _estimates(images: Tensor, noise: Tensor, times: Tensor, denoiser: Denoiser) -> Tensor:
@@ -159,24 +162,26 @@ def measure(
     b, k, _, h, w = sources.shape
     sigmas = noise_level(denoiser.alpha_bar)[times.cpu()].tolist()
     radii = [config.smoothing + config.smoothing_noise * min(sigma, sigma_most) for sigma in sigmas]
-    gains = [sources.new_zeros(b, k, 1, *(-(-side // coarseness(r)) for side in (h, w))) for r in radii]
+    grids = [coarseness(radius) for radius in radii]
+    gains = [sources.new_zeros(b, k, 1, *(-(-side // grid) for side in (h, w))) for grid in grids]
     costs, means = sources.new_zeros(len(times), b), None
     for noise in noises if estimates or config.kind != "static" else []:
-        draw = reconstruct(sources, noise, times, denoiser, config.reduce)
+        draw = reconstruct(sources, noise, times, denoiser, config.reduce, () if estimates else grids)
+        ends = [*draw, sources][1:] if cost or config.kind != "residual" else draw  # residuals are of one time alone
         for i in range(len(times)) if config.kind != "static" else []:
             for one in grouped(k, sources.shape):
-                here = upsample(draw[i][:, one], h, w)
-                following = upsample(draw[i + 1][:, one], h, w) if i + 1 < len(times) else sources[:, one]
+                here = resample(draw[i][:, one], h, w)
+                following = here if ends is draw else resample(ends[i][:, one], h, w)
                 gain = information_gain(here, following, sources[:, one], config.kind, config.loss)
-                gains[i][:, one] += downsample(gain, coarseness(radii[i])) / len(noises)
+                gains[i][:, one] += downsample(gain, grids[i]) / len(noises)
                 if cost:
                     change = information_gain(here, following, sources[:, one])
                     costs[i] += change.abs().mean((2, 3, 4)).sum(1) / (k * len(noises))
         if estimates:
-            means = draw if means is None else [a + b for a, b in zip(means, draw, strict=True)]
-    if means is not None:
-        means = [total / len(noises) for total in means]
-    gains = [normalise(smooth(gain, r / coarseness(r)), config.normalise) for gain, r in zip(gains, radii, strict=True)]
+            each = (estimate / len(noises) for estimate in draw)
+            means = [*each] if means is None else [a + b for a, b in zip(means, each, strict=True)]
+    each = zip(gains, radii, grids, strict=True)
+    gains = [normalise(smooth(gain, radius / grid), config.normalise) for gain, radius, grid in each]
     return Measured(times.cpu(), gains, means, costs if cost else None)
 
 
@@ -200,11 +205,11 @@ class Lookup:
         """The maps at this time."""
         if (self.right == self.right[0]).all() and (self.share == self.share[0]).all():  # one grid for all images
             one = _between(maps, int(self.right[0]), float(self.share[0]))
-            return upsample(one, *self.size) if self.size else one
+            return resample(one, *self.size) if self.size else one
         size = self.size or max(one.shape[-2:] for one in maps)
         parts = zip(self.right.tolist(), self.share.tolist(), strict=True)
         each = (_between([one[i : i + 1] for one in maps], *part) for i, part in enumerate(parts))
-        return torch.cat([upsample(one, *size) for one in each])
+        return torch.cat([resample(one, *size) for one in each])
 
 
 def _between(maps: list[Maps], right: int, share: float) -> Tensor:
@@ -213,4 +218,4 @@ def _between(maps: list[Maps], right: int, share: float) -> Tensor:
     if share in (0, 1):
         return high if share else left
     height, width = max(left.shape[-2:], high.shape[-2:])
-    return upsample(left, height, width).lerp(upsample(high, height, width), share)
+    return resample(left, height, width).lerp(resample(high, height, width), share)

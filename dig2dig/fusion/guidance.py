@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dig2dig.config import SamplerConfig
 from dig2dig.fusion.bands import BandSum, blurred, surroundings, within
-from dig2dig.fusion.resample import grouped, resample, upsample
+from dig2dig.fusion.resample import grouped, resample
 from dig2dig.shapes import Image, Maps, Sources, State, Timestep, Weights
 
 TONES = {"natural": 0.8, "balanced": 1.0, "vivid": 1.25}
@@ -58,7 +58,7 @@ class Step:
     @property
     def weight(self) -> Weights:
         """The weight of each source at each pixel."""
-        return upsample(self.weights, *self.sources.shape[-2:])
+        return resample(self.weights, *self.sources.shape[-2:])
 
     def start(self, images: Sources) -> Image:
         """The weighted sum of what the sources show before the first step."""
@@ -161,8 +161,8 @@ def bands(
     fused = total.restored(step.sigma_next, scale)
     if step.factor is not None:
         fused = fused * resample(step.factor[:, None], *fused.shape[-2:])[:, 0]
-    target = tone * fused + upsample(target[:, None], *fused.shape[-2:])[:, 0]
-    whole = upsample(target[:, None], *step.sources.shape[-2:])[:, 0]
+    target = tone * fused + resample(target[:, None], *fused.shape[-2:])[:, 0]
+    whole = resample(target[:, None], *step.sources.shape[-2:])[:, 0]
     if any(step.sigma_next) and sigma_n > 0:  # else no network sees it
         low, high = (bound.view(-1, 1, 1, 1) for bound in step.sources.flatten(1).aminmax(dim=1))
         whole = whole.clamp(low, high)

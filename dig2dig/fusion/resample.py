@@ -18,7 +18,7 @@ def smooth(maps: Float[Tensor, "b k c h w"], sigma: float) -> Float[Tensor, "b k
     height, width = maps.shape[-2:]
     factor = coarseness(sigma / 2)
     if factor > 1 and min(height, width) > 1:
-        return upsample(smooth(downsample(maps, factor), sigma / factor), height, width)
+        return resample(smooth(downsample(maps, factor), sigma / factor), height, width)
     return _gaussian(_gaussian(maps, sigma, -1), sigma, -2) if sigma > 0 else maps
 
 
@@ -40,10 +40,10 @@ def _gaussian(maps: Tensor, sigma: float, axis: int) -> Tensor:
 
 def resample(images: Tensor, height: int, width: int) -> Tensor:
     """Images (..., c, h, w) on another grid: bilinear interpolation to a finer one, area means on a coarser one."""
-    if images.shape[-1] <= width:
-        return upsample(images, height, width)
-    flat = interpolate(images.flatten(0, -4), (height, width), mode="area")
-    return flat.view(*images.shape[:-2], height, width)
+    if images.shape[-2:] == (height, width):
+        return images
+    mode = "bilinear" if images.shape[-1] <= width else "area"
+    return interpolate(images.flatten(0, -4), (height, width), mode=mode).view(*images.shape[:-2], height, width)
 
 
 def coarseness(sigma: float) -> int:
@@ -83,14 +83,6 @@ def downsample(images: Tensor, factor: int) -> Tensor:
     return small.view(*images.shape[:-2], *small.shape[-2:])
 
 
-def upsample(images: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear interpolation of images (..., c, h, w) to a larger size."""
-    if images.shape[-2:] == (height, width):
-        return images
-    flat = interpolate(images.flatten(0, -4), (height, width), mode="bilinear")
-    return flat.view(*images.shape[:-2], height, width)
-
-
 def grouped(count: int, size: torch.Size) -> list[slice]:
     """Sources to work on at once, of (..., h, w): all of small images; of large ones one, which leaves them room."""
     each = count if size[-2] * size[-1] <= SMALL else 1
@@ -106,7 +98,7 @@ def filled(images: Tensor, valid: Tensor) -> Tensor:
         return images * valid
     share = downsample(valid.to(images), 2)
     coarse = filled(downsample(images * valid, 2) / share.clamp(min=1e-6), share > 0)
-    return torch.where(valid, images, upsample(coarse, *images.shape[-2:]))
+    return torch.where(valid, images, resample(coarse, *images.shape[-2:]))
 
 
 def resize(images: Tensor, side: int) -> Tensor:

@@ -12,7 +12,7 @@ from dig2dig.fusion.bands import BandSum, blurred, surroundings, within
 from dig2dig.fusion.gain import Lookup, Measured, measure, normalise
 from dig2dig.fusion.guidance import TONES
 from dig2dig.fusion.plan import Plan, gain_times, planned
-from dig2dig.fusion.resample import resample, upsample
+from dig2dig.fusion.resample import resample
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import noise_level
 from dig2dig.shapes import Image, Maps, State, is_tall
@@ -69,7 +69,7 @@ def composed(load: Load, count: int, plan: Plan) -> Image:
     target = reduce(torch.add, map(added, range(count)))
     for sigma in sigmas[1:]:
         fused = sums.pop(0).restored(sigma, scale)
-        target = upsample(target[:, None], *fused.shape[-2:])[:, 0].add(fused, alpha=TONES[config.tone])
+        target = resample(target[:, None], *fused.shape[-2:])[:, 0].add(fused, alpha=TONES[config.tone])
     return target
 
 

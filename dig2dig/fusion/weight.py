@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import pairwise
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from dig2dig.cli import from_yaml, to_yaml
 from dig2dig.config import BROUGHT, SamplerConfig
 from dig2dig.errors import PriorError
 from dig2dig.fusion.bands import blurred
-from dig2dig.fusion.resample import coarseness, grouped, resample, upsample
+from dig2dig.fusion.resample import coarseness, grouped, resample
 from dig2dig.priors.files import fetched_folder, file_sha256
 from dig2dig.shapes import Gains, Image, Maps, Sources, Weights
 
@@ -49,7 +48,7 @@ def scoped(weights: Sequence[Maps], scope: str) -> list[Maps]:
     """Weights of all times as they are (``full``), their mean over time (``spatial``) or over space (``temporal``)."""
     if scope == "spatial":
         height, width = max(maps.shape[-2:] for maps in weights)
-        return [torch.stack([upsample(maps, height, width) for maps in weights]).mean(0)] * len(weights)
+        return [torch.stack([resample(maps, height, width) for maps in weights]).mean(0)] * len(weights)
     if scope == "temporal":
         return [maps.mean((-2, -1), keepdim=True) for maps in weights]
     return list(weights)
@@ -143,8 +142,8 @@ class WeightNetwork(nn.Module):
             coarser = [None] * len(parts) if hidden is None else hidden.chunk(together)
             hidden = torch.cat([self._hidden(*both, i) for both in zip(parts, coarser, strict=True)])
             own = silu(hidden, spare and i == len(sigmas))  # the last level has no finer one
-            each = own.unflatten(0, (b, k))
-            shared = self.shared(torch.cat([each.mean(1), each.amax(1)], 1))
+            each = own.unflatten(0, (b, k)).unbind(1)  # reductions over so short an axis take several times as long
+            shared = self.shared(torch.cat([reduce(torch.add, each) / k, reduce(torch.maximum, each)], 1))
             joint = self.own(own).unflatten(0, (b, k))
             joint += shared[:, None]
             del own, each
@@ -179,20 +178,25 @@ def features(space: Sequence[Maps], gains: Sequence[Maps], sigmas: Sequence[floa
 
     h, w = space[-1].shape[-2:]
     grids = [coarseness(max(scale * sigma, 2.0)) for sigma in (sigmas[0], *sigmas)]
-    bands = [sharper - upsample(seen, *sharper.shape[-2:]) for seen, sharper in pairwise(space)]
-    bands, seen = [torch.zeros_like(space[0]), *bands], [space[0], *space[:-1]]
-    finer: Maps | None = None
+    parts, finer = grouped(space[0].shape[1], space[-1].shape), None
     levels: list[Maps] = []
     for i in reversed(range(len(grids))):  # from the finest band to the base
-        size = -(-h // grids[i]), -(-w // grids[i])
-        energy = resample(bands[i].abs().mean(2, keepdim=True), *size)
+        size, seen, sharper = (-(-h // grids[i]), -(-w // grids[i])), space[max(i - 1, 0)], space[i]
+        shown = torch.cat([_shown(seen[:, part], sharper[:, part], size) for part in parts], 1)
+        plain, energy = shown.split((3, 1), 2)
         finer = torch.zeros_like(energy) if finer is None else resample(finer, *size)
-        spread = seen[i].amax(2, keepdim=True) - seen[i].amin(2, keepdim=True)
-        plain = [4 * bands[i].mean(2, keepdim=True), seen[i].mean(2, keepdim=True), spread]
         maps = [log(resample(one, *size)) for one in (gains[i], gains[max(i - 1, 0)], gains[0])]
-        levels.append(torch.cat([*maps, *(resample(one, *size) for one in plain), log(energy), log(finer)], 2))
+        levels.append(torch.cat([*maps, plain, log(energy), log(finer)], 2))
         finer = finer + energy
     return levels[::-1]
+
+
+def _shown(seen: Maps, sharper: Maps, size: tuple[int, int]) -> Maps:
+    """Band, image without it, spread of its channels and local mean size of the band, (b, k, 4, *size)."""
+    band = sharper - resample(seen, *sharper.shape[-2:])
+    spread = seen.amax(2, keepdim=True) - seen.amin(2, keepdim=True)
+    maps = 4 * band.mean(2, keepdim=True), seen.mean(2, keepdim=True), spread, band.abs().mean(2, keepdim=True)
+    return torch.cat([resample(one, *size) for one in maps], 2)
 
 
 def save_weights(network: WeightNetwork, folder: Path) -> None:

@@ -3,7 +3,7 @@ import torch
 
 from dig2dig.config import DigConfig
 from dig2dig.fusion.gain import Lookup, Measured, information_gain, measure, pixel_loss, reconstruct
-from dig2dig.fusion.resample import coarseness, downsample, smooth, upsample
+from dig2dig.fusion.resample import coarseness, downsample, resample, smooth
 from dig2dig.fusion.weight import fusion_weight
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import add_noise, at, noise_level, time_grid
@@ -59,7 +59,7 @@ def test_estimates_from_smaller_images_are_near_those_of_whole_ones(bundled: Den
     assert sum(seen[calls:]) < 0.6 * sum(seen[:calls])
     mean = sources.mean((-2, -1), keepdim=True)
     for a, b in zip(full, small, strict=True):
-        assert float((a - upsample(b, 128, 128)).square().mean()) < 0.25 * float((a - mean).square().mean())
+        assert float((a - resample(b, 128, 128)).square().mean()) < 0.25 * float((a - mean).square().mean())
     torch.testing.assert_close(full[-1], small[-1], rtol=1e-4, atol=1e-4)
 
 
@@ -109,14 +109,14 @@ def test_lookup_gives_what_was_measured_and_is_linear_between(gaussian: Gaussian
         return Lookup(measured, torch.tensor(t), signal, (8, 8))(maps)
 
     for i, t in enumerate(times.tolist()):
-        torch.testing.assert_close(at_time(t, t), upsample(maps[i], 8, 8))
-    torch.testing.assert_close(at_time(999, 10), torch.stack([upsample(maps[0], 8, 8)[0], maps[2][1]]))
+        torch.testing.assert_close(at_time(t, t), resample(maps[i], 8, 8))
+    torch.testing.assert_close(at_time(999, 10), torch.stack([resample(maps[0], 8, 8)[0], maps[2][1]]))
     level = noise_level(signal).log()
     share = float((level[900] - level[600]) / (level[900] - level[400]))
-    expected = upsample(maps[0], 8, 8).lerp(upsample(maps[1], 8, 8), share)
+    expected = resample(maps[0], 8, 8).lerp(resample(maps[1], 8, 8), share)
     torch.testing.assert_close(at_time(600, 600), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
-        at_time(600, 400), torch.stack([expected[0], upsample(maps[1], 8, 8)[1]]), rtol=1e-4, atol=1e-4
+        at_time(600, 400), torch.stack([expected[0], resample(maps[1], 8, 8)[1]]), rtol=1e-4, atol=1e-4
     )
 
 
@@ -147,3 +147,24 @@ def test_cost_is_the_gain_whatever_the_weights(gaussian: GaussianDenoiser) -> No
     estimates = reconstruct(sources, noise, times, gaussian)
     expected = information_gain(estimates[1], estimates[2], sources).abs().mean((1, 2, 3, 4))
     torch.testing.assert_close(costs[0][1], expected)
+
+
+def test_gains_on_coarse_grids_come_from_images_of_an_eighth(bundled: Denoiser) -> None:
+    """Shares of the sources differ about as much from those of images of a quarter as these from noise to noise."""
+    sources = 2 * crop_of("infrared_visible", 0, 0, 256, "visible", "infrared") - 1
+    first, second = torch.randn(2, 1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    times = time_grid("logsnr", 4, bundled.alpha_bar, 1.0, 0.125)
+    seen: list[int] = []
+    handle = bundled.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, 0].numel() * 4))
+    config = DigConfig(kind="residual", loss="l1", normalise="none", smoothing=1.0, smoothing_noise=16.0)
+
+    def shares(noise: torch.Tensor, estimates: bool) -> list[torch.Tensor]:
+        with torch.no_grad():
+            found = measure(sources, [noise], times, bundled, config, estimates)
+        return [gain[:, 0] / gain.sum(1) for gain in found.gains]
+
+    eighth, quarter, other = shares(first, False), shares(first, True), shares(second, True)
+    handle.remove()
+    assert seen == [2 * 2 * 64**2, 2 * 2 * 32**2, *[4 * 2 * 64**2] * 2]  # two of four times, at sigma 0.5 and above
+    for a, b, c in zip(eighth, quarter, other, strict=True):
+        assert a.shape == b.shape and (a - b).abs().mean() < 1.25 * (c - b).abs().mean()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from dig2dig.config import GuidanceConfig, SamplerConfig
 from dig2dig.fusion.bands import blurred
 from dig2dig.fusion.guidance import EMState, Step, bands, em, increments, make_guidance, posterior, proximal
-from dig2dig.fusion.resample import upsample
+from dig2dig.fusion.resample import resample
 from dig2dig.priors.schedule import at, noise_level
 from tests.gaussian import GaussianDenoiser
 
@@ -125,7 +125,7 @@ def test_bands_of_one_source_alone_are_that_source_but_for_the_coarsest() -> Non
     coarsest = blurred(sources, (3.0,), 4.0)  # noise level 3 at alpha_bar 0.1
     rest = (coarsest[:, 1:] - coarsest[:, :1]) / 2
     for alpha_bar in (0.5, 0.9, 1.0):  # from grid to grid, as the bands are
-        rest = upsample(rest, *blurred(sources, (float(noise_level(torch.tensor(alpha_bar))),), 4.0).shape[-2:])
+        rest = resample(rest, *blurred(sources, (float(noise_level(torch.tensor(alpha_bar))),), 4.0).shape[-2:])
     torch.testing.assert_close(walk(sources, weight, 1.0), sources[:, 0] + rest[:, 0], rtol=1e-3, atol=1e-4)
 
 

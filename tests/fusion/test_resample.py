@@ -2,7 +2,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from dig2dig.fusion.resample import coarseness, downsample, smooth, upsample
+from dig2dig.fusion.resample import coarseness, downsample, resample, smooth
 
 
 def test_narrow_filters_agree_with_scipy() -> None:
@@ -16,7 +16,7 @@ def test_shrinking_keeps_the_mean_and_growing_the_size(size: tuple[int, int]) ->
     image = torch.rand(2, 3, 1, *size)
     small = downsample(image, 4)
     assert small.shape[-2:] == (-(-size[0] // 4), -(-size[1] // 4))
-    assert upsample(small, *size).shape == image.shape
+    assert resample(small, *size).shape == image.shape
     if size == (16, 24):
         torch.testing.assert_close(small.mean((-2, -1)), image.mean((-2, -1)))
 

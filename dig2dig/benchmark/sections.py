@@ -124,7 +124,7 @@ def windows(config: SpeedConfig, fuser: Fuser) -> Section:
     text = (
         f"Absolute difference in grey levels of 255, a pair processed whole and in windows of {WINDOW} px that overlap "
         f"by {OVERLAP}. *At seams*: where windows of the full size are blended; *elsewhere*: the rest. The presets "
-        "measure gains on images of a quarter of the size, which at 768 px fit one window. The pictures "
+        "measure gains on images of a quarter of the size or less, which at 768 px fit one window. The pictures "
         "`windows_*.png` show the difference, from 0 to 8."
     )
     return Section("Windows", text, rows)

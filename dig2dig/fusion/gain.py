@@ -165,13 +165,13 @@ def measure(
     grids = [coarseness(radius) for radius in radii]
     gains = [sources.new_zeros(b, k, 1, *(-(-side // grid) for side in (h, w))) for grid in grids]
     costs, means = sources.new_zeros(len(times), b), None
+    alone = config.kind == "residual" and not cost  # else estimates of two times are compared, and must be as sharp
     for noise in noises if estimates or config.kind != "static" else []:
-        draw = reconstruct(sources, noise, times, denoiser, config.reduce, () if estimates else grids)
-        ends = [*draw, sources][1:] if cost or config.kind != "residual" else draw  # residuals are of one time alone
+        draw = reconstruct(sources, noise, times, denoiser, config.reduce, grids if alone and not estimates else ())
         for i in range(len(times)) if config.kind != "static" else []:
             for one in grouped(k, sources.shape):
                 here = resample(draw[i][:, one], h, w)
-                following = here if ends is draw else resample(ends[i][:, one], h, w)
+                following = here if alone else resample([*draw, sources][i + 1][:, one], h, w)
                 gain = information_gain(here, following, sources[:, one], config.kind, config.loss)
                 gains[i][:, one] += downsample(gain, grids[i]) / len(noises)
                 if cost:

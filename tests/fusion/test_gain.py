@@ -168,3 +168,16 @@ def test_gains_on_coarse_grids_come_from_images_of_an_eighth(bundled: Denoiser) 
     assert seen == [2 * 2 * 64**2, 2 * 2 * 32**2, *[4 * 2 * 64**2] * 2]  # two of four times, at sigma 0.5 and above
     for a, b, c in zip(eighth, quarter, other, strict=True):
         assert a.shape == b.shape and (a - b).abs().mean() < 1.25 * (c - b).abs().mean()
+
+
+def test_estimates_that_are_compared_are_equally_sharp(bundled: Denoiser) -> None:
+    """A gain or a change between two times, and the cost of a step, must not show a difference of resolution."""
+    sources = 2 * crop_of("infrared_visible", 0, 0, 256, "visible", "infrared") - 1
+    times = time_grid("logsnr", 4, bundled.alpha_bar, 1.0, 0.125)
+    seen: list[int] = []
+    handle = bundled.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, 0].numel() * 4))
+    for kind, cost in (("gain", False), ("change", False), ("residual", True)):
+        with torch.no_grad():
+            measure(sources, [torch.randn(1, 3, 256, 256)], times, bundled, DigConfig(kind=kind), False, cost)
+    handle.remove()
+    assert seen == [4 * 2 * 64**2] * 3

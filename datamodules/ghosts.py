@@ -57,7 +57,7 @@ def without_ghosts(
     cleaned, masks = shown_once(sources, chosen, [valids[name] for name in names], slack)
     notes = []
     for name, mask in zip(names, masks, strict=True):
-        share = f"{100 * mask.mean():.1f} % of the picture"
+        share = f"{max(100 * mask.mean(), 0.1):.1f} % of the picture"
         if mask.mean() > MOST:
             notes.append(f"{name}: differs from {names[chosen]} on {share}: not taken for motion; align=ecc registers")
         elif mask.any():

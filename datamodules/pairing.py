@@ -17,6 +17,8 @@ from datamodules.words import by_words
 from dig2dig.config import InferConfig
 from dig2dig.errors import ImageError, PairingError
 
+MASK = "mask"  # column of a manifest, and key of a pair's files: where the targets of a training pair are
+
 
 def check_modalities(place: str, names: Collection[str]) -> None:
     """Refuses names that could be more than one part of a file's name."""
@@ -53,10 +55,16 @@ def silent(line: str) -> None:
 def scenes(config: InferConfig, tell: Tell = silent) -> list[Pair]:
     """All that the configuration asks to fuse, a pair for each frame of videos and volumes."""
     if config.manifest:
-        pairs = read_manifest(Path(config.manifest))
+        pairs = [without_mask(pair) for pair in read_manifest(Path(config.manifest))]
     else:
         pairs = find_stacks(Path(config.stacks)) if config.stacks else find_pairs(config.sources, tell)
     return part_of(expand(pairs, config.sequence, config.reference), config.shard)
+
+
+def without_mask(pair: Pair) -> Pair:
+    """A pair whose files are its sources alone; a mask is for training."""
+    files = {modality: file for modality, file in pair.files.items() if modality != MASK}
+    return replace(pair, files=files, missing=tuple(modality for modality in pair.missing if modality != MASK))
 
 
 def part_of(pairs: list[Pair], shard: str) -> list[Pair]:
@@ -176,11 +184,15 @@ def read_manifest(path: Path) -> list[Pair]:
     try:
         check_regular(path)
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            table = csv.DictReader(file)
+            table = csv.DictReader(file, skipinitialspace=True)
             modalities = [column for column in table.fieldnames or [] if column and column != "name"]
             rows = list(table)
-    except (OSError, csv.Error, ImageError) as error:
+    except ImageError as error:
+        raise PairingError(f"manifest: {error}") from error
+    except (OSError, csv.Error) as error:
         raise PairingError(f"manifest: {path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if len(modalities) == 1 and ";" in modalities[0]:
+        raise PairingError(f"manifest: {path} is separated by semicolons; save it with commas")
     check_modalities(f"manifest: {path}", modalities)
     if len(modalities) < 2 or not rows:
         raise PairingError(f"manifest: {path} needs a line of modalities, as name,visible,infrared, and rows under it")
@@ -190,6 +202,8 @@ def read_manifest(path: Path) -> list[Pair]:
         files = {modality: path.parent / row[modality] for modality in modalities if row[modality]}
         first = stem(next(iter(files.values()))) if files else f"line {number}"
         pair = _checked(Pair(row.get("name") or first, files), place)
+        if None in row:
+            pair = replace(pair, problem=f"{place}: more fields than columns")
         if pair.name in pairs:
             pair = replace(pairs[pair.name], problem=f"{place}: {pair.name} stands there twice")
         pairs[pair.name] = pair

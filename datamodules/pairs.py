@@ -238,22 +238,33 @@ def stated(pair: Pair, pictures: Mapping[str, Picture], reference: str) -> Image
     return found
 
 
+def differing(pair: Pair, sizes: Mapping[str, tuple[int, ...]], reading: Reading) -> str:
+    """What is wrong with sources of these sizes, (height, width); empty if nothing is."""
+    if reading.align != "none" or len(set(sizes.values())) < 2:
+        return ""
+    told = ", ".join(f"{pair.files[m]} {w}x{h}" for m, (h, w) in sizes.items())
+    return f"sources differ in size: {told}; align=resize or auto brings them to one"
+
+
 def aligned(
     pair: Pair, images: Images, valids: Valids, reference: str, reading: Reading, digests: dict[str, str], known: Images
 ) -> tuple[Images, Valids, list[str]]:
     """All sources in the reference's frame, which pixels are valid there, and notes; refuses what cannot be brought."""
     sizes = {modality: image.shape[:2] for modality, image in images.items()}
-    if reading.align == "none" and len({size for modality, size in sizes.items() if modality not in known}) > 1:
-        told = ", ".join(f"{pair.files[m]} {w}x{h}" for m, (h, w) in sizes.items())
-        raise ImageError(f"{pair.name}: sources differ in size: {told}; align=resize or auto brings them to one")
+    if told := differing(pair, {modality: size for modality, size in sizes.items() if modality not in known}, reading):
+        raise ImageError(f"{pair.name}: {told}")
     moved, valid, notes = dict(images), dict(valids), list[str]()
     chained = reading.task in STACKS
     placing = Placing(images, valids, reference, reading.align, chained, digests, known, reading.memory)
     for modality in (modality for modality in images if modality != reference):
+        alone = [images[m] for m in (reference, modality)]
+        if pair.series and len({*map(np.shape, alone)}) == 1 and any(image.min() == image.max() for image in alone):
+            continue  # an empty slice, a black frame: it lies as the others do
         try:
             image, covered, found = placing.place(modality)
         except AlignmentError as error:
-            raise AlignmentError(f"{pair.files[modality]}: {error}") from error
+            frame = f"{pair.name}: " if pair.series else ""
+            raise AlignmentError(f"{frame}{pair.files[modality]}: {error}") from error
         moved[modality] = aside(image, len(images))
         valid[modality] = None if covered is None else aside(covered, len(images))
         notes += [f"{modality}: {note}" for note in found]

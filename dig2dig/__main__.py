@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from dig2dig import __version__
-from dig2dig.cli import keep_freed_memory, load, preset_file
+from dig2dig.cli import keep_freed_memory, load
 from dig2dig.config import InferConfig, PriorConfig
 from dig2dig.config_train import TrainConfig
 from dig2dig.errors import UserError, last_resort, told
@@ -27,15 +27,19 @@ USAGE = """dig2dig COMMAND …: image fusion with diffusion information gain
 TASK is ivf (infrared-visible), mif (medical), mef (exposures), mff (focal planes) or universal.
 dig2dig COMMAND --help says more; dig2dig --version prints the version."""
 
+TASKS = ("ivf", "mif", "mef", "mff", "universal")
 PACKAGES = ("report", "benchmark", "metrics", "app")
-
-FOLDERS_ONLY = ("dry_run=", "validate=", "overwrite=", "shard=", "save.format=", "save.weights=", "report.", "logger.")
 
 FUSE = """dig2dig fuse TASK FILE FILE … [out=RESULT] [key=value …]
 
 Fuses the files of one scene into RESULT (by default fused with the suffix of the first file), or folders of scenes,
 paired by name, into the folder RESULT. TASK is ivf (visible first, then infrared), mif, mef, mff or universal; the
 first source decides the size and the depth. Options of dig2dig infer may follow, as align=auto."""
+
+RIG = """dig2dig rig TASK sources.NAME=DIR sources.NAME=DIR … out=rig.yaml [key=value …]
+
+Registers several frames of cameras on one mount, and writes the median of what it finds for align=rig.yaml.
+Options of dig2dig infer that say how files are paired and read may follow, as reference=visible."""
 
 PRIOR = """dig2dig prior convert PRIOR FOLDER [half]     ADM or another prior as a diffusers folder; half: float16
 dig2dig prior merge PRIOR ADAPTER FOLDER      a prior with a LoRA adapter in its weights, as a diffusers folder"""
@@ -68,7 +72,7 @@ def fuse(arguments: list[str]) -> int:
         print(FUSE, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     task, *rest = arguments
-    if preset_file(task) is None:
+    if task not in TASKS:
         raise UserError(f"no task '{task}': the first argument is ivf, mif, mef, mff or universal")
     options = [one for one in rest if "=" in one and not Path(one).exists()]
     files = [Path(one) for one in rest if one not in options]
@@ -83,18 +87,16 @@ def fuse(arguments: list[str]) -> int:
     if any(file.is_dir() for file in files):
         named = (f"sources.{name}={file}" for name, file in named_sources(task, files).items())
         return infer([task, *named, *options], command=("dig2dig", "infer"))
-    if unfit := next((one for one in options if one.startswith(FOLDERS_ONLY)), None):
-        raise UserError(f"{unfit}: means nothing for two files; dig2dig infer takes it")
     target = Path(out or f"fused{suffix_of('reference', files[0].suffix.lower())}")
     check_picture_file(target)
     if target.resolve() in [file.resolve() for file in files] or (not out and target.exists()):
         raise UserError(f"{target} exists: give another file, as out=result.png")
     keep_freed_memory()
     result = fuse_result(files, task, overrides=[one for one in options if not one.startswith("out=")])
-    write_result(result, target)
+    notes = [*([result.note] if result.note else []), *write_result(result, target)]
     assert result.image is not None
     height, width = result.image.shape[-2:]
-    print(f"{target}: {width}x{height}, fused in {result.seconds:.1f} s{f'; {result.note}' if result.note else ''}")
+    print("; ".join([f"{target}: {width}x{height}, fused in {result.seconds:.1f} s", *notes]))
     return 0
 
 
@@ -109,6 +111,8 @@ def prior(arguments: list[str]) -> int:
         case _:
             print(PRIOR, file=sys.stdout if arguments[:1] == ["--help"] else sys.stderr)
             return 0 if arguments[:1] == ["--help"] else 2
+    if not folder or (Path(folder).is_dir() and any(Path(folder).iterdir())):
+        raise UserError(f"'{folder}' is not empty: give a new folder" if folder else "the folder's name is empty")
     from dig2dig.priors.build import save_prior
     from dig2dig.priors.load import open_prior
 
@@ -123,6 +127,9 @@ def prior(arguments: list[str]) -> int:
 @told
 def rig(arguments: list[str]) -> int:
     """Finds how the cameras of a mount look beside the reference, from several frames, and writes it."""
+    if not arguments or {"--help", "-h"} & set(arguments):
+        print(RIG, file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else 2
     config = load(InferConfig, arguments)
     from dig2dig.inference.calibrate import write_calibration
 

@@ -1,5 +1,6 @@
 """From Python: presets, and files fused in one call."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,13 +13,17 @@ from dig2dig.cli import load_strictly, preset_file
 from dig2dig.color import to_pixels
 from dig2dig.config import InferConfig, SamplerConfig
 from dig2dig.errors import UserError
-from dig2dig.inference.encode import PICTURES, encode
+from dig2dig.inference.encode import PICTURES, encode, lost
 from dig2dig.inference.state import reading
 from dig2dig.modules.fuser import Fuser
 from dig2dig.modules.results import Result
 from dig2dig.priors.denoiser import Denoiser, pick_device
 from dig2dig.priors.load import open_prior
 
+FOLDERS_ONLY = (  # options of runs
+    "dry_run=", "validate=", "overwrite=", "shard=", "sequence=", "batch_size=", "workers=", "out=", "save.format=",
+    "save.weights=", "report.", "logger.", "trainer.devices=", "trainer.num_nodes=", "trainer.strategy=",
+)  # fmt: skip
 MODALITIES = {"ivf": ("visible", "infrared")}  # sources of a task in their order; others are source_1, source_2, …
 
 
@@ -59,8 +64,9 @@ def fuse_files(
         files: Two or more pictures of one scene; for ``ivf`` the visible one first. The first one decides the size,
             the depth and, for ``out``, the colour.
         task: Name of a preset.
-        out: File for the result; its suffix is the format. None = nothing is written.
+        out: File for the result; its suffix is the format. None = nothing is written. What it loses is a warning.
         prior: The denoiser, where it is; None = that of the preset, on a GPU if there is one. Give it for many scenes.
+            Options ``prior.…`` are for :func:`dig2dig.load_prior` then.
         overrides: Options as on the command line, as ``align=auto``.
 
     Returns:
@@ -75,7 +81,8 @@ def fuse_files(
     result = fuse_result(files, task, prior, overrides)
     assert result.image is not None and result.sample is not None
     if out is not None:
-        write_result(result, Path(out))
+        for told in write_result(result, Path(out)):
+            warnings.warn(f"{out}: {told}", stacklevel=2)
     pixels = to_pixels(result.image, result.sample.depth)
     return pixels[..., 0] if pixels.shape[2] == 1 else pixels
 
@@ -86,6 +93,10 @@ def fuse_result(
     """The result of :func:`fuse_files` with all that is known of it."""
     if isinstance(files, (str, Path)) or len(files) < 2:
         raise UserError("give at least two files of one scene")
+    if unfit := next((one for one in overrides if one.startswith(FOLDERS_ONLY)), None):
+        raise UserError(f"{unfit}: means nothing for the files of one scene; dig2dig infer takes it")
+    if lost_one := next((one for one in overrides if prior and one.startswith("prior.")), None):
+        raise UserError(f"{lost_one}: means nothing for a prior that is given; load_prior takes it")
     config = preset_config(task, named_sources(task, files), *overrides)
     pair, *more = expand(find_pairs(config.sources))
     if more:
@@ -109,8 +120,9 @@ def check_picture_file(path: Path) -> None:
         raise UserError(f"out={path}: give a picture file, as fused.png, .tif, .jpg, .webp or .bmp")
 
 
-def write_result(result: Result, path: Path) -> None:
-    """Writes a fused picture, whole or not at all."""
-    image, sample = result.image, result.sample
+def write_result(result: Result, path: Path) -> list[str]:
+    """Writes a fused picture, whole or not at all; gives notes on what the format loses."""
+    image, sample, suffix = result.image, result.sample, path.suffix.lower()
     assert image is not None and sample is not None
-    write_atomically(path, encode(image, path.suffix.lower(), sample.depth, sample.metadata, result.valid))
+    write_atomically(path, encode(image, suffix, sample.depth, sample.metadata, result.valid))
+    return lost(suffix, sample.metadata, result.valid)

@@ -92,7 +92,6 @@ class OptimConfig(Checked, heading="optim."):
     sigma_max: float = option(10.0, "largest noise level drawn")
     weighting: Literal["none", "min_snr"] = option("none", "weight of noise levels in the loss")
     gamma: float = option(5.0, "min_snr: signal-to-noise ratio at which weights are cut")
-    variance_weight: float = option(0.001, "weight of the variational term for networks that learn variances, as ADM's")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -174,6 +173,8 @@ class TrainConfig(Checked):
         data = self.data
         known = data.names_scenes or bool(self.validate and self.fusion.sources)
         require(known, "no pairs: give data.sources.MODALITY=DIR, data.manifest or data.stacks")
+        require(bool(self.weights) or not self.validate, "validate=true needs weights=, as weights=OUT/weights")
+        require(not data.mask or bool(data.sources), "data.mask goes with data.sources; a manifest has a column mask")
         require(len(data.sources) != 1, "data.sources: give at least two, as data.sources.visible=DIR")
         require(bool(self.prior), "learned weights need a prior: give prior=bundled, a folder or a hub id")
         require(bool(self.objective), "no objective: start from a preset, as configs/weights_ivf.yaml")

@@ -24,8 +24,8 @@ class GaussianDenoiser(Denoiser):
         super().__init__(nn.Identity(), alpha_bar, Layout("sample", channels))
         self.mean, self.variance = mean, std**2
 
-    def outputs(self, x_t: Image, t: Timestep) -> tuple[Image, None]:
+    def outputs(self, x_t: Image, t: Timestep) -> Image:
         """The posterior mean."""
         alpha_bar_t = at(self.alpha_bar, t, x_t)
         slope = alpha_bar_t.sqrt() * self.variance / (alpha_bar_t * self.variance + 1 - alpha_bar_t)
-        return self.mean + slope * (x_t - alpha_bar_t.sqrt() * self.mean), None
+        return self.mean + slope * (x_t - alpha_bar_t.sqrt() * self.mean)

@@ -125,16 +125,46 @@ def test_the_command_fuses_files_and_replaces_nothing(
         (fuse, "fused.png exists"),
         ([*fuse, "out=a.png"], "a.png exists"),
         (["fuse", "a.png", "b.png"], "no task 'a.png'"),
+        (["fuse", "smoke", "a.png", "b.png"], "no task 'smoke'"),
+        ([*fuse, "trainer.devices=2", "out=x.png"], "dig2dig infer takes it"),
         (["fuse", "mef", "a.png"], "at least two files"),
         (["fuse", "mef", "a.png", "z.png"], "z.png: no such file"),
         ([*fuse, "sampler.stepz=2", "out=x.png"], "did you mean 'sampler.steps'"),
-        ([*fuse, "dry_run=true", "out=x.png"], "dry_run=true: means nothing for two files"),
+        ([*fuse, "dry_run=true", "out=x.png"], "dry_run=true: means nothing for the files of one scene"),
         ([*fuse, "save.format=tif", "out=x.png"], "dig2dig infer takes it"),
     ):
         assert main(arguments) == 2
         printed = capsys.readouterr().err
         assert printed.startswith("error: ") and line in printed and printed.count("\n") == 1
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_a_format_loses_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 40, 4), np.uint8)
+    pixels[..., 3] = 255
+    pixels[:, :8, :8, 3] = 0
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    for file, one in zip(files, pixels, strict=True):
+        Image.fromarray(one).save(file)
+    assert main(["fuse", "ivf", *map(str, files), f"out={tmp_path / 'out.jpg'}"]) == 0
+    assert "a .jpg holds no alpha" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match=r"a \.jpg holds no alpha"):
+        dig2dig.fuse_files(files, out=tmp_path / "again.jpg")
+
+
+def test_options_that_one_scene_has_no_use_for_are_refused(exposures: list[Path]) -> None:
+    with pytest.raises(UserError, match="validate=true: means nothing for the files of one scene"):
+        dig2dig.fuse_files(exposures, "mef", overrides=["validate=true"])
+    with pytest.raises(UserError, match=r"prior\.window=64: means nothing for a prior that is given"):
+        dig2dig.fuse_files(exposures, "mef", prior=load_prior(), overrides=["prior.window=64"])
+
+
+def test_a_prior_never_replaces_another(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["prior", "convert", "bundled", str(tmp_path / "new")]) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for folder, line in ((str(tmp_path / "new"), "is not empty: give a new folder"), ("", "folder's name is empty")):
+        assert main(["prior", "convert", "bundled", folder]) == 2 and line in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_the_command_fuses_folders_into_a_folder(exposures: list[Path], tmp_path: Path, monkeypatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, features
+from PIL import Image
 
 from datamodules.metadata import Metadata, exif_of, metadata_of
 from datamodules.readers.tiff import divided, opaque
@@ -35,8 +35,6 @@ def kind_of(path: Path, start: bytes) -> str:
         return known
     if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
         return "heif"
-    if start[4:12] in (b"ftypavif", b"ftypavis") and not features.check_module("avif"):
-        return "avif"
     return "raw" if path.suffix.lower() in RAW_SUFFIXES and not start.startswith((b"\xff\xd8", b"\x89PNG")) else ""
 
 
@@ -199,11 +197,6 @@ def _open_hdr(content: bytes) -> Opened:
     return int(line[1]), int(line[3]), decode
 
 
-def _open_avif(content: bytes) -> Opened:
-    """AVIF where Pillow has no decoder of it; with one, Pillow reads it like a PNG."""
-    raise ImageError("needs a Pillow that reads AVIF; pip install 'pillow>=11.3'")
-
-
 def split(pixels: np.ndarray, multiplied: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
     """Grey or RGB, and the alpha that stands behind; colours that were ``multiplied`` by alpha are as before."""
     pixels = pixels.astype(np.float32) if pixels.dtype == np.float16 else pixels
@@ -215,4 +208,4 @@ def split(pixels: np.ndarray, multiplied: bool = False) -> tuple[np.ndarray, np.
     return divided(colours, alpha) if multiplied else colours, alpha
 
 
-OPEN = dict(raw=_open_raw, heif=_open_heif, jxl=_open_jxl, exr=_open_exr, hdr=_open_hdr, avif=_open_avif)
+OPEN = dict(raw=_open_raw, heif=_open_heif, jxl=_open_jxl, exr=_open_exr, hdr=_open_hdr)

@@ -246,4 +246,4 @@ def command(order: Order, modalities: Sequence[str], options: Sequence[str]) -> 
     alike = len(set(order.names)) < len(order.names)
     placed = [f"FOLDER_{k}/{name}" if alike else name for k, name in enumerate(order.names, 1)]
     sources = [f"sources.{modality}={name}" for modality, name in zip(modalities, placed, strict=True)]
-    return shlex.join(["python", "infer.py", f"configs/{order.task}.yaml", *sources, *options, "out=out"])
+    return shlex.join(["dig2dig", "infer", order.task, *sources, *options, "out=out"])

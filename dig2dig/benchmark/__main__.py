@@ -29,6 +29,8 @@ def main(argv: list[str]) -> int:
     """Runs one benchmark and gives the exit code."""
     if not argv or argv[0] not in COMMANDS:
         asked = bool(argv) and argv[0] in ("--help", "-h")
+        if argv and not asked:
+            print(f"error: no command '{argv[0]}'\n", file=sys.stderr)
         print(USAGE, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     config = load(getattr(schemas, f"{argv[0].capitalize()}Config"), argv[1:])

@@ -135,6 +135,6 @@ class AlignConfig(Checked):
     data: str = common("../shared/data", "folder of the tasks")
     datasets: str = common("MSRS, LLVIP, M3FD, VIFB, Harvard_CT-MRI", "datasets, separated by commas")
     limit: int = common(0, "largest number of pairs of each dataset; 0 = all", least=0)
-    warps: int = common(3, "warps of each pair", least=1)
+    warps: int = common(4, "warps of each pair, every second one with perspective", least=1)
     seed: int = common(0, "seed of the warps")
     out: str = common("out/align", "folder of results.csv and table.md; a run resumes from it")

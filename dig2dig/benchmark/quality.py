@@ -32,6 +32,9 @@ def run(config: QualityConfig) -> int:
     """Fuses and scores all that an earlier run has not, and writes the tables."""
     cases = find_cases(config.data, config.datasets, config.half, config.limit)
     out, methods = Path(config.out), [*names(config.methods), *config.variants]
+    compared = any(method in (config.reference, "peers") or method.startswith("peers:") for method in methods)
+    if not methods or (config.reference != "dig2dig" and not compared):
+        raise MethodError(f"reference={config.reference} is none of the methods" if methods else "methods= is empty")
     for method in methods:
         sampler_of(method, "ivf", config.variants)  # refuses an unknown name before any work
     kept, failed = list[Row](), list[str]()

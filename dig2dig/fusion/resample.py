@@ -43,7 +43,9 @@ def resample(images: Tensor, height: int, width: int) -> Tensor:
     if images.shape[-2:] == (height, width):
         return images
     mode = "bilinear" if images.shape[-1] <= width else "area"
-    return interpolate(images.flatten(0, -4), (height, width), mode=mode).view(*images.shape[:-2], height, width)
+    return interpolate(images.reshape(-1, *images.shape[-3:]), (height, width), mode=mode).view(
+        *images.shape[:-2], height, width
+    )
 
 
 def coarseness(sigma: float) -> int:
@@ -75,12 +77,7 @@ def downsample(images: Tensor, factor: int) -> Tensor:
     """Area means of images (..., c, h, w) on a grid ``factor`` times coarser, its size rounded up."""
     if factor == 1:
         return images
-    flat, (height, width) = images.flatten(0, -4), images.shape[-2:]
-    if height % factor == 0 and width % factor == 0:
-        small = avg_pool2d(flat, factor)
-    else:
-        small = interpolate(flat, (math.ceil(height / factor), math.ceil(width / factor)), mode="area")
-    return small.view(*images.shape[:-2], *small.shape[-2:])
+    return resample(images, *(math.ceil(side / factor) for side in images.shape[-2:]))
 
 
 def grouped(count: int, size: torch.Size) -> list[slice]:
@@ -105,8 +102,4 @@ def resize(images: Tensor, side: int) -> Tensor:
     """Area means of images (..., c, h, w) whose longer side is at most ``side`` pixels; smaller ones are left."""
     height, width = images.shape[-2:]
     scale = side / max(height, width)
-    if scale >= 1:
-        return images
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    flat = images.reshape(-1, *images.shape[-3:])
-    return interpolate(flat, size, mode="area").view(*images.shape[:-2], *size)
+    return images if scale >= 1 else resample(images, max(1, round(height * scale)), max(1, round(width * scale)))

@@ -66,9 +66,9 @@ def lost(suffix: str, metadata: Metadata, valid: np.ndarray | None = None) -> li
     """What the format of a result cannot keep, in words."""
     words = []
     if metadata.geo and suffix not in (".tif", ".tiff"):
-        words.append(f"a {suffix} holds no georeference: take save.format=tif")
+        words.append(f"a {suffix} holds no georeference, .tif does")
     if valid is not None and suffix not in (*DEEP, ".webp"):
-        words.append(f"a {suffix} holds no alpha: pixels without data are filled; take save.format=png")
+        words.append(f"a {suffix} holds no alpha, .png does: pixels without data are filled")
     if suffix == ".bmp" and (metadata.exif or metadata.icc or metadata.xmp):
         words.append("a .bmp holds no EXIF, XMP and colour profile")
     return words

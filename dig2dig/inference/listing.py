@@ -6,14 +6,15 @@ from torch import Size
 
 from datamodules.folders import extra_files
 from datamodules.pairing import Pair
-from datamodules.pairs import reference_of
-from datamodules.readers.source import source_size
+from datamodules.pairs import Reading, differing, reference_of
+from datamodules.readers.medical import is_medical
+from datamodules.readers.source import real, source_size
 from datamodules.readers.volume import memory
 from dig2dig.color import LUMINANCE_TASKS
 from dig2dig.config import InferConfig
 from dig2dig.errors import ImageError, one_line
 from dig2dig.fusion.stream import streams
-from dig2dig.inference.state import Run
+from dig2dig.inference.state import Run, reading
 
 MOST = 20  # names that are printed
 BASE = 2.0  # GiB of Python, torch and one call of the bundled prior
@@ -25,12 +26,13 @@ def list_pairs(run: Run) -> None:
     """Prints what would be fused, what is wrong with the rest, and how much memory it would take."""
     needs: dict[str, float] = {}
     for pair in run.todo:
-        told, pixels = describe(pair, run.config.reference, run.config.allow_missing)
+        told, pixels = describe(pair, reading(run.config))
         needs |= {pair.name: needed(run.config, len(pair.files), pixels)} if pixels else {}
         print(one_line(told))
     if extra := extra_files(run.config.sources):
         print(f"ignored, not images: {some([str(path) for path in extra])} ({len(extra)})")
-    print(f"{len(run.todo)} to fuse, {len(run.done)} done before, into {run.out}")
+    refused = f", {len(run.todo) - len(needs)} that cannot be fused" if len(needs) < len(run.todo) else ""
+    print(f"{len(needs)} to fuse, {len(run.done)} done before{refused}, into {run.out}")
     if needs:
         print(f"at most about {max(needs.values()):.1f} GiB of memory with the bundled prior")
     if large := [name for name, need in needs.items() if need * GIB > memory()]:
@@ -50,18 +52,22 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST]) + (" …" if len(names) > MOST else "")
 
 
-def describe(pair: Pair, reference: str, allow_missing: bool) -> tuple[str, int]:
+def describe(pair: Pair, how: Reading) -> tuple[str, int]:
     """One line on a pair, and its pixels; 0 where it cannot be fused."""
     files = ", ".join(map(str, pair.files.values()))
     if pair.problem:
         return f"{pair.name}  cannot be fused: {pair.problem}", 0
-    if pair.incomplete(allow_missing):
+    if pair.incomplete(how.allow_missing):
         return f"{pair.name}  cannot be fused, missing: {', '.join(pair.missing)}", 0
     missing = f"  missing: {', '.join(pair.missing)}" if pair.missing else ""
     try:
-        first = reference_of(pair, reference)
+        first = reference_of(pair, how.reference)
         height, width = source_size(pair.files[first], pair.frame, first)
+        own = {m: file for m, file in pair.files.items() if real(file) != real(pair.files[first])}
+        free = {m: source_size(file, pair.frame, m) for m, file in own.items() if not is_medical(file)}
     except ImageError as error:
         return f"{pair.name}  {error}{missing}", 0
+    if told := differing(pair, {first: (height, width)} | free, how):
+        return f"{pair.name}  cannot be fused: {told}", 0
     frame = "" if pair.frame is None else f" [{pair.frame}]"
     return f"{pair.name}  {width}x{height}  {files}{frame}{missing}", height * width

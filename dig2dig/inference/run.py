@@ -91,6 +91,8 @@ def fuse_pairs(run: Run, report: Report, command: Sequence[str]) -> int:
     elif trainer.is_global_zero:
         run.start()
         report.start()
+        if config.logger.active:
+            note("nothing is left to fuse, so nothing is logged; overwrite=true fuses anew")
     close(trainer.loggers)
     if not trainer.is_global_zero:
         return 0

@@ -147,7 +147,9 @@ def join_series(out: Path, pairs: Sequence[Pair], rows: Mapping[str, Mapping[str
         volume, video = done[0]["file"].endswith(".nii.gz"), is_video(source)
         if len(done) < len(frames) and (volume or video):
             missing = f"{len(frames) - len(done)} of {len(frames)} failed, so they are not joined to one file"
-            print(f"{one_line(series)}: {missing}", file=sys.stderr)
+            whole = out / f"{series}{'.nii.gz' if volume else '.mp4'}"
+            before = f"; {whole} is an earlier run's" if whole.exists() else ""
+            print(one_line(f"{series}: {missing}{before}"), file=sys.stderr)
         elif volume:
             from dig2dig.inference.medical import joined
 

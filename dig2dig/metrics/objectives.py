@@ -33,26 +33,6 @@ class View:
         return 255 * luminance(self.fused).clamp(0, 1), 255 * luminance(self.sources)[:, :, 0]
 
 
-def vif(view: View) -> Tensor:
-    """Minus VIF, summed over the sources."""
-    return -perception.visual_information(*view.levels).sum(1).mean()
-
-
-def ssim(view: View) -> Tensor:
-    """Minus SSIM, summed over the sources."""
-    return -structure.similarity(*view.levels).sum(1).mean()
-
-
-def qabf(view: View) -> Tensor:
-    """Minus Qabf."""
-    return -gradient.gradient_preservation_of(*view.levels).mean()
-
-
-def scd(view: View) -> Tensor:
-    """Minus SCD, summed over the sources."""
-    return -structure.correlation_of_differences(*view.levels).sum(1).mean()
-
-
 def mef_ssim(view: View) -> Tensor:
     """Minus MEF-SSIM."""
     fused, sources = view.levels
@@ -100,16 +80,6 @@ def contrast(view: View) -> Tensor:
     return -view.fused.flatten(1).std(1).mean()
 
 
-def artefact(view: View) -> Tensor:
-    """Nabf."""
-    return gradient.fusion_artefacts_of(*view.levels).mean()
-
-
-def halo(view: View) -> Tensor:
-    """Share of the gradient energy of the blurred image that points against every source, see :func:`tone.halo_of`."""
-    return tone.halo_of(*view.levels).mean()
-
-
 def bounds(view: View) -> Tensor:
     """How far the image, halved up to five times, leaves the range of the sources there: halos."""
     total, fused, sources = view.fused.new_zeros(()), view.fused, view.sources
@@ -120,11 +90,6 @@ def bounds(view: View) -> Tensor:
         over, under = (fused - sources.amax(1)).clamp(min=0), (sources.amin(1) - fused).clamp(min=0)
         total = total + (over + under).mean()
     return total
-
-
-def order(view: View) -> Tensor:
-    """Lightness order that is turned round where all sources agree, see :func:`tone.order_of`."""
-    return tone.order_of(*view.levels).mean()
 
 
 def overflow(view: View) -> Tensor:
@@ -169,11 +134,22 @@ def truth_ssim(view: View) -> Tensor:
     return -structure.similarity(view.levels[0], 255 * luminance(view.truth)).mean()
 
 
-_TERMS: tuple[Callable[[View], Tensor], ...] = (
-    vif, ssim, qabf, scd, mef_ssim, target, salient, mask, contrast, sharp, artefact, halo, bounds, order,
-    overflow, exposure, colour, truth, truth_ssim,
-)  # fmt: skip
-TERMS: dict[str, Callable[[View], Tensor]] = {term.__name__: term for term in _TERMS}
+def _metric(score: Callable[[Tensor, Tensor], Tensor], sign: int = -1) -> Callable[[View], Tensor]:
+    """A metric of grey levels, summed over the sources where it has a value for each."""
+    return lambda view: sign * score(*view.levels).reshape(len(view.fused), -1).sum(1).mean()
+
+
+TERMS: dict[str, Callable[[View], Tensor]] = {
+    "vif": _metric(perception.visual_information),
+    "ssim": _metric(structure.similarity),
+    "qabf": _metric(gradient.gradient_preservation_of),
+    "scd": _metric(structure.correlation_of_differences),
+    "artefact": _metric(gradient.fusion_artefacts_of, 1),
+    "halo": _metric(tone.halo_of, 1),
+    "order": _metric(tone.order_of, 1),
+}
+_OWN = (mef_ssim, target, salient, mask, contrast, sharp, bounds, overflow, exposure, colour, truth, truth_ssim)
+TERMS |= {term.__name__: term for term in _OWN}
 """All terms by name."""
 
 

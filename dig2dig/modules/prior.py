@@ -76,7 +76,7 @@ class PriorModule(Learner):
         uniform, noise = draws(self.config.seed, batch["index"], x0.shape[1:])
         o = self.config.optim
         t = draw_times(uniform, self.denoiser.alpha_bar, o.sigma_min, o.sigma_max)
-        losses = diffusion_loss(self.denoiser, x0, noise, t, o.variance_weight)
+        losses = diffusion_loss(self.denoiser, x0, noise, t)
         loss = (loss_weight(o.weighting, o.gamma, self.denoiser, t).to(losses) * losses).mean()
         self.log("train/loss", self.shared(loss.detach()), prog_bar=True)
         sigma = noise_level(at(self.denoiser.alpha_bar, t, losses))

@@ -112,13 +112,11 @@ class Denoiser(nn.Module):
         enabled = bf16 or torch.is_autocast_enabled(device.type)
         return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
-    def outputs(self, x_t: Image, t: Timestep) -> tuple[Image, Image | None]:
-        """What the network itself predicts and its learned variances, if any, in the image's layout and float32."""
+    def outputs(self, x_t: Image, t: Timestep) -> Image:
+        """What the network itself predicts, in the image's layout and float32."""
         with self.autocast(x_t.device):
             output = self.network(pixel_unshuffle(x_t, self.patch), t)
-        parts = output.float().split(self.channels * self.patch**2, dim=1)
-        prediction, *variance = (pixel_shuffle(part, self.patch) for part in parts)
-        return prediction, variance[0] if variance else None
+        return pixel_shuffle(output.float()[:, : self.channels * self.patch**2], self.patch)
 
     def estimate(self, x_t: Image, prediction: Image, t: Timestep) -> Image:
         """The estimate of the clean image that a prediction stands for."""
@@ -131,7 +129,7 @@ class Denoiser(nn.Module):
 
     def whole(self, x_t: Image, t: Timestep) -> Image:
         """The estimate of the clean image, in one call of the network."""
-        return self.estimate(x_t, self.outputs(x_t, t)[0], t)
+        return self.estimate(x_t, self.outputs(x_t, t), t)
 
     def forward(self, x_t: Image, t: Timestep) -> Image:
         """The clean image, about [-1, 1], by each sample's time; large images in windows, large batches in parts."""

@@ -34,67 +34,19 @@ def _positions(alpha_bar: AlphaBar, sigma_min: float, sigma_max: float, device: 
     return (((log_sigma[1:] + log_sigma[:-1]) / 2 - math.log(sigma_min)) / width).float().to(device)
 
 
-def diffusion_loss(denoiser: Denoiser, x0: Image, noise: Image, t: Timestep, variance_weight: float = 0.0) -> Tensor:
+def diffusion_loss(denoiser: Denoiser, x0: Image, noise: Image, t: Timestep) -> Tensor:
     r"""Squared distance of the network's prediction to its target, for each sample, shape (b,).
 
     .. math:: \varepsilon, \qquad v = \sqrt{\bar\alpha_t}\,\varepsilon - \sqrt{1-\bar\alpha_t}\,x_0
               \qquad\text{or}\qquad x_0
-
-    A network that learns its variances also gets the variational term, times ``variance_weight`` (Nichol and
-    Dhariwal, "Improved denoising diffusion probabilistic models", 2021).
     """
     x_t = add_noise(x0, noise, t, denoiser.alpha_bar)
-    prediction, variance = denoiser.outputs(x_t, t)
+    prediction = denoiser.outputs(x_t, t)
     target = noise if denoiser.prediction == "epsilon" else x0
     if denoiser.prediction == "v_prediction":
         alpha_bar_t = at(denoiser.alpha_bar, t, x0)
         target = alpha_bar_t.sqrt() * noise - (1 - alpha_bar_t).sqrt() * x0
-    loss = (prediction - target).square().flatten(1).mean(1)
-    if variance is None or variance_weight == 0:
-        return loss
-    x0_hat = denoiser.estimate(x_t, prediction.detach(), t)  # the variational term teaches variances only
-    return loss + variance_weight * variational_loss(x0, x0_hat, x_t, variance, t, denoiser.alpha_bar)
-
-
-def variational_loss(
-    x0: Image, x0_hat: Image, x_t: Image, variance: Tensor, t: Timestep, alpha_bar: AlphaBar
-) -> Tensor:
-    r"""The variational bound's term at each sample's time, in bits per dimension, times the number of times.
-
-    .. math:: \mathrm{KL}\big(q(x_{t-1} \mid x_t, x_0) \,\|\, p_\theta(x_{t-1} \mid x_t)\big), \qquad
-              \log \sigma_\theta^2 = \nu \log \beta_t + (1 - \nu) \log \tilde\beta_t
-
-    where the network gives :math:`2\nu - 1`; at t = 0 the likelihood of the 8-bit pixels takes its place. Images are in
-    [-1, 1]. Source: Nichol and Dhariwal, "Improved denoising diffusion probabilistic models", 2021, eq. 4 to 7 and 15.
-    """
-    beta, low, on_x0, on_x_t = (at(values, t, x0) for values in _posterior(alpha_bar))
-    share = (variance + 1) / 2
-    log_variance = share * beta.log() + (1 - share) * low.log()
-    distance = (on_x0 * (x0 - x0_hat)).square()
-    divergence = 0.5 * (log_variance - low.log() + (low + distance) * (-log_variance).exp() - 1)
-    likelihood = _pixel_likelihood(x0, on_x0 * x0_hat + on_x_t * x_t, (0.5 * log_variance).exp())
-    nats = torch.where(t.view(-1, 1, 1, 1) == 0, -likelihood, divergence)
-    return nats.flatten(1).mean(1) / math.log(2) * len(alpha_bar)
-
-
-@lru_cache
-def _posterior(alpha_bar: AlphaBar) -> tuple[AlphaBar, ...]:
-    """Variances of one step, those of its posterior, and what its mean takes of the clean and of the noisy image."""
-    before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
-    betas = 1 - alpha_bar / before
-    posterior = betas * (1 - before) / (1 - alpha_bar)
-    posterior = torch.cat([posterior[1:2], posterior[1:]])  # zero at t = 0: the next one stands in
-    mean_x0 = before.sqrt() * betas / (1 - alpha_bar)
-    mean_x_t = (1 - betas).sqrt() * (1 - before) / (1 - alpha_bar)
-    return betas, posterior, mean_x0, mean_x_t
-
-
-def _pixel_likelihood(x: Image, mean: Image, std: Tensor) -> Tensor:
-    """Log-probability of 8-bit pixels under a Gaussian: the mass of each pixel's bin, open at both ends."""
-    normal = torch.distributions.Normal(mean, std, validate_args=False)  # validation would wait for the device
-    upper = torch.where(x > 0.999, 1.0, normal.cdf(x + 1 / 255))
-    lower = torch.where(x < -0.999, 0.0, normal.cdf(x - 1 / 255))
-    return (upper - lower).clamp(min=1e-12).log()
+    return (prediction - target).square().flatten(1).mean(1)
 
 
 def loss_weight(kind: Literal["none", "min_snr"], gamma: float, denoiser: Denoiser, t: Timestep) -> Tensor:

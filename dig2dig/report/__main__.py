@@ -27,6 +27,9 @@ def main(argv: list[str]) -> int:
         raise UserError("give at least two folders that infer.py wrote")
     if not pairs.isdecimal() or int(pairs) < 1:
         raise UserError(f"pairs must be a number from 1, not {pairs}")
+    own = [Path(folder, "report.html").resolve() for folder in folders]
+    if path.suffix.lower() not in (".html", ".htm") or path.resolve() in own:
+        raise UserError(f"out={path}: give a page of its own, as out=comparison.html")
     from dig2dig.atomic import write_atomically
     from dig2dig.report.page import render
     from dig2dig.report.runs import comparison, open_runs

@@ -33,6 +33,8 @@ class ReportWriter:
         views = [view for name, row in kept if (view := read_fragment(run.out, name, run.key, row["inputs"]))]
         todo = [pair for pair in run.todo if not pair.missing or len(pair.files) > 1]
         self.files = {pair.name: pair.files for pair in todo[: max(self.config.pairs - len(views), 0)]}
+        wanted = set(self.config.compared)
+        self.stale = [view.name for view in views if wanted - {panel.label for panel in view.panels}]
         made = sum(any(step.estimate for step in view.views) for view in views)
         self.names = set(self.files)
         fragments = [fragment_file(run.out, name) for name in (*self.files, *run.done)]
@@ -67,5 +69,8 @@ class ReportWriter:
         try:
             write_atomically(path, render(run_page(self.run, rows, shlex.join(command))))
             print(f"report: {path}")
+            if self.stale:
+                lacking = f"{len(self.stale)} pairs of an earlier run lack {', '.join(self.config.compared)}"
+                print(f"report: {lacking}; overwrite=true fuses them anew", file=sys.stderr)
         except Exception as error:  # the pictures are there all the same
             print(f"report: not written ({type(error).__name__}: {error})", file=sys.stderr)

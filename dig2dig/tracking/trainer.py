@@ -69,6 +69,8 @@ def build_trainer(devices: TrainerConfig, pairs: int | None = None, **options: A
     }
     if SLURMEnvironment.detect():  # without Lightning's own checkpoints on signals: a later run would load them
         settings["plugins"] = [*options.get("plugins", []), SLURMEnvironment(auto_requeue=False)]
+    if settings["num_nodes"] > 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & set(os.environ):  # it would wait for ever
+        raise RunError(f"trainer.num_nodes={settings['num_nodes']}: start it on each node, with torchrun or srun")
     try:
         trainer = Trainer(**settings)
     except (ValueError, MisconfigurationException) as error:

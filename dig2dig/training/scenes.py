@@ -3,7 +3,7 @@
 import sys
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from datamodules.gain_data import GRID, write_scene
 from datamodules.image_data import hold_out, read_deep
 from datamodules.made import MADE, varied
-from datamodules.pairing import Pair, find_pairs, find_stacks, read_manifest
+from datamodules.pairing import MASK, Pair, find_pairs, find_stacks, read_manifest, without_mask
 from datamodules.pairs import Reading, Sample, pair_digest, read_pair
 from datamodules.readers.pixels import list_images, read_image
 from datamodules.readers.source import source_digest
@@ -25,7 +25,6 @@ from dig2dig.fusion.resample import resample
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import draw_noise, generators
 
-MASK = "mask"
 LEAST_SIDE = 64  # pixels: VIF's coarsest window must fit
 
 
@@ -69,13 +68,10 @@ def training_pairs(config: TrainConfig) -> list[Pair]:
     if data.sources:
         masks = {MASK: data.mask} if data.mask else {}
         pairs += find_pairs(data.sources | masks, note)
-    return [pair for pair in pairs if len(set(pair.files) - {MASK}) > 1]
-
-
-def without_mask(pair: Pair) -> Pair:
-    """A pair whose files are its sources alone."""
-    files = {modality: file for modality, file in pair.files.items() if modality != MASK}
-    return replace(pair, files=files, missing=tuple(modality for modality in pair.missing if modality != MASK))
+    pairs = [pair for pair in pairs if len(set(pair.files) - {MASK}) > 1]
+    if data.mask and not any(MASK in pair.files for pair in pairs):
+        raise RunError(f"data.mask={data.mask}: no mask has the name of a pair")
+    return pairs
 
 
 def _real(pair: Pair, reading: Reading, variant: int) -> Scene:

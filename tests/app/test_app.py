@@ -68,10 +68,9 @@ def test_the_command_makes_the_same_bytes(
         place = tmp_path / "own" / (f"FOLDER_{k}" if len(set(names)) == 1 else "") / name
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(upload, place)
-    shutil.copytree(ROOT / "configs", tmp_path / "own" / "configs")
     monkeypatch.chdir(tmp_path / "own")
-    python, script, *arguments = shlex.split(done.command)
-    assert (python, script) == ("python", "infer.py") and f"prior.path={tiny}" in arguments
+    program, verb, *arguments = shlex.split(done.command)
+    assert (program, verb) == ("dig2dig", "infer") and f"prior.path={tiny}" in arguments
     assert infer.main([*arguments, "trainer.accelerator=cpu", "report.pairs=0"]) == 0
     assert (tmp_path / "own" / "out" / names[0]).read_bytes() == done.file.read_bytes()
 
@@ -241,7 +240,7 @@ def test_two_files_give_a_picture_and_a_broken_one_gives_a_line(
     fuse(good, other)
     page.locator("#fused img").wait_for()
     assert "64×48 pixels" in status.inner_text() and page.locator("#maps img").count() == 4
-    assert "python infer.py configs/ivf.yaml sources.source_1=upload0.png" in page.locator("#command").inner_text()
+    assert "dig2dig infer ivf sources.source_1=upload0.png" in page.locator("#command").inner_text()
     with page.expect_download() as found:
         page.locator("#download").click()
     assert found.value.suggested_filename == "fused.png"

@@ -126,6 +126,8 @@ def test_theory_end_to_end(tmp_path: Path) -> None:
     ("argument", "line"),
     [
         ("methods=nothing", "no 'nothing'"),
+        ("methods=", "methods= is empty"),
+        ("reference=foo", "reference=foo is none of the methods"),
         ("datasets=Atlantis", "has no Atlantis"),
         ("methods=peers:/nowhere", "no such folder"),
         ("variants.x=sampler.dig.kind=guess", "sampler.dig.kind"),

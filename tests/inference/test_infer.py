@@ -249,7 +249,15 @@ def test_a_compiled_prior_gives_the_same_picture(pairs: list[str], tmp_path: Pat
 def test_dry_run_writes_nothing(pairs: list[str], tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture) -> None:
     assert run(*pairs, f"out={tmp_path / 'out'}", f"prior.path={tiny}", "dry_run=true") == 0
     printed = capsys.readouterr().out
-    assert "c 40x33" in printed and "3 to fuse, 0 done before" in printed
+    assert "c 40x33" in printed and "3 to fuse, 0 done before, into" in printed
+    file = Path(pairs[1].partition("=")[2]) / "c.png"
+    with Image.open(file) as picture:
+        picture.resize((20, 16)).save(file)
+    assert run(*pairs, f"out={tmp_path / 'out'}", f"prior.path={tiny}", "dry_run=true") == 0
+    printed = capsys.readouterr().out
+    assert "c cannot be fused: sources differ in size" in printed and "2 to fuse, 0 done before, 1 that" in printed
+    assert run(*pairs, f"out={tmp_path / 'out'}", f"prior.path={tiny}", "dry_run=true", "align=resize") == 0
+    assert "3 to fuse, 0 done before, into" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 

@@ -87,8 +87,15 @@ def test_a_black_frame_is_fused_and_a_frame_that_fails_is_told(tmp_path: Path, c
         patch.setattr(frames, "read_frame", lambda path, i: real(path, i) if i != 2 else real(path, 99))
         capsys.readouterr()
         assert run(tmp_path, f"out={tmp_path / 'lost'}") == 1
-    assert "walk: 1 of 3 failed, so they are not joined to one file" in capsys.readouterr().err
-    assert not (tmp_path / "lost" / "walk.mp4").exists()
+        assert capsys.readouterr().err.count("walk: 1 of 3 failed, so they are not joined to one file\n") == 1
+        assert not (tmp_path / "lost" / "walk.mp4").exists()
+        capsys.readouterr()
+        assert run(tmp_path, "seed=3") == 1
+    assert f"not joined to one file; {tmp_path / 'out' / 'walk.mp4'} is an earlier run's" in capsys.readouterr().err
+    assert run(tmp_path, "align=auto", f"out={tmp_path / 'moved'}") == 1
+    table = rows(tmp_path / "moved")
+    assert table["walk_000000"]["status"] == "done"  # black: there is nothing to register
+    assert table["walk_000002"]["reason"].startswith(f"walk_000002: {tmp_path / 'infrared' / 'walk.mp4'}: does not")
 
 
 def test_a_source_video_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -94,7 +94,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, after: int) -> Callable[[], Non
 
 
 def test_a_resumed_run_shows_all_pairs_up_to_the_cap_and_nothing_stale(
-    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     names = ["a", "b", "c", "d"]
     arguments = [*FAST, *write_pairs(tmp_path, names), f"prior.path={tiny}", f"out={tmp_path / 'out'}", "batch_size=1"]
@@ -111,7 +111,10 @@ def test_a_resumed_run_shows_all_pairs_up_to_the_cap_and_nothing_stale(
     assert '<a href="d.png">d</a>' in html.partition('id="others"')[2]
     assert sum(card.views[0].estimate != "" for card in cards(tmp_path / "out").values()) == 1  # over both
 
-    infer.main([*arguments, "report.pairs=4"])  # nothing to fuse: shown from its picture
+    capsys.readouterr()
+    infer.main([*arguments, "report.pairs=4", "report.baselines=mean", "logger.csv=true"])  # nothing to fuse
+    told = capsys.readouterr().err
+    assert "3 pairs of an earlier run lack mean; overwrite=true" in told and "so nothing is logged" in told
     html = (tmp_path / "out" / "report.html").read_text()
     assert html.count('<article class="card"') == 4 and html.count('class="steps"') == 3
     old = cards(tmp_path / "out")["a"]
@@ -159,6 +162,8 @@ def test_kept_steps_are_small(tiny: Path, tmp_path: Path, monkeypatch: pytest.Mo
         (["RUN", "RUN"], "stands there twice"),
         (["RUN", "EMPTY"], "no finished run of infer.py lies there"),
         (["RUN", "EMPTY", "pairs=many"], "pairs must be a number"),
+        (["RUN", "EMPTY", "out=page.png"], "out=page.png: give a page of its own"),
+        (["RUN", "EMPTY", "out="], "give a page of its own"),
     ],
 )
 def test_mistakes_in_a_comparison_are_told_in_one_line(

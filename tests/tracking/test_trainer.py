@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dig2dig.config import TrainerConfig
+from dig2dig.errors import RunError
 from dig2dig.tracking.trainer import build_trainer, with_work
 
 
@@ -39,6 +40,11 @@ def test_devices_may_be_a_list(given: str, kept: str) -> None:
         from lightning.fabric.utilities.device_parser import _normalize_parse_gpu_string_input as parsed
 
         assert parsed(kept) == [0, 2]
+
+
+def test_nodes_need_a_launcher() -> None:
+    with pytest.raises(RunError, match=r"trainer\.num_nodes=2: start it on each node, with torchrun or srun"):
+        build_trainer(TrainerConfig("cpu", "1", num_nodes=2), logger=False)
 
 
 def test_a_training_on_several_devices_says_what_a_batch_is(capsys: pytest.CaptureFixture) -> None:

@@ -218,6 +218,8 @@ def test_made_scenes_hold_their_truth() -> None:
 
 @pytest.mark.parametrize(("options", "words"), [
     (["prior="], "learned weights need a prior"),
+    (["validate=true"], "validate=true needs weights="),
+    ([f"data.mask={EXAMPLES / 'multi_exposure' / 'under'}"], "no mask has the name of a pair"),
     (["objective.vfi=1"], "no term vfi"),
     (["data.crop=100"], "multiples of 32"),
     (["weights=nowhere"], "no weights.safetensors there"),

@@ -71,12 +71,17 @@ if hasattr(os, "register_at_fork"):  # a process that reads ahead could never cl
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], rate: float) -> None:
-    """Writes 8-bit frames (h, w) or (h, w, 3) in RGB as MP4, whole or not at all; OSError if it cannot be written."""
+    """Writes 8-bit frames (h, w) or (h, w, 3) in RGB as MP4, whole or not at all; OSError if it cannot be written.
+
+    MP4 has even sides: the last row or column of an odd one stands twice.
+    """
     writer = None
     with replacing(path) as part:
         try:
             for frame in frames:
                 colour = cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR if frame.ndim == 2 else cv2.COLOR_RGB2BGR)
+                odd = (colour.shape[0] % 2, colour.shape[1] % 2)
+                colour = cv2.copyMakeBorder(colour, 0, odd[0], 0, odd[1], cv2.BORDER_REPLICATE)
                 if writer is None:
                     writer = cv2.VideoWriter(str(part), cv2.VideoWriter.fourcc(*"mp4v"), rate, colour.shape[1::-1])
                 writer.write(colour)

@@ -22,6 +22,7 @@ from dig2dig.benchmark.config import StackConfig
 from dig2dig.benchmark.datasets import example_pair, names
 from dig2dig.benchmark.sections import of_process, peak_memory
 from dig2dig.benchmark.tables import markdown
+from dig2dig.cli import keep_freed_memory
 from dig2dig.priors.denoiser import pick_device
 from dig2dig.priors.load import open_prior
 
@@ -71,6 +72,7 @@ def make_stack(folder: Path, megapixels: float, count: int) -> tuple[np.ndarray,
 
 def measure(folder: Path, file: Path, config: StackConfig) -> tuple[float, float, float]:
     """Seconds from files to file, and GiB at the peak: of the process's own memory, and with pages of files."""
+    keep_freed_memory()  # as the commands do
     prior, ended, own = open_prior(config.prior, pick_device(config.device)), threading.Event(), [0.0]
 
     def watch() -> None:

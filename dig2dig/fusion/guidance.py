@@ -161,7 +161,7 @@ def bands(
     fused = total.restored(step.sigma_next, scale)
     if step.factor is not None:
         fused = fused * resample(step.factor[:, None], *fused.shape[-2:])[:, 0]
-    target = tone * fused + resample(target[:, None], *fused.shape[-2:])[:, 0]
+    target = torch.add(resample(target[:, None], *fused.shape[-2:])[:, 0], fused, alpha=tone)
     whole = resample(target[:, None], *step.sources.shape[-2:])[:, 0]
     if any(step.sigma_next) and sigma_n > 0:  # else no network sees it
         low, high = (bound.view(-1, 1, 1, 1) for bound in step.sources.flatten(1).aminmax(dim=1))

@@ -144,8 +144,10 @@ def conclude(run: Run, rows: Rows) -> int:
     for row in rows.values():
         if "seems shifted" in row.get("note", ""):
             print(f"warning: {one_line(row['name'])}: {row['note']}", file=sys.stderr)
+    left = {Path(file).stem: file for file in run.owned if "/" not in file and is_file(run.out / file)}
     for row in failed:
-        print(f"failed: {one_line(row['reason'])}", file=sys.stderr)
+        before = f" ({left[row['name']]} is an earlier run's)" if row["name"] in left else ""
+        print(f"failed: {one_line(row['reason'])}{before}", file=sys.stderr)
     before = f" ({len(run.done)} by an earlier run)" if run.done else ""
     print(f"{len(rows) - len(failed)} fused{before}, {len(failed)} failed; pictures and summary.csv in {run.out}")
     return 1 if failed else 0

@@ -91,11 +91,20 @@ def test_a_black_frame_is_fused_and_a_frame_that_fails_is_told(tmp_path: Path, c
         assert not (tmp_path / "lost" / "walk.mp4").exists()
         capsys.readouterr()
         assert run(tmp_path, "seed=3") == 1
-    assert f"not joined to one file; {tmp_path / 'out' / 'walk.mp4'} is an earlier run's" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "cut or damaged (walk_000002.png is an earlier run's)" in told
+    assert f"not joined to one file; {tmp_path / 'out' / 'walk.mp4'} is an earlier run's" in told
     assert run(tmp_path, "align=auto", f"out={tmp_path / 'moved'}") == 1
     table = rows(tmp_path / "moved")
     assert table["walk_000000"]["status"] == "done"  # black: there is nothing to register
     assert table["walk_000002"]["reason"].startswith(f"walk_000002: {tmp_path / 'infrared' / 'walk.mp4'}: does not")
+
+
+def test_sides_of_a_video_are_even(tmp_path: Path) -> None:
+    made = [picture(i, height=33, width=51) for i in range(3)]
+    frames.write_video(tmp_path / "odd.mp4", made, 10.0)
+    frame = frames.read_frame(tmp_path / "odd.mp4", 1)
+    assert frame.shape == (34, 52, 3) and np.abs(frame[:33, :51, 0].astype(int) - made[1]).mean() < 12
 
 
 def test_a_source_video_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -16,7 +16,7 @@ USAGE = """dig2dig COMMAND …: image fusion with diffusion information gain
 
   fuse TASK FILE FILE … [out=RESULT] [key=value …]   fuse the files of one scene, or folders of them
   infer [CONFIG.yaml …] [key=value …]                fuse pairs and stacks, with a report; what infer.py does
-  train [CONFIG.yaml …] [key=value …]                train or adapt a prior; what train.py does
+  train [CONFIG.yaml …] [key=value …]                train a prior or weights; what train.py does
   rig TASK sources.NAME=DIR … out=rig.yaml           calibrate the cameras of one mount, for align=rig.yaml
   report RUN RUN … [out=FILE]                        compare runs on one page
   benchmark COMMAND … [key=value …]                  quality, speed, align, ghosts, stack, flicker, …
@@ -32,9 +32,10 @@ PACKAGES = ("report", "benchmark", "metrics", "app")
 
 FUSE = """dig2dig fuse TASK FILE FILE … [out=RESULT] [key=value …]
 
-Fuses the files of one scene into RESULT (by default fused with the suffix of the first file), or folders of scenes,
-paired by name, into the folder RESULT. TASK is ivf (visible first, then infrared), mif, mef, mff or universal; the
-first source decides the size and the depth. Options of dig2dig infer may follow, as align=auto."""
+Fuses the files of one scene into RESULT (by default fused with the suffix of the first file, or .png), or folders of
+scenes, paired by name, into the folder RESULT. TASK is ivf (visible first, then infrared), mif, mef, mff or
+universal; the first source decides the size and the depth. Options of dig2dig infer may follow, as align=auto;
+those of runs, as report or workers, are for folders."""
 
 RIG = """dig2dig rig TASK sources.NAME=DIR sources.NAME=DIR … out=rig.yaml [key=value …]
 

@@ -62,7 +62,7 @@ def fuse_files(
 
     Args:
         files: Two or more pictures of one scene; for ``ivf`` the visible one first. The first one decides the size,
-            the depth and, for ``out``, the colour.
+            the depth and, for ``out``, the colour profile.
         task: Name of a preset.
         out: File for the result; its suffix is the format. None = nothing is written. What it loses is a warning.
         prior: The denoiser, where it is; None = that of the preset, on a GPU if there is one. Give it for many scenes.

@@ -49,6 +49,12 @@ def keep_freed_memory() -> None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
+def release_freed_memory() -> None:
+    """Has glibc give back what it keeps: parts that are free between parts in use add up in long work."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
+
+
 def load_strictly(schema: type[T], argv: Sequence[str]) -> T:
     """The configuration from YAML files, preset names and ``key=value`` overrides, later ones over earlier ones.
 
@@ -236,7 +242,8 @@ def help_text(schema: type, topic: str = "") -> str:
     rows = [(name.replace("sampler.research.", "research."), k, v, data) for name, k, v, data in _options(schema)]
     headings = sorted({name.partition(".")[0] for name, *_ in rows if "." in name})
     if not topic:
-        shown = [_line(name, default, data) for name, _, default, data in rows if data["common"]]
+        lines = [(*_assigned(*row[:3]).partition(" ["), row[3]["help"]) for row in rows if row[3]["common"]]
+        shown = [f"  {left:<26} {shorten(help, 200)}{bracket}{choices}" for left, bracket, choices, help in lines]
         more = "--help all lists every option" + ", --help TOPIC those of " * bool(headings) + ", ".join(headings) + "."
         return "\n".join([f"{schema.__doc__}", "", *shown, "", more])
     chosen = [row for row in rows if topic == "all" or f"{row[0]}.".startswith(f"{topic}.")]
@@ -250,8 +257,3 @@ def _assigned(name: str, kind: Any, default: Any) -> str:
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     among = f" [{' | '.join(map(str, choices))}]" if choices else ""
     return f"{name}={default if isinstance(default, str) and default else json.dumps(default)}{among}"
-
-
-def _line(name: str, default: Any, data: Mapping[str, Any]) -> str:
-    shown = f"{name}={default if isinstance(default, str) else json.dumps(default)}"
-    return f"  {shown:<26} {shorten(data['help'], 200)}"

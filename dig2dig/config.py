@@ -34,7 +34,7 @@ class DigConfig(Checked, heading="sampler.dig."):
     smoothing_noise: float = option(16.0, "pixels of smoothing added per unit of noise level", least=0)
     refresh: int = option(2, "measure gains every so many steps, and interpolate between", least=1)
     reduce: float = option(
-        0.007, "measure gains on smaller images above this noise level (0.15 with estimates); 0 = never", least=0
+        0.007, "measure gains on images f times smaller while noise level / f is at least this; 0 = never", least=0
     )
 
 
@@ -227,7 +227,7 @@ def of_task(sampler: SamplerConfig, task: Task) -> SamplerConfig:
 
 @dataclass
 class InferConfig(FusionConfig):
-    """Fuses images: python infer.py configs/TASK.yaml sources.MODALITY=DIR_OR_FILE … out=DIR [key=value …]."""
+    """Fuses images: dig2dig infer TASK sources.MODALITY=DIR_OR_FILE … out=DIR [key=value …]."""
 
     task: Task = common("ivf", "infrared-visible, medical, multi-exposure, multi-focus: decides how colour is treated")
     sources: dict[str, str] = common(

@@ -13,8 +13,8 @@ class ImageDataConfig(Checked, heading="data."):
 
     root: str = common("", "folder tree with training images, or a text file with a path on each line")
     sources: dict[str, str] = common({}, "weights: pairs to learn from, as sources of infer.py")
-    manifest: str = common("", "weights: the same as a CSV table; a column mask names masks of targets")
-    stacks: str = common("", "weights: the same as a folder of folders")
+    manifest: str = common("", "weights: pairs from a CSV table; a column mask names masks of targets")
+    stacks: str = common("", "weights: folder of folders; the images of each are one stack")
     mask: str = common("", "weights: folder of masks of targets for data.sources, white on black")
     variants: int = option(
         1, "weights: versions of each scene, all but the first of another size, contrast and gamma", least=1
@@ -23,7 +23,7 @@ class ImageDataConfig(Checked, heading="data."):
         "", "weights: make focal planes, whose truth is known, or exposures from the photographs of data.root"
     )
     exclude: list[str] = option([], "path parts to leave out, as in [Kodak]")
-    val: str = common("", "the same for validation images; they never train; empty = none")
+    val: str = common("", "validation images, a folder tree or list; they never train; empty = none")
     val_share: float = common(0.0, "share of root held out by seed, if val is empty, one image at least", least=0)
     crop: int = common(64, "side of a training crop, pixels", least=1)
     val_crop: int = option(256, "side of a validation image's centre crop, pixels", least=1)
@@ -116,7 +116,7 @@ class FusionCheckConfig(Checked, heading="fusion."):
 
 @dataclass
 class TrainConfig(Checked):
-    """Trains a prior: python train.py configs/prior.yaml data.root=DIR out=DIR [key=value …]."""
+    """Trains a prior, or learns fusion weights: dig2dig train PRESET data.root=DIR out=DIR [key=value …]."""
 
     data: ImageDataConfig = option(ImageDataConfig, "training and validation images")
     network: NetworkConfig = option(NetworkConfig, "the network, when it starts from scratch")

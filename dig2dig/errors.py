@@ -61,6 +61,9 @@ def last_resort(kind: type[BaseException], error: BaseException, trace: Tracebac
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return
+    if issubclass(kind, BrokenPipeError):  # as head, which has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
     with tempfile.NamedTemporaryFile("w", prefix="dig2dig-", suffix=".log", delete=False, errors="replace") as log:
         log.write("".join(traceback.format_exception(kind, error, trace)))
     reason = f"{kind.__name__}: {one_line(first_line(error))}"
@@ -74,6 +77,8 @@ def told(main: Callable[..., int]) -> Callable[..., int]:
     def run(*arguments: object) -> int:
         try:
             return main(*arguments)
+        except BrokenPipeError:
+            raise
         except (UserError, OSError) as error:
             print(f"error: {one_line(error)}", file=sys.stderr)
             return 2

@@ -71,10 +71,7 @@ if hasattr(os, "register_at_fork"):  # a process that reads ahead could never cl
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], rate: float) -> None:
-    """Writes 8-bit frames (h, w) or (h, w, 3) in RGB as MP4, whole or not at all; OSError if it cannot be written.
-
-    MP4 has even sides: the last row or column of an odd one stands twice.
-    """
+    """Writes 8-bit frames, grey or RGB, as MP4 with even sides, whole or not at all; OSError if it cannot be written."""
     writer = None
     with replacing(path) as part:
         try:

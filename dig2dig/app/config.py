@@ -8,7 +8,7 @@ from dig2dig.options import option, require
 
 @dataclass
 class AppConfig:
-    """A page to try fusion in the browser, for this machine alone: python -m dig2dig.app [key=value …]."""
+    """A page to try fusion in the browser, for this machine alone: dig2dig app [key=value …]."""
 
     port: int = option(7860, "port on 127.0.0.1; 0 = any that is free")
     images: int = option(8, "most images of one fusion")

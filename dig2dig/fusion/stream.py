@@ -7,6 +7,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from dig2dig.cli import release_freed_memory
 from dig2dig.config import SamplerConfig
 from dig2dig.fusion.bands import BandSum, blurred, surroundings, within
 from dig2dig.fusion.gain import Lookup, Measured, measure, normalise
@@ -44,7 +45,10 @@ def stream(
     plan = planned(Measured(parts[0].times, gains), skipped, denoiser.alpha_bar, config, valid)
     plan.measured.gains.clear()
     gains.clear()
-    return bounded(composed(load, count, plan), load, count)
+    release_freed_memory()
+    image = composed(load, count, plan)
+    release_freed_memory()
+    return bounded(image, load, count)
 
 
 def composed(load: Load, count: int, plan: Plan) -> Image:

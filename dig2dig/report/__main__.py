@@ -1,6 +1,6 @@
 """Compares runs of infer.py on one page.
 
-python -m dig2dig.report RUN … [out=FILE] [pairs=N]
+dig2dig report RUN RUN … [out=FILE] [pairs=N]
 
   RUN    folders that infer.py wrote, in the order in which they are shown
   out    the page; comparison.html if not given

@@ -1,5 +1,6 @@
 """Configs and records of somebody else: one line each, and nothing read or sent that nobody asked for."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -153,3 +154,12 @@ def test_scripts_have_the_last_resort() -> None:
         done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 1 and done.stderr.startswith("error: ZeroDivisionError: division by zero; ")
         assert done.stderr.count("\n") == 1 and infer.main
+
+
+def test_a_reader_that_has_enough_is_no_fault() -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "dig2dig", "infer", "--help", "all"]
+    done = subprocess.run(command, cwd=ROOT, stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert done.returncode == 1 and not done.stderr

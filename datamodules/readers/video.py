@@ -71,7 +71,7 @@ if hasattr(os, "register_at_fork"):  # a process that reads ahead could never cl
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], rate: float) -> None:
-    """Writes 8-bit frames, grey or RGB, as MP4 with even sides, whole or not at all; OSError if it cannot be written."""
+    """Writes 8-bit frames, grey or RGB, as MP4 with even sides, whole or not at all; OSError if that fails."""
     writer = None
     with replacing(path) as part:
         try:

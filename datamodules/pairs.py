@@ -257,9 +257,10 @@ def aligned(
     chained = reading.task in STACKS
     placing = Placing(images, valids, reference, reading.align, chained, digests, known, reading.memory)
     for modality in (modality for modality in images if modality != reference):
-        alone = [images[m] for m in (reference, modality)]
-        if pair.series and len({*map(np.shape, alone)}) == 1 and any(image.min() == image.max() for image in alone):
-            continue  # an empty slice, a black frame: it lies as the others do
+        two = [images[m] for m in (reference, modality)]
+        empty = pair.series and reading.align in ("auto", "ecc", "phase") and any(one.min() == one.max() for one in two)
+        if empty and two[0].shape[:2] == two[1].shape[:2]:
+            continue  # a slice or frame without edges to register stays where it lies
         try:
             image, covered, found = placing.place(modality)
         except AlignmentError as error:

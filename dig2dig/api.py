@@ -66,7 +66,6 @@ def fuse_files(
         task: Name of a preset.
         out: File for the result; its suffix is the format. None = nothing is written. What it loses is a warning.
         prior: The denoiser, where it is; None = that of the preset, on a GPU if there is one. Give it for many scenes.
-            Options ``prior.…`` are for :func:`dig2dig.load_prior` then.
         overrides: Options as on the command line, as ``align=auto``.
 
     Returns:

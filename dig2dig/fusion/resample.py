@@ -42,10 +42,9 @@ def resample(images: Tensor, height: int, width: int) -> Tensor:
     """Images (..., c, h, w) on another grid: bilinear interpolation to a finer one, area means on a coarser one."""
     if images.shape[-2:] == (height, width):
         return images
-    mode = "bilinear" if images.shape[-1] <= width else "area"
-    return interpolate(images.reshape(-1, *images.shape[-3:]), (height, width), mode=mode).view(
-        *images.shape[:-2], height, width
-    )
+    mode = "area" if height <= images.shape[-2] and width <= images.shape[-1] else "bilinear"
+    flat = images.reshape(-1, *images.shape[-3:])
+    return interpolate(flat, (height, width), mode=mode).view(*images.shape[:-2], height, width)
 
 
 def coarseness(sigma: float) -> int:

@@ -36,19 +36,21 @@ def stream(
     First its gains are measured; their maps are small, since they are smooth. When the weights are known, its bands are
     added to those of the others. Last, the result is held to what it shows around each pixel. ``noises`` are used up.
     """
+
+    def fresh(k: int) -> Maps:
+        release_freed_memory()  # it would grow with every source
+        return load(k)
+
     asked, skipped = gain_times(denoiser.alpha_bar, config)
     widest = float(noise_level(denoiser.alpha_bar)[asked[skipped]])
-    plain = replace(config.dig, normalise="none")
-    parts = [measure(load(k), noises, asked, denoiser, plain, estimates=False, sigma_most=widest) for k in range(count)]
+    dig = replace(config.dig, normalise="none")
+    parts = [measure(fresh(k), noises, asked, denoiser, dig, estimates=False, sigma_most=widest) for k in range(count)]
     noises.clear()
     gains = [normalise(torch.cat([part.gains.pop(0) for part in parts], 1), config.dig.normalise) for _ in asked]
     plan = planned(Measured(parts[0].times, gains), skipped, denoiser.alpha_bar, config, valid)
     plan.measured.gains.clear()
     gains.clear()
-    release_freed_memory()
-    image = composed(load, count, plan)
-    release_freed_memory()
-    return bounded(image, load, count)
+    return bounded(composed(fresh, count, plan), fresh, count)
 
 
 def composed(load: Load, count: int, plan: Plan) -> Image:

@@ -72,8 +72,9 @@ def test_adapters_are_a_small_file_that_merges(attentive: Path, tmp_path: Path) 
         torch.testing.assert_close(estimate(merged), expected, rtol=1e-4, atol=1e-5)
         weights = sum(weight.numel() for weight in merged.parameters())
         assert adapter_file(str(folder)).stat().st_size < share * 4 * weights
-        assert convert(["merge", prior, str(folder), str(tmp_path / "merged")]) == 0
-        torch.testing.assert_close(estimate(load_prior(tmp_path / "merged", precision="fp32")), expected)
+        whole = tmp_path / f"merged_{share}"
+        assert convert(["merge", prior, str(folder), str(whole)]) == 0
+        torch.testing.assert_close(estimate(load_prior(whole, precision="fp32")), expected)
 
 
 def test_adapters_of_another_prior_are_refused(attentive: Path, tmp_path: Path) -> None:

@@ -142,10 +142,12 @@ def test_half_precision_halves_the_file(
 ) -> None:
     denoiser, folder = prior
     monkeypatch.chdir(tmp_path)
-    assert main(["prior", "convert", str(folder), str(tmp_path / "half"), "half"]) == 0
+    assert main(["prior", "convert", str(folder), str(tmp_path / "small"), "half"]) == 0
     x, t = torch.randn(1, 3, 16, 16), torch.tensor([300])
-    torch.testing.assert_close(load_prior(tmp_path / "half", precision="fp32")(x, t), denoiser(x, t), rtol=0, atol=2e-3)
-    state = load_file(tmp_path / "half" / "unet" / "diffusion_pytorch_model.safetensors")
+    torch.testing.assert_close(
+        load_prior(tmp_path / "small", precision="fp32")(x, t), denoiser(x, t), rtol=0, atol=2e-3
+    )
+    state = load_file(tmp_path / "small" / "unet" / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in state.values()} == {torch.float16}
     assert main(["prior", "convert", str(folder), "half"]) == 0  # a folder of that name
     state = load_file(tmp_path / "half" / "unet" / "diffusion_pytorch_model.safetensors")

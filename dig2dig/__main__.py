@@ -27,7 +27,7 @@ USAGE = """dig2dig COMMAND …: image fusion with diffusion information gain
 TASK is ivf (infrared-visible), mif (medical), mef (exposures), mff (focal planes) or universal.
 dig2dig COMMAND --help says more; dig2dig --version prints the version."""
 
-TASKS = ("ivf", "mif", "mef", "mff", "universal")
+TASKS = ("ivf", "mif", "mef", "mff", "universal", "paper")
 PACKAGES = ("report", "benchmark", "metrics", "app")
 
 FUSE = """dig2dig fuse TASK FILE FILE … [out=RESULT] [key=value …]

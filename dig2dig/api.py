@@ -94,8 +94,8 @@ def fuse_result(
         raise UserError("give at least two files of one scene")
     if unfit := next((one for one in overrides if one.startswith(FOLDERS_ONLY)), None):
         raise UserError(f"{unfit}: means nothing for the files of one scene; dig2dig infer takes it")
-    if lost_one := next((one for one in overrides if prior and one.startswith("prior.")), None):
-        raise UserError(f"{lost_one}: means nothing for a prior that is given; load_prior takes it")
+    if unfit := next((one for one in overrides if prior and one.startswith("prior.")), None):
+        raise UserError(f"{unfit}: means nothing for a prior that is given; load_prior takes it")
     config = preset_config(task, named_sources(task, files), *overrides)
     pair, *more = expand(find_pairs(config.sources))
     if more:

@@ -1,6 +1,7 @@
 """What a user can mend, told in one line."""
 
 import os
+import select
 import sys
 import tempfile
 import traceback
@@ -61,9 +62,11 @@ def last_resort(kind: type[BaseException], error: BaseException, trace: Tracebac
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return
-    if issubclass(kind, BrokenPipeError):  # as head, which has what it wants
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
+    if issubclass(kind, BrokenPipeError) and hasattr(select, "poll"):
+        (watch := select.poll()).register(sys.stdout, 0)
+        if watch.poll(0):  # the reader of standard output is gone, as head after some lines
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
     with tempfile.NamedTemporaryFile("w", prefix="dig2dig-", suffix=".log", delete=False, errors="replace") as log:
         log.write("".join(traceback.format_exception(kind, error, trace)))
     reason = f"{kind.__name__}: {one_line(first_line(error))}"

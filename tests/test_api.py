@@ -139,6 +139,11 @@ def test_the_command_fuses_files_and_replaces_nothing(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_the_form_of_the_paper_is_a_task(exposures: list[Path], tmp_path: Path) -> None:
+    files = list(map(str, exposures[:2]))
+    assert main(["fuse", "paper", *files, "sampler.steps=2", f"out={tmp_path / 'paper.png'}"]) == 0
+
+
 def test_what_a_format_loses_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 40, 4), np.uint8)
     pixels[..., 3] = 255

@@ -23,7 +23,7 @@ from dig2dig.benchmark.datasets import Case, find_cases
 from dig2dig.benchmark.tables import Row, Rows, markdown
 from dig2dig.errors import AlignmentError
 
-KINDS = ("similarity", "with perspective")  # of even warps, and of odd ones
+KINDS = ("similarity", "with perspective")  # motions of even warps and of odd ones
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ def run(config: AlignConfig) -> int:
     rows = Rows(Path(config.out) / "results.csv", ("dataset", "name", "warp"))
     found = find_cases(config.data, config.datasets, limit=config.limit)
     cases = [case for case in found if case.task in ("ivf", "mif") and len(_files(case)) == 2]
-    todo = [(case, warp) for case in cases for warp in range(config.warps)]
+    todo = [(case, warp, f"{KINDS[warp % 2]} {warp}") for case in cases for warp in range(config.warps)]
     kept = [
-        rows.find(case.dataset, case.pair.name, str(warp)) or _measured(rows, case, warp, config.seed)
-        for case, warp in tqdm(todo)
+        rows.find(case.dataset, case.pair.name, name) or _measured(rows, case, warp, name, config.seed)
+        for case, warp, name in tqdm(todo)
     ]
     others = [
         rows.find(case.dataset, case.pair.name, "unrelated") or _unrelated(rows, case, other)
@@ -72,8 +72,8 @@ def _grey(file: Path) -> np.ndarray:
     return read_image(file, "L").astype(np.float32) / 255
 
 
-def _measured(rows: Rows, case: Case, warp: int, seed: int) -> Row:
-    """Registers one moved pair, and keeps what was found."""
+def _measured(rows: Rows, case: Case, warp: int, name: str, seed: int) -> Row:
+    """Registers one moved pair, and keeps what was found under the warp's name."""
     fixed, moving = map(_grey, _files(case))
     rng = np.random.default_rng([seed, warp, zlib.crc32(case.pair.name.encode())])
     moved = make_warp(rng, fixed, moving, bent=warp % 2 == 1)
@@ -90,9 +90,8 @@ def _measured(rows: Rows, case: Case, warp: int, seed: int) -> Row:
             row["own"] = f"{moved.errors(found.matrix, truth).max():.2f}"
     except AlignmentError as error:
         row = {"refused": str(error)}
-    row |= {"side": str(max(moved.fixed.shape)), "kind": KINDS[warp % 2]}
-    row |= {"seconds": f"{time.process_time() - started:.2f}"}
-    row = rows.put(case.dataset, case.pair.name, str(warp), row=row)
+    row |= {"side": str(max(moved.fixed.shape)), "seconds": f"{time.process_time() - started:.2f}"}
+    row = rows.put(case.dataset, case.pair.name, name, row=row)
     rows.save()
     return row
 
@@ -128,10 +127,7 @@ def _unrelated(rows: Rows, case: Case, others: list[Case]) -> Row:
 
 
 def make_warp(rng: np.random.Generator, fixed: np.ndarray, moving: np.ndarray, bent: bool = True) -> Warp:
-    """Moves a source: field of view 0.5 to 2, turn to 10°, shift to 15 %, fewer pixels; if ``bent``, some perspective.
-
-    Perspective makes one side of the picture longer by up to 2 %.
-    """
+    """Moves a source: field of view 0.5 to 2, turn to 10°, shift to 15 %, fewer pixels; ``bent``: perspective of 2 %."""
     height, width = fixed.shape
     view = rng.choice([rng.uniform(0.5, 0.95), 1.0, rng.uniform(1.0, 2.0)], p=[0.4, 0.3, 0.3])
     pixels = rng.choice([1.0, 0.6, 0.4]) if min(moving.shape) > 300 else 1.0
@@ -160,7 +156,7 @@ def table(rows: list[Row], others: list[Row]) -> str:
     header += ["against own: median px", "≤ 4 px %", "95 % px", "worst px", "CPU seconds", "unrelated accepted"]
     datasets = [*dict.fromkeys(row["dataset"] for row in rows)]
     lines = [_line(name, [row for row in rows if row["dataset"] == name], others) for name in datasets]
-    kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in KINDS}
+    kinds = {kind: [row for row in rows if row["warp"].startswith(kind)] for kind in KINDS}
     lines += [_line(f"all, {kind}", mine, others) for kind, mine in kinds.items() if mine]
     lines += [_line("all", rows, others)]
     text = (

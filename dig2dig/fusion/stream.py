@@ -38,7 +38,7 @@ def stream(
     """
 
     def fresh(k: int) -> Maps:
-        release_freed_memory()  # it would grow with every source
+        release_freed_memory()  # else memory grows from source to source
         return load(k)
 
     asked, skipped = gain_times(denoiser.alpha_bar, config)

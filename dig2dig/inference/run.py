@@ -144,9 +144,10 @@ def conclude(run: Run, rows: Rows) -> int:
     for row in rows.values():
         if "seems shifted" in row.get("note", ""):
             print(f"warning: {one_line(row['name'])}: {row['note']}", file=sys.stderr)
-    left = {Path(file).stem: file for file in run.owned if "/" not in file and is_file(run.out / file)}
+    left = {Path(file).stem: file for file in run.owned if "/" not in file} if failed else {}
     for row in failed:
-        before = f" ({left[row['name']]} is an earlier run's)" if row["name"] in left else ""
+        file = left.get(row["name"], "")
+        before = f" ({file} is an earlier run's)" if file and is_file(run.out / file) else ""
         print(f"failed: {one_line(row['reason'])}{before}", file=sys.stderr)
     before = f" ({len(run.done)} by an earlier run)" if run.done else ""
     print(f"{len(rows) - len(failed)} fused{before}, {len(failed)} failed; pictures and summary.csv in {run.out}")

@@ -163,3 +163,6 @@ def test_a_reader_that_has_enough_is_no_fault() -> None:
     done = subprocess.run(command, cwd=ROOT, stdout=writes, stderr=subprocess.PIPE, text=True)
     os.close(writes)
     assert done.returncode == 1 and not done.stderr
+    probe = "import sys; from dig2dig.errors import last_resort as tell; sys.excepthook = tell; raise BrokenPipeError"
+    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: BrokenPipeError")  # of another pipe: it is told

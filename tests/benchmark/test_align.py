@@ -18,6 +18,8 @@ def test_the_truth_of_a_warp_is_true() -> None:
         height, width = warp.fixed.shape
         for u, v in ((width // 2, height // 2), (width // 3, height // 2)):
             i, j, w = warp.truth @ (u, v, 1)
+            straight = make_warp(np.random.default_rng(seed), ramp, ramp, bent=False).truth
+            assert not straight[2, :2].any() and warp.truth[2, :2].all()
             i, j = round(i / w), round(j / w)
             if 2 <= i < warp.moving.shape[1] - 2 and 2 <= j < warp.moving.shape[0] - 2 and warp.valid[j, i]:
                 assert abs(warp.moving[j, i] - warp.fixed[v, u]) < 2.5 / 120
@@ -30,5 +32,6 @@ def test_registers_moved_pairs_and_goes_on_from_its_rows(tmp_path: Path) -> None
     assert run(config) == 0
     table = (tmp_path / "out" / "table.md").read_text()
     assert "| bundled | 2 |" in table and table.rstrip().endswith("0 of 2 |")
+    assert "| all, similarity | 2 |" in table and "with perspective" not in table
     before = (tmp_path / "out" / "results.csv").read_bytes()
     assert run(config) == 0 and (tmp_path / "out" / "results.csv").read_bytes() == before

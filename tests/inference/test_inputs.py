@@ -76,6 +76,7 @@ def test_dry_run_tells_all_of_it_beforehand(fused, monkeypatch, capsys: pytest.C
     assert "GiB of memory" in printed
     todo, refused = map(int, re.findall(r"(\d+) to fuse, 0 done before, (\d+) that cannot be fused", printed)[0])
     assert todo + refused == len(BAD) + len(ODD) + 2 and todo >= len(ODD) and refused >= 2
+    assert todo == printed.count(" 24x24 /")
 
 
 def test_a_dry_run_expects_as_much_memory_as_was_measured() -> None:

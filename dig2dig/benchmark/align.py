@@ -127,7 +127,7 @@ def _unrelated(rows: Rows, case: Case, others: list[Case]) -> Row:
 
 
 def make_warp(rng: np.random.Generator, fixed: np.ndarray, moving: np.ndarray, bent: bool = True) -> Warp:
-    """Moves a source: field of view 0.5 to 2, turn to 10°, shift to 15 %, fewer pixels; ``bent``: perspective of 2 %."""
+    """Moves a source: field of view 0.5 to 2, turn to 10°, shift to 15 %, fewer pixels; ``bent``: perspective too."""
     height, width = fixed.shape
     view = rng.choice([rng.uniform(0.5, 0.95), 1.0, rng.uniform(1.0, 2.0)], p=[0.4, 0.3, 0.3])
     pixels = rng.choice([1.0, 0.6, 0.4]) if min(moving.shape) > 300 else 1.0

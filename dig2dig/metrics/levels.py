@@ -20,7 +20,7 @@ Score = Callable[[Image, Sources], Scores]
 
 def eight_bit(images: Tensor) -> Tensor:
     """Images in [0, 1] as in an 8-bit file: whole numbers of 0 to 255, float64."""
-    return (images.double() * 255).round().clamp(0, 255)
+    return (images.double() * 255).round_().clamp_(0, 255)
 
 
 def grey_levels(images: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dig2dig.metrics import gradient, information, perception, structure, tone
-from dig2dig.metrics.levels import Grey, Levels, PerSource, Score, Scores, both, by_channel, eight_bit
+from dig2dig.metrics.levels import Grey, Levels, PerSource, Score, Scores, both, by_channel, eight_bit, grey_levels
 from dig2dig.shapes import Image, Sources
 
 CONVENTIONS = ("standard", "cddfuse", "tang", "vifb")
@@ -148,6 +148,8 @@ def fusion_metrics(
         raise ValueError(f"no metric {', '.join(unknown)}; there are {', '.join(ALL)}")
     if convention not in CONVENTIONS:
         raise ValueError(f"no convention {convention!r}; there are {', '.join(CONVENTIONS)}")
+    if convention != "vifb":  # once, not for each metric: all take luminance
+        fused, sources = grey_levels(fused) / 255, grey_levels(sources) / 255
     side = min(fused.shape[-2:])
     return {name: METRICS[name](fused, sources, convention) for name in names if side >= METRICS[name].smallest}
 

@@ -87,17 +87,18 @@ def find_pairs(sources: Mapping[str, str], tell: Tell = silent) -> list[Pair]:
     paths = {modality: Path(source) for modality, source in sources.items()}
     check_modalities("sources", paths)
     for modality, path in paths.items():
-        if "{name}" not in str(path) and not path.exists():
+        if not _is_pattern(path) and not path.exists():
             raise PairingError(f"sources.{modality}: no such file or folder: {path}")
         twin = next((m for m, p in paths.items() if m != modality and real(p) == real(path)), None)
         folder = path.is_dir() and not is_medical(path)
         if twin and not folder and not both_from_one(path, modality, twin):
             raise PairingError(f"sources.{modality} and sources.{twin} are the same: {path}")
-    many = ["{name}" in str(path) or path.is_dir() or path.suffix == ".txt" for path in paths.values()]
+    many = [_is_pattern(path) or path.is_dir() or path.suffix == ".txt" for path in paths.values()]
     if all(is_medical(path) or not several for path, several in zip(paths.values(), many, strict=True)):
         return [Pair(stem(next(iter(paths.values()))), paths)]
     if not all(many):
-        raise PairingError("sources: give a folder for every modality or a file for every modality, not both")
+        told = "sources: give a folder for every modality or a file for every modality, not both"
+        raise PairingError(f"{told}; of a video and a folder of frames, make the video a folder too")
     folders = [path for path in paths.values() if path.is_dir()]
     named = {modality: named_files(modality, path, folders) for modality, path in paths.items()}
     pairs = _grouped(_scenes_of(named, paths, tell))
@@ -106,10 +107,14 @@ def find_pairs(sources: Mapping[str, str], tell: Tell = silent) -> list[Pair]:
     return pairs
 
 
+def _is_pattern(path: Path) -> bool:
+    return "{name}" in str(path) and not path.exists()
+
+
 def _scenes_of(named: dict[str, Named], paths: Mapping[str, Path], tell: Tell) -> dict[str, Named]:
     """The files of each source with the names of their scenes. PairingError: names do not pair."""
     told_apart = _told_apart(named, paths, tell)
-    fixed = {modality for modality, path in paths.items() if "{name}" in str(path)} | told_apart.keys()
+    fixed = {modality for modality, path in paths.items() if _is_pattern(path)} | told_apart.keys()
     named = named | told_apart
     keys = _keys(named)
     try:

@@ -112,8 +112,9 @@ def prior(arguments: list[str]) -> int:
         case _:
             print(PRIOR, file=sys.stdout if arguments[:1] == ["--help"] else sys.stderr)
             return 0 if arguments[:1] == ["--help"] else 2
-    if not folder or (Path(folder).is_dir() and any(Path(folder).iterdir())):
-        raise UserError(f"'{folder}' is not empty: give a new folder" if folder else "the folder's name is empty")
+    if not folder or Path(folder).is_file() or (Path(folder).is_dir() and any(Path(folder).iterdir())):
+        told = "is a file" if Path(folder).is_file() else "is not empty"
+        raise UserError(f"'{folder}' {told}: give a new folder" if folder else "the folder's name is empty")
     from dig2dig.priors.build import save_prior
     from dig2dig.priors.load import open_prior
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ FOLDERS_ONLY = (  # options of runs
     "dry_run=", "validate=", "overwrite=", "shard=", "sequence=", "batch_size=", "workers=", "out=", "save.format=",
     "save.weights=", "report.", "logger.", "trainer.devices=", "trainer.num_nodes=", "trainer.strategy=",
 )  # fmt: skip
+OTHERS = (".nii", ".gz", ".dcm", ".mp4")
 MODALITIES = {"ivf": ("visible", "infrared")}  # sources of a task in their order; others are source_1, source_2, …
 
 
@@ -33,7 +35,10 @@ def preset(task: str, *overrides: str) -> SamplerConfig:
     ``task`` is ``ivf``, ``mif``, ``mef``, ``mff`` or ``universal``; overrides are as on the command line, as
     ``sampler.tone=vivid``. A ValueError says that there is no such preset or option.
     """
-    return preset_config(task, {"a": "a", "b": "b"}, *overrides).sampler
+    plain, config = (preset_config(task, {"a": "a", "b": "b"}, *given) for given in ((), overrides))
+    if replace(config, sampler=plain.sampler) != plain:
+        raise ValueError(f"{', '.join(overrides)}: a preset's options are those of sampler.")
+    return config.sampler
 
 
 def preset_config(task: str, sources: Mapping[str, str], *overrides: str) -> InferConfig:
@@ -90,8 +95,13 @@ def fuse_result(
     files: Sequence[str | Path], task: str, prior: Denoiser | None = None, overrides: Sequence[str] = ()
 ) -> Result:
     """The result of :func:`fuse_files` with all that is known of it."""
+    overrides = [overrides] if isinstance(overrides, str) else overrides
     if isinstance(files, (str, Path)) or len(files) < 2:
         raise UserError("give at least two files of one scene")
+    if not all(isinstance(file, (str, Path)) for file in files):
+        raise UserError("give the names of files; dig2dig.fuse takes tensors")
+    if prior is not None and not isinstance(prior, Denoiser):
+        raise UserError(f"prior={prior}: give what load_prior returns, or prior.path=… among the overrides")
     if unfit := next((one for one in overrides if one.startswith(FOLDERS_ONLY)), None):
         raise UserError(f"{unfit}: means nothing for the files of one scene; dig2dig infer takes it")
     if unfit := next((one for one in overrides if prior and one.startswith("prior.")), None):
@@ -116,7 +126,8 @@ def fuse_result(
 def check_picture_file(path: Path) -> None:
     """Refuses a name whose suffix is none of a picture's."""
     if path.suffix.lower() not in PICTURES:
-        raise UserError(f"out={path}: give a picture file, as fused.png, .tif, .jpg, .webp or .bmp")
+        more = "; dig2dig infer writes volumes, series and videos" if path.suffix.lower() in OTHERS else ""
+        raise UserError(f"out={path}: give a picture file, as fused.png, .tif, .jpg, .webp or .bmp{more}")
 
 
 def write_result(result: Result, path: Path) -> list[str]:

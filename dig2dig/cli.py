@@ -76,6 +76,9 @@ def load_strictly(schema: type[T], argv: Sequence[str]) -> T:
     except UserError:
         raise
     except (OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError) as error:
+        groups = [name for name, hint in get_type_hints(schema).items() if is_dataclass(hint) and name in layer]
+        if group := next((name for name in groups if not OmegaConf.is_dict(layer[name])), ""):
+            raise UserError(f"{group} is a group of options: --help {group} lists them") from error
         key = getattr(error, "full_key", None)
         raise UserError((f"{key}: " if key else "") + first_line(error)) from error
     assert isinstance(result, schema)

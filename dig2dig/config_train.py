@@ -28,7 +28,7 @@ class ImageDataConfig(Checked, heading="data."):
     crop: int = common(64, "side of a training crop, pixels", least=1)
     val_crop: int = option(256, "side of a validation image's centre crop, pixels", least=1)
     scales: list[float] = option([1.0, 1.5, 2.0], "crops are taken this many times larger and reduced")
-    grey: float = option(0.2, "share of crops that lose their colour: infrared and CT are grey")
+    grey: float = option(0.2, "share of crops that lose their colour: infrared and CT are grey", least=0, most=1)
     range: str = option("percentile", "values of black and white in files of more than 8 bits, as range of infer.py")
     licence: str = option("", "licence of the training data, for the card")
     cache: bool = option(True, "keep decoded images in memory, up to a quarter of the machine's")
@@ -38,7 +38,7 @@ class ImageDataConfig(Checked, heading="data."):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.val_share < 1, f"data.val_share must be below 1, not {self.val_share}")
-        require(bool(self.scales), "data.scales must name one scale at least")
+        require(bool(self.scales) and min(self.scales) > 0, "data.scales must name one scale at least, all above 0")
         check_range("data.range", self.range)
 
     @property
@@ -73,7 +73,7 @@ class AdaptConfig(Checked, heading="adapt."):
         "the whole prior; adapters beside it; its last block; the network that makes fusion weights from gains; both",
     )
     rank: int = common(8, "lora: rank of the adapters", least=1)
-    alpha: float = option(8.0, "lora: adapters count alpha / rank times")
+    alpha: float = option(8.0, "lora: adapters count alpha / rank times", above=0)
 
 
 @dataclass
@@ -82,16 +82,16 @@ class OptimConfig(Checked, heading="optim."):
 
     steps: int = common(10000, "optimiser steps", least=1)
     accumulate: int = option(1, "batches whose gradients make one step", least=1)
-    lr: float = common(8e-4, "peak learning rate; cosine decay after the warm-up")
+    lr: float = common(8e-4, "peak learning rate; cosine decay after the warm-up", least=0)
     prior_share: float = option(0.02, "weights with a prior that learns: its rate as a share of lr", above=0)
-    warmup: int = option(300, "steps of linear warm-up")
-    weight_decay: float = option(0.0, "AdamW's weight decay")
-    clip: float = option(1.0, "gradient norm is clipped to this; 0 = not at all")
+    warmup: int = option(300, "steps of linear warm-up", least=0)
+    weight_decay: float = option(0.0, "AdamW's weight decay", least=0)
+    clip: float = option(1.0, "gradient norm is clipped to this; 0 = not at all", least=0)
     ema: float = common(0.999, "decay of the weights' moving average, lower in the first steps; 0 = none", least=0)
     sigma_min: float = option(0.02, "smallest noise level drawn; levels are drawn uniformly in log sigma", above=0)
     sigma_max: float = option(10.0, "largest noise level drawn")
     weighting: Literal["none", "min_snr"] = option("none", "weight of noise levels in the loss")
-    gamma: float = option(5.0, "min_snr: signal-to-noise ratio at which weights are cut")
+    gamma: float = option(5.0, "min_snr: signal-to-noise ratio at which weights are cut", above=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -181,4 +181,9 @@ class TrainConfig(Checked):
         fits = data.crop % 32 == 0 and data.crop >= 64
         require(fits, f"data.crop={data.crop}: weights learn from crops of multiples of 32, at least 64")
         require(self.fusion.sampler.guidance.kind == "bands", "learned weights are for sampler.guidance.kind=bands")
-        require(self.fusion.sampler.dig.refresh == 1, "learned weights need gains in every step: sampler.dig.refresh=1")
+        sampler = self.fusion.sampler
+        require(sampler.dig.refresh == 1, "learned weights need gains in every step: sampler.dig.refresh=1")
+        own = "learned weights have levels of their own: give fusion.sampler."
+        require(None not in (sampler.sigma_start, sampler.sigma_end), f"{own}sigma_start and sigma_end")
+        require(sampler.grid != "gain", f"{own}grid=logsnr or uniform")
+        require(sampler.dig.kind != "static", f"{own}dig.kind other than static")

@@ -16,7 +16,7 @@ def option(default: Any, help: str, common: bool = False, **limits: int | float)
     """A dataclass field with its default and its sentence.
 
     ``default`` may be what makes it. ``--help`` without a topic shows ``common`` ones. ``limits`` are ``above``,
-    ``least`` and ``most``, checked where the value is not None.
+    ``least`` and ``most``, checked where the value is not None, and ``each``, the least of numbers between commas.
     """
     metadata = {"help": help, "common": common, "limits": limits}
     if callable(default) or isinstance(default, (dict, list)):
@@ -55,6 +55,16 @@ class Checked:
                 require(above is None or value > above, f"{name} must be above {above}, not {value}")
                 require(least is None or value >= least, f"{name} must be at least {least}, not {value}")
                 require(most is None or value <= most, f"{name} must be at most {most}, not {value}")
+                each = limits.get("each")
+                told = f"{name} must be numbers of at least {each}, separated by commas, not {value!r}"
+                require(each is None or _numbers(value, each), told)
+
+
+def _numbers(text: str, least: int | float) -> bool:
+    try:
+        return all(float(part) >= least for part in text.split(",") if part.strip())
+    except ValueError:
+        return False
 
 
 LARGEST = 2**63 - 1

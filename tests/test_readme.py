@@ -68,7 +68,8 @@ REFUSED = {
     "report RUN RUN": "a run stands there twice",
     "prior convert CHECKPOINT.pt FOLDER": "CHECKPOINT.pt: no such checkpoint",
     "prior convert runs/mine/prior FOLDER half": "runs/mine/prior/config.json: no such file",
-    "prior convert runs/prior/prior dig2dig/priors/bundled half": "runs/prior/prior/config.json: no such file",
+    "prior convert runs/first/prior runs/first16 half": "runs/first/prior/config.json: no such file",
+    "prior convert runs/second/prior dig2dig/priors/bundled half": "runs/second/prior/config.json: no such file",
     "prior merge bundled runs/lora/adapter FOLDER": "adapter_config.json: no such file",
 }
 """Commands whose files no test has, and the one thing that is wrong with them."""

@@ -116,9 +116,11 @@ def read_slice(path: Path, index: int, onto: Onto | None = None) -> Picture:
         raise ImageError(f"{path}: no pixel of slice {index} was measured; all are padding or NaN")
     other = None if onto is None else grid_of(onto[1])
     apart = onto and other and volume.grid and not comparable(volume.grid, other)
-    note = f"has another frame of reference than {onto[0]}: places are not compared" if onto and apart else ""
+    notes = [f"has another frame of reference than {onto[0]}: places are not compared"] if onto and apart else []
+    if valid is not None:
+        notes.append(f"{100 * (~valid).mean():.1f} % of the pixels are padding or NaN, taken for no data")
     metadata = Metadata(medical=str(path), frame=index)
-    return Picture(np.ascontiguousarray(volume.values[index]), "", note, valid, metadata)
+    return Picture(np.ascontiguousarray(volume.values[index]), "", "; ".join(notes), valid, metadata)
 
 
 def _resampled(path: Path, volume: Volume, target: Grid, index: int, onto: Onto) -> Picture:

@@ -1,6 +1,7 @@
 """Frames of video files, read and written."""
 
 import os
+import sys
 import threading
 from collections.abc import Iterable
 from functools import lru_cache
@@ -41,7 +42,7 @@ class Video:
 
     def __init__(self, path: Path) -> None:
         self.path, self.lock = path, threading.Lock()
-        self.capture, self.next = cv2.VideoCapture(str(path)), 0
+        self.capture, self.next, self.broken = cv2.VideoCapture(str(path)), 0, sys.maxsize
         self.count = int(self.capture.get(cv2.CAP_PROP_FRAME_COUNT)) if self.capture.isOpened() else 0
         if self.count < 1:
             raise ImageError(f"{path}: not a video that OpenCV reads; convert it to MP4 or to a folder of frames")
@@ -54,9 +55,11 @@ class Video:
                 self.capture, self.next = cv2.VideoCapture(str(self.path)), 0
             while self.next < index and self.capture.grab():
                 self.next += 1
-            done, frame = self.capture.read()
+            done, frame = self.capture.read() if self.next == index < self.broken else (False, None)
+            if not done:
+                self.broken = min(self.broken, self.next)  # what follows may show other moments
             self.next += 1
-        if not done:
+        if not done or frame is None:
             raise ImageError(f"{self.path}: frame {index} of {self.count} cannot be read; the video is cut or damaged")
         return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 

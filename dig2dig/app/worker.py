@@ -51,7 +51,7 @@ def followed(work: Callable[[Callable[[T], None]], T]) -> Iterator[T | None]:
             future.set_exception(error)
         shown.put(None)
 
-    Thread(target=run, daemon=True).start()
+    Thread(target=run).start()  # the interpreter waits for it: to end within torch aborts the process
     try:
         while not future.done() or not shown.empty():
             try:

@@ -5,7 +5,7 @@ from importlib import import_module
 
 from dig2dig.benchmark import config as schemas
 from dig2dig.cli import load
-from dig2dig.errors import told
+from dig2dig.errors import last_resort, told
 
 USAGE = """python -m dig2dig.benchmark COMMAND [FILE.yaml …] [key=value …]
 
@@ -41,4 +41,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    sys.excepthook = last_resort
     raise SystemExit(main(sys.argv[1:]))

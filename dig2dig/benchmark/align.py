@@ -15,11 +15,13 @@ import numpy as np
 from tqdm import tqdm
 
 from datamodules.align import drawn, resizing
+from datamodules.pairs import Reading, pair_digest
 from datamodules.readers.pixels import read_image
 from datamodules.refine import overlap
 from datamodules.register import register
 from dig2dig.benchmark.config import AlignConfig
 from dig2dig.benchmark.datasets import Case, find_cases
+from dig2dig.benchmark.methods import hashed
 from dig2dig.benchmark.tables import Row, Rows, markdown
 from dig2dig.errors import AlignmentError
 
@@ -50,11 +52,12 @@ def run(config: AlignConfig) -> int:
     cases = [case for case in found if case.task in ("ivf", "mif") and len(_files(case)) == 2]
     todo = [(case, warp, f"{KINDS[warp % 2]} {warp}") for case in cases for warp in range(config.warps)]
     kept = [
-        rows.find(case.dataset, case.pair.name, name) or _measured(rows, case, warp, name, config.seed)
+        rows.find(case.dataset, case.pair.name, name, key=_key(case, config.seed))
+        or _measured(rows, case, warp, name, config.seed)
         for case, warp, name in tqdm(todo)
     ]
     others = [
-        rows.find(case.dataset, case.pair.name, "unrelated") or _unrelated(rows, case, other)
+        rows.find(case.dataset, case.pair.name, "unrelated", key=_key(case)) or _unrelated(rows, case, other)
         for case in tqdm(cases)
         if (other := _others(case, cases))
     ]
@@ -68,6 +71,10 @@ def _files(case: Case) -> list[Path]:
     return [case.pair.files[side] for side in order if side in case.pair.files]
 
 
+def _key(case: Case, seed: int | None = None) -> str:
+    return hashed(pair_digest(case.pair, Reading()), seed)
+
+
 def _grey(file: Path) -> np.ndarray:
     return read_image(file, "L").astype(np.float32) / 255
 
@@ -77,7 +84,7 @@ def _measured(rows: Rows, case: Case, warp: int, name: str, seed: int) -> Row:
     fixed, moving = map(_grey, _files(case))
     rng = np.random.default_rng([seed, warp, zlib.crc32(case.pair.name.encode())])
     moved = make_warp(rng, fixed, moving, bent=warp % 2 == 1)
-    own = rows.find(case.dataset, case.pair.name, "own") or _own(rows, case, fixed, moving)
+    own = rows.find(case.dataset, case.pair.name, "own", key=_key(case)) or _own(rows, case, fixed, moving)
     started = time.process_time()
     try:
         found = register(moved.fixed, moved.moving, valid=None if moved.valid.all() else moved.valid)
@@ -91,6 +98,7 @@ def _measured(rows: Rows, case: Case, warp: int, name: str, seed: int) -> Row:
     except AlignmentError as error:
         row = {"refused": str(error)}
     row |= {"side": str(max(moved.fixed.shape)), "seconds": f"{time.process_time() - started:.2f}"}
+    row |= {"key": _key(case, seed)}
     row = rows.put(case.dataset, case.pair.name, name, row=row)
     rows.save()
     return row
@@ -103,7 +111,7 @@ def _own(rows: Rows, case: Case, fixed: np.ndarray, moving: np.ndarray) -> Row:
         text = " ".join(f"{number:.10g}" for number in matrix.ravel())
     except AlignmentError:
         text = ""
-    return rows.put(case.dataset, case.pair.name, "own", row={"matrix": text})
+    return rows.put(case.dataset, case.pair.name, "own", row={"matrix": text, "key": _key(case)})
 
 
 def _others(case: Case, cases: list[Case]) -> list[Case]:
@@ -115,7 +123,7 @@ def _others(case: Case, cases: list[Case]) -> list[Case]:
 def _unrelated(rows: Rows, case: Case, others: list[Case]) -> Row:
     """Registers a reference with the source of another scene, which must be refused."""
     other = others[zlib.crc32(case.pair.name.encode()) % len(others)]
-    row: Row = {"refused": "", "motion": ""}
+    row: Row = {"refused": "", "motion": "", "key": _key(case)}
     try:
         found = register(_grey(_files(case)[0]), _grey(_files(other)[1]))
         row |= {"motion": found.motion, "score": f"{found.score:.1f}", "matrix": other.pair.name}

@@ -71,7 +71,7 @@ class DegradedConfig(CasesConfig):
     kind: Literal["gaussian", "thermal", "jpeg", "blur"] = common(
         "gaussian", "noise; noise that grows with the signal, and stripes; compression; a Gaussian blur"
     )
-    sigmas: str = common("25", "of 255, separated by commas; the quality of jpeg; pixels of blur")
+    sigmas: str = common("25", "of 255, separated by commas; the quality of jpeg; pixels of blur", each=0)
     noisy: Literal["all", "first"] = common("all", "sources that are degraded")
     methods: str = common(
         "dig2dig-noise, dig2dig-auto, dig2dig, static, mean, laplacian, guided, nlm+laplacian, prior+laplacian",
@@ -85,10 +85,10 @@ class FlickerConfig(BenchmarkConfig):
     """Fuses frames of a scene where little moves: python -m dig2dig.benchmark flicker out=DIR [key=value …]."""
 
     frames: int = common(12, "frames of the sequence", least=2)
-    crop: int = common(256, "side of the frames, pixels")
-    sensor: str = common("0, 1", "standard deviations of each frame's own noise, of 255, separated by commas")
+    crop: int = common(256, "side of the frames, pixels", least=64)
+    sensor: str = common("0, 1", "standard deviations of each frame's own noise, of 255, separated by commas", each=0)
     task: Literal["ivf", "mif", "mef", "mff"] = common("ivf", "task of the preset")
-    pulls: str = common("0, 0.01, 0.03", "values of sampler.guidance.sigma_n, separated by commas")
+    pulls: str = common("0, 0.01, 0.03", "values of sampler.guidance.sigma_n, separated by commas", each=0)
     out: str = common("out/flicker", "folder of table.md and pictures")
 
 
@@ -107,8 +107,8 @@ class GhostsConfig(CasesConfig):
 class StackConfig(BenchmarkConfig):
     """Fuses focal planes of many depths: python -m dig2dig.benchmark stack out=DIR [key=value …]."""
 
-    counts: str = common("2, 5, 10, 30", "numbers of planes, separated by commas")
-    megapixels: str = common("1", "areas of a plane, separated by commas")
+    counts: str = common("2, 5, 10, 30", "numbers of planes, separated by commas", each=2)
+    megapixels: str = common("1", "areas of a plane, separated by commas", each=0.01)
     task: Literal["mff", "universal"] = common("mff", "preset")
     out: str = common("out/stack", "folder of table.md and pictures")
 
@@ -124,7 +124,7 @@ class SpeedConfig(BenchmarkConfig):
     repeats: int = common(5, "paired rounds of each measurement, after one warm-up round", least=1)
     task: Literal["ivf", "mif", "mef", "mff"] = common("ivf", "task of the preset")
     pull: float = common(0.01, "sigma_n of the settings with the prior in the loop; 0 in the presets", above=0)
-    megapixels: str = common("0.25, 1, 3, 12", "sizes: areas of a 4:3 pair, separated by commas")
+    megapixels: str = common("0.25, 1, 3, 12", "sizes: areas of a 4:3 pair, separated by commas", each=0.01)
     out: str = common("out/speed", "folder of speed.json, table.md and pictures")
 
 

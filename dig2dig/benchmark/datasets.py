@@ -96,8 +96,11 @@ def read_targets(path: Path, height: int, width: int) -> Tensor:
     if path.suffix != ".txt":
         return (read_luminance(path) > 0.5).float()
     mask = torch.zeros(1, height, width)
-    for line in filter(None, path.read_text().splitlines()):
-        x, y, w, h = (float(part) * side for part, side in zip(line.split()[1:5], (width, height) * 2, strict=True))
+    for line in filter(str.strip, path.read_text().splitlines()):
+        try:
+            x, y, w, h = np.array(line.split()[1:5], float) * (width, height, width, height)
+        except ValueError as error:
+            raise MethodError(f"{path}: '{line}' is no box: give class, x, y, width and height") from error
         mask[:, max(0, round(y - h / 2)) : round(y + h / 2), max(0, round(x - w / 2)) : round(x + w / 2)] = 1
     return mask
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from datamodules.pairs import Reading, Sample, pair_digest
 from datamodules.readers.pixels import image_size, is_image, read_image
+from datamodules.readers.source import source_digest
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import QualityConfig
 from dig2dig.benchmark.datasets import Case, centre, find_cases, names, noted, read_case, read_luminance, read_targets
@@ -47,11 +48,18 @@ def run(config: QualityConfig) -> int:
                     kept += judge.rows_of(case, sample, method)
         judge.fused.clear()
         judge.rows.save()
+    if kept and config.reference not in ("dig2dig", *(row["method"] for row in kept)):
+        raise MethodError(f"reference={config.reference}: no picture is of it")
     write_tables(kept, config, out)
     print(f"{len(kept)} rows in {out / 'results.csv'}, tables in {out / 'table.md'}")
     if config.report:
         print(f"report: {write_gallery(config, cases, judge.pictures, kept, failed)}")
     return int(bool(failed))
+
+
+def digest_of(case: Case) -> str:
+    """Changes with the sources of a case, and with its targets."""
+    return pair_digest(case.pair, Reading()) + (source_digest(case.targets) if case.targets else "")
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,8 @@ class Judge:
         found = {file.parent.name: file for file in sorted(files) if file.stem == case.pair.name and is_image(file)}
         for peer, path in found.items():
             stat = path.stat()
-            yield Picture(peer, path, hashed(stat.st_size, stat.st_mtime_ns, self.config.crop), {})
+            key = hashed(stat.st_size, stat.st_mtime_ns, self.config.crop, digest_of(case))
+            yield Picture(peer, path, key, {})
 
     def own(self, case: Case, sample: Sample, method: str) -> Iterator[Picture]:
         """The picture of one of our methods, made now unless an earlier run has made it."""
@@ -102,7 +111,7 @@ class Judge:
         shaped_by = (method, sample.sources.shape[1])
         if setting:
             shaped_by = (asdict(setting), (*self.fuser.identity, weights_sha256(setting.weights)))
-        stretched, digest = method == "ddfm", pair_digest(case.pair, Reading())  # as DDFM is published
+        stretched, digest = method == "ddfm", digest_of(case)  # as DDFM is published
         key = hashed(*shaped_by, self.config.seed, self.config.crop, stretched, digest)
         path = Path(self.config.out) / "pictures" / case.dataset / method / f"{case.pair.name}.png"
         earlier = self.rows.find(case.dataset, case.pair.name, method, key=key)
@@ -147,7 +156,10 @@ class Judge:
         if case.targets or warm is not None:
             if case.targets:
                 whole = image_size(next(iter(case.pair.files.values())))
-                mask = centre(read_targets(case.targets, *whole), self.config.crop)
+                mask = read_targets(case.targets, *whole)
+                if mask.shape[-2:] != tuple(whole):
+                    raise MethodError(f"{case.targets}: its size is not that of the sources")
+                mask = centre(mask, self.config.crop)
             else:
                 mask = bright_targets(luminance(sample.sources)[warm][None])[0]
             kept, lost = targets(fused[None], luminance(sample.sources)[None], mask)

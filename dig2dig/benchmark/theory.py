@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.readers.pixels import list_images, read_image
+from datamodules.readers.source import source_digest
 from dig2dig.api import preset
 from dig2dig.benchmark.config import TheoryConfig
 from dig2dig.benchmark.datasets import centre
@@ -33,14 +34,15 @@ def run(config: TheoryConfig) -> int:
     rows, kept = Rows(out / "results.csv", ("scene", "photo", "method")), []
     fuser = open_fuser(config)
     for index, photo in enumerate(tqdm(photos, desc="photos")):
+        known = source_digest(photo), index  # the noise goes by the index
         pixels = torch.from_numpy(read_image(photo, "RGB").copy()).permute(2, 0, 1).float() / 255
         ideal = centre(pixels, config.crop).to(fuser.device)[None]
         for scene, sources in make_scenes(ideal, config, index).items():
             for method, sampler in methods(config).items():
-                key = hashed(sampler, config.crop, config.blur, config.sigma, config.seed, fuser.identity, photo.name)
-                row = rows.find(scene, photo.stem, method, key=key)
+                key = hashed(sampler, config.crop, config.blur, config.sigma, config.seed, fuser.identity, known)
+                row = rows.find(scene, str(photo), method, key=key)
                 row = row or {"key": key} | measure_bound(sources, ideal, fuser.denoiser, sampler, config.seed)
-                kept.append(rows.put(scene, photo.stem, method, row=row))
+                kept.append(rows.put(scene, str(photo), method, row=row))
         rows.save()
     rows.finish(kept, tables(kept))
     return 0

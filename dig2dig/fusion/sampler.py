@@ -102,6 +102,10 @@ def fuse(
         weights = load_weights(config.weights).to(sources.device)
     config = config if weights is None else adopted(config, weights.settings)
     check_sources(sources, denoiser.channels, noisy=noise is not None)
+    if noise is not None and (noise.shape != sources.shape[:2] or not ((noise >= 0) & (noise <= 1)).all()):
+        raise ValueError("noise must be a tensor of shape (batch, k), its values in [0, 1]")
+    if valid is not None and valid.shape != (*sources.shape[:2], 1, *sources.shape[-2:]):
+        raise ValueError(f"valid must have shape (batch, k, 1, height, width), not {tuple(valid.shape)}")
     h, w = sources.shape[-2:]
     masks = None if valid is None else pad(valid, denoiser.multiple)
 

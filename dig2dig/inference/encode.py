@@ -19,6 +19,7 @@ DEEP = (".png", ".tif", ".tiff")  # formats that hold 16 bits; the others get 8
 PICTURES = (*DEEP, ".jpg", ".jpeg", ".webp", ".bmp")  # formats of results; of any other source it becomes a PNG
 MEDICAL = {"dcm": ".dcm", "nii": ".nii.gz"}  # formats that take geometry and patient from a medical reference
 PILLOW = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
+MARKER = 65_000  # bytes that fit into a marker of JPEG
 QUALITY = 95  # of JPEG, without subsampled colour, and WebP, 1 to 100
 
 
@@ -71,6 +72,10 @@ def lost(suffix: str, metadata: Metadata, valid: np.ndarray | None = None) -> li
         words.append(f"a {suffix} holds no alpha, .png does: pixels without data are filled")
     if suffix == ".bmp" and (metadata.exif or metadata.icc or metadata.xmp):
         words.append("a .bmp holds no EXIF, XMP and colour profile")
+    if suffix in (".jpg", ".jpeg") and max(len(metadata.exif), len(metadata.xmp)) >= MARKER:
+        words.append(f"a {suffix} holds no EXIF or XMP of 64 kB and more, .png does")
+    if suffix == ".webp" and metadata.dpi:
+        words.append("a .webp holds no resolution, .png does")
     return words
 
 
@@ -88,8 +93,9 @@ def _medical(pixels: np.ndarray, suffix: str, metadata: Metadata, series: str) -
 
 def _pillow(pixels: np.ndarray, suffix: str, metadata: Metadata, icc: bytes) -> bytes:
     settings: dict[str, Any] = {"icc_profile": icc} if icc else {}
-    settings |= {"exif": metadata.exif} if metadata.exif else {}
-    settings |= {"xmp": metadata.xmp} if metadata.xmp and len(metadata.xmp) < 65000 else {}
+    most = MARKER if PILLOW[suffix] == "JPEG" else 2**31
+    settings |= {"exif": metadata.exif} if 0 < len(metadata.exif) < most else {}
+    settings |= {"xmp": metadata.xmp} if 0 < len(metadata.xmp) < most else {}
     settings |= {"dpi": tuple(map(round, metadata.dpi))} if metadata.dpi else {}
     content = io.BytesIO()
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)

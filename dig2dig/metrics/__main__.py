@@ -31,9 +31,23 @@ class MetricsConfig:
 def measure(files: Sequence[Path], config: MetricsConfig) -> None:
     """Prints the metrics of the first file, a fused picture, against the other files."""
     from datamodules.ranges import to_unit
-    from datamodules.readers.source import read_source
+    from datamodules.readers.source import frame_count, read_source
+    from datamodules.readers.thermal import both_from_one
+    from datamodules.validity import check_finite, without_data
 
-    pixels = [read_source(file).pixels for file in files]
+    pixels = []
+    for i, file in enumerate(files):
+        if frame_count(file) is not None:
+            raise UserError(f"{file}: has several frames or slices; give pictures")
+        if file in files[:i] and both_from_one(file, "visible", "infrared"):
+            raise UserError(f"{file}: holds a visible and an infrared picture, of which the first alone is read here")
+        picture = read_source(file)
+        if (note := without_data(picture.pixels, picture.valid)[1]) or picture.valid is not None:
+            raise UserError(f"{file}: {note or 'some pixels hold no data'}; metrics are of whole pictures")
+        check_finite(picture.pixels, None, str(file))
+        pixels.append(picture.pixels)
+    if pixels[0].dtype.kind == "f" and pixels[0].max() > 1:
+        raise UserError(f"{files[0]}: floating point beyond 1; a fused picture has values in [0, 1], or whole numbers")
     for file, image in zip(files[1:], pixels[1:], strict=True):
         (h, w), (height, width) = image.shape[:2], pixels[0].shape[:2]
         if (h, w) != (height, width):

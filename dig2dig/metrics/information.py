@@ -93,8 +93,10 @@ def _shared(f: Tensor, s: Tensor) -> Tensor:
     """Normalised mutual information of distributions f, s (9, n).
 
     The joint distribution is modelled as a mixture of two: the independent one, and the most dependent one with the
-    same margins (Fréchet's bound). The mixture has the correlation of f and s.
+    same margins (Fréchet's bound). The mixture has the correlation of f and s. Where all mass lies at one position in
+    both, it is 1 at the same position and 0 else.
     """
+    same = (f == s).all(0)
     a, b = f - f.mean(0), s - s.mean(0)
     scale = (a.square().sum(0) * b.square().sum(0)).sqrt()
     c = torch.where(scale > 1e-12, (a * b).sum(0) / scale.clamp(min=1e-12), 0.0)  # 0 where one side is constant
@@ -108,7 +110,7 @@ def _shared(f: Tensor, s: Tensor) -> Tensor:
     joint -= torch.maximum((sum_f - f)[:, None], sum_s - s)
     joint.clamp_(min=0).mul_(share).addcmul_(((1 - share) * f)[:, None], s)
     alone = _nats(f) + _nats(s)
-    return 2 * (alone - _nats(joint)) / alone
+    return torch.where(alone > 0, 2 * (alone - _nats(joint)) / alone, same.to(alone))
 
 
 def _regional(f: Tensor, s: Tensor) -> Tensor:

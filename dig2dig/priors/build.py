@@ -113,11 +113,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(dict(content), indent=2, sort_keys=True) + "\n")
 
 
-def save_prior(denoiser: Denoiser, folder: Path) -> None:
+def save_prior(denoiser: Denoiser, folder: str | Path) -> None:
     """Writes a prior as a diffusers DDPM pipeline: model index, UNet with safetensors, scheduler, checksums.
 
     The checksums are removed first and written last, so that a half-written folder is never taken for a whole one.
     """
+    folder = Path(folder)
     unet: Any = denoiser.network.unet
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in unet.state_dict().items()}
     (folder / CHECKSUMS).unlink(missing_ok=True)

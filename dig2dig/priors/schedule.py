@@ -1,7 +1,7 @@
 """The noise schedule: alpha_bar, noising, and grids of time indices."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Literal
 
@@ -74,7 +74,7 @@ def add_noise(x0: Image, noise: Image, t: Timestep, alpha_bar: AlphaBar) -> Imag
 
 def generators(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
     """A random generator for each sample, whatever batch it is in; ValueError if seeds are not one or one for each."""
-    seeds = [seed] * count if isinstance(seed, int) else [int(one) for one in seed]
+    seeds = [int(one) for one in seed] if isinstance(seed, Iterable) else [int(seed)] * count
     if len(seeds) != count:
         raise ValueError(f"{len(seeds)} seeds for {count} images: give one, or one for each")
     return [torch.Generator().manual_seed(one) for one in seeds]

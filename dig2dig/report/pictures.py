@@ -15,6 +15,7 @@ from datamodules.pairs import Sample
 from datamodules.ranges import to_unit
 from datamodules.readers.pixels import is_image
 from datamodules.readers.source import read_source
+from datamodules.validity import without_data
 from dig2dig.color import luminance, merge, to_pixels
 from dig2dig.errors import ImageError
 from dig2dig.fusion.comparators import CLASSICAL
@@ -99,13 +100,18 @@ def evenly(count: int, most: int) -> list[int]:
     return sorted(set(torch.linspace(0, count - 1, min(count, most)).round().int().tolist())) if count else []
 
 
-def load_picture(file: Path, scale: str = "auto", modality: str = "") -> Tensor | None:
-    """A source as (1 or 3, h, w) in [0, 1], of a video or volume the first frame; None where it cannot be read."""
+def load_picture(file: Path, scale: str = "auto", modality: str = "") -> tuple[Tensor | None, bool]:
+    """A source as (1 or 3, h, w) in [0, 1], of a video or volume the first frame, and whether each pixel holds data.
+
+    None where it cannot be read.
+    """
     try:
-        pixels = torch.from_numpy(to_unit(read_source(file, modality=modality).pixels, scale)[0])
+        picture = read_source(file, modality=modality)
     except ImageError:
-        return None
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+        return None, False
+    valid = without_data(picture.pixels, picture.valid)[0]
+    pixels = torch.from_numpy(to_unit(picture.pixels, scale, valid)[0])
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1), valid is None
 
 
 def relative(file: Path, folder: Path) -> str:
@@ -140,23 +146,23 @@ def view_of_files(
 ) -> PairView:
     """The card of one pair from files; a file that cannot be read is shown as missing."""
 
-    def read(file: Path, scale: str, modality: str = "") -> tuple[Tensor | None, str]:
-        """A picture, and the way to its file unless only a part of the picture is shown."""
-        whole = load_picture(file, scale, modality)
+    def read(file: Path, scale: str, modality: str = "") -> tuple[Tensor | None, str, bool]:
+        """A picture, the way to its file unless only a part of the picture is shown, and whether all of it is data."""
+        whole, complete = load_picture(file, scale, modality)
         image = None if whole is None else prepare(whole)
         cut = whole is not None and image is not None and image.shape != whole.shape
-        return image, "" if cut else relative(file, folder)
+        return image, "" if cut else relative(file, folder), complete
 
     pictures = {label: read(file, "auto", label) for label, file in sources.items()}
-    stack = [luminance(image) for image, _ in pictures.values() if image is not None]
+    stack = [luminance(image) for image, _, complete in pictures.values() if image is not None and complete]
     size = stack[0].shape[-2:] if stack else None
     comparable = len(stack) == len(sources) > 1 and all(image.shape[-2:] == size for image in stack)
     shown: list[Shown] = [
         (Panel(label, "source", file=link, note=_note(image, size)), small(image))
-        for label, (image, link) in pictures.items()
+        for label, (image, link, _) in pictures.items()
     ]
     for label, file in results.items():
-        image, link = read(file, "full")
+        image, link, _ = read(file, "full")
         size = size or (None if image is None else image.shape[-2:])
         note, found = _note(image, size), (known or {}).get(label)
         if found is None and image is not None and comparable and not note:
@@ -180,7 +186,7 @@ def source_panels(sample: Sample, files: Mapping[str, Path], folder: Path) -> li
     found: list[Shown] = []
     for k, (modality, channels) in enumerate(zip(sample.modalities, sample.sources, strict=True)):
         file = files.get(modality)
-        picture = load_picture(file) if file and is_image(file) else None  # no other frame
+        picture = load_picture(file)[0] if file and is_image(file) else None  # no other frame
         fits = picture is not None and picture.shape[-2:] == channels.shape[-2:]
         if picture is None or not fits or (luminance(picture) - luminance(channels)).abs().mean() >= 2 / 255:
             picture = channels  # registered, resized, or of another range

@@ -44,7 +44,7 @@ def _csv_logger(out: Path, start: int) -> CSVLogger:
     if path.is_file():
         with path.open(newline="") as file:
             rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
-        kept = [row for row in rows if int(row.get("step", start)) < start]
+        kept = [row for row in rows if int(row.get("step", start)) < start and "final/" not in "".join(row)]
     logger = CSVLogger(out, name="log", version="", flush_logs_every_n_steps=1)
     if is_first_process():
         with warnings.catch_warnings():

@@ -123,7 +123,8 @@ def make_trainer(config: TrainConfig, guard: Guard, start: int, whole: bool) -> 
         plugins=[AtomicCheckpointIO(whole)],
     )
     if not config.fast_dev_run:  # now each process knows its rank
-        trainer.loggers = make_loggers(config.logger, out, asdict(config), start)
+        begin = start + (start == optim.steps)  # a finished run keeps its last validation
+        trainer.loggers = make_loggers(config.logger, out, asdict(config), begin)
         if trainer.loggers:
             trainer.callbacks[-1:-1] = [LearningRateMonitor()]  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
         if trainer.is_global_zero:

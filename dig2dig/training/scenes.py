@@ -18,7 +18,7 @@ from datamodules.pairing import MASK, Pair, find_pairs, find_stacks, read_manife
 from datamodules.pairs import Reading, Sample, pair_digest, read_pair
 from datamodules.readers.pixels import list_images, read_image
 from datamodules.readers.source import source_digest
-from dig2dig.config_train import TrainConfig
+from dig2dig.config_train import ImageDataConfig, TrainConfig
 from dig2dig.errors import ImageError, RunError, note
 from dig2dig.fusion.plan import network_gains
 from dig2dig.fusion.resample import resample
@@ -46,12 +46,15 @@ def training_scenes(config: TrainConfig) -> tuple[list[Scene], list[Pair]]:
     """The scenes that train, and the pairs or stacks that ``data.val_share`` holds out."""
     data, reading = config.data, Reading(config.fusion.task, allow_missing=True)
     photos = list_images(data.root, data.exclude) if data.made else []
-    train = [_made(path, data.made, config.seed) for path in photos]
+    train = [_made(path, data, config.seed) for path in photos]
     pairs = training_pairs(config)
     kept, held_out = pairs, []
     if data.val_share and pairs:
-        names = {Path(f"{pair.name}.x"): pair for pair in pairs}
-        kept, held_out = ([names[path] for path in part] for part in hold_out([*names], data.val_share, config.seed))
+        names = [Path(f"{pair.name}.x") for pair in pairs]
+        kept, held_out = (
+            [pair for pair, name in zip(pairs, names, strict=True) if name in part]
+            for part in map(set, hold_out(names, data.val_share, config.seed))
+        )
     train += [_real(pair, reading, variant) for pair in kept for variant in range(data.variants)]
     if not train:
         raise RunError("no scene is left to train on, all are held out")
@@ -91,13 +94,15 @@ def _real(pair: Pair, reading: Reading, variant: int) -> Scene:
     return Scene(name, lambda: f"{pair_digest(pair, reading)}/{variant}", read)
 
 
-def _made(path: Path, kind: str, seed: int) -> Scene:
+def _made(path: Path, data: ImageDataConfig, seed: int) -> Scene:
+    kind = data.made
+
     def read() -> dict[str, Tensor]:
-        photo = read_deep(path)
+        photo = read_deep(path, "RGB", data.range)
         random = np.random.default_rng([seed, crc(path.stem)])
         return MADE[kind](photo.astype(np.float32) / (255 if photo.dtype == np.uint8 else 1), random)
 
-    return Scene(f"{kind}_{path.stem}", lambda: f"{source_digest(path)}/{kind}/{seed}", read)
+    return Scene(f"{kind}_{path.stem}", lambda: f"{source_digest(path)}/{kind}/{seed}/{data.range}", read)
 
 
 def cached(scenes: Iterable[Scene], config: TrainConfig, denoiser: Denoiser, folder: Path) -> list[Path]:
@@ -116,7 +121,7 @@ def cached(scenes: Iterable[Scene], config: TrainConfig, denoiser: Denoiser, fol
                 write_scene(path, images, [] if live else gain_maps(images["sources"].to(device), denoiser, config))
             files.append(path)
         except ImageError as error:
-            print(f"skipped: {error}", file=sys.stderr)
+            print(f"skipped: {scene.name}: {error}", file=sys.stderr)
     if not files:
         raise RunError("no scene can be read")
     return files
@@ -124,9 +129,10 @@ def cached(scenes: Iterable[Scene], config: TrainConfig, denoiser: Denoiser, fol
 
 def whole_grid(images: dict[str, Tensor]) -> dict[str, Tensor]:
     """Images whose sides are multiples of the grid of crops, a few pixels cut off; an ImageError if too small."""
-    h, w = (side // GRID * GRID for side in images["sources"].shape[-2:])
+    h, w = images["sources"].shape[-2:]
     if min(h, w) < LEAST_SIDE:
         raise ImageError(f"sources have {w}×{h} pixels; at least {LEAST_SIDE} a side are needed")
+    h, w = h // GRID * GRID, w // GRID * GRID
     return {name: image[..., :h, :w] for name, image in images.items()}
 
 

@@ -89,7 +89,7 @@ class WeightLearning:
         device, rows = device_of(config), list[dict[str, float]]()
         network = network.to(device) if network else None
         fuser = Fuser(denoiser.to(device).eval(), FusionConfig(sampler=sampler, seed=config.seed), weights=network)
-        for pair in tqdm(self.held_out, desc="held-out pairs", unit="pair"):
+        for pair in tqdm(self.held_out, desc="held-out pairs", unit="pair", disable=not self.held_out):
             sample = read_pair(pair, Reading(config.fusion.task, allow_missing=True))
             result = fuser([sample], device)[0]
             if isinstance(sample, Sample) and result.fused is not None:

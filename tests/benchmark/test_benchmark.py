@@ -128,6 +128,7 @@ def test_theory_end_to_end(tmp_path: Path) -> None:
         ("methods=nothing", "no 'nothing'"),
         ("methods=", "methods= is empty"),
         ("reference=foo", "reference=foo is none of the methods"),
+        ("methods=mean,peers reference=foo", "reference=foo: no picture is of it"),
         ("datasets=Atlantis", "has no Atlantis"),
         ("methods=peers:/nowhere", "no such folder"),
         ("variants.x=sampler.dig.kind=guess", "sampler.dig.kind"),
@@ -135,7 +136,7 @@ def test_theory_end_to_end(tmp_path: Path) -> None:
 )
 def test_mistakes_are_told_in_one_line(data: Path, tmp_path: Path, argument: str, line: str, capsys) -> None:
     try:
-        code = main(["quality", f"data={data}", f"out={tmp_path}", "methods=mean", argument])
+        code = main(["quality", f"data={data}", f"out={tmp_path}", "methods=mean", "limit=1", *argument.split()])
     except SystemExit as stopped:
         code = stopped.code
     assert code == 2
@@ -159,8 +160,8 @@ def test_a_bad_picture_stops_nothing(data: Path, tmp_path: Path, capsys) -> None
     assert done == {("Tiny", "a", "mean"), ("Tiny", "a", "Whole"), ("Stacks", "a", "mean"), ("Stacks", "b", "mean")}
 
 
-def test_marked_boxes_lie_where_they_lie_in_the_whole_picture(tmp_path: Path) -> None:
-    """With a crop too, and in the pictures of others, which are whole."""
+def test_marked_boxes_lie_where_they_lie_in_the_whole_picture(tmp_path: Path, capsys) -> None:
+    """With a crop too, and in the pictures of others, which are whole; changed sources and boxes count anew."""
     rng, root = np.random.default_rng(0), tmp_path / "data" / "infrared_visible" / "Marked"
     visible, infrared = (rng.integers(40, 60, (96, 128), np.uint8) for _ in range(2))
     infrared[40:56, 64:84] += 150
@@ -173,6 +174,15 @@ def test_marked_boxes_lie_where_they_lie_in_the_whole_picture(tmp_path: Path) ->
     assert main(["quality", *chosen]) == 0
     kept = {row["method"]: float(row["targets"]) for row in table(tmp_path / "out" / "results.csv")}
     assert set(kept) == {"mean", "Mean"} and all(value == pytest.approx(0.5, abs=0.01) for value in kept.values())
+    cv2.imwrite(str(root / "vi" / "a.png"), rng.integers(40, 60, (96, 128), np.uint8))
+    (root / "labels" / "a.txt").write_text("0 0.1 0.1 0.1 0.1\n")
+    before = table(tmp_path / "out" / "results.csv")
+    assert main(["quality", *chosen]) == 0
+    after = table(tmp_path / "out" / "results.csv")
+    changed = [old["SD"] != new["SD"] or old["VIF"] != new["VIF"] for old, new in zip(before, after, strict=True)]
+    assert all(changed) and all(old["targets"] != new["targets"] for old, new in zip(before, after, strict=True))
+    (root / "labels" / "a.txt").write_text("0 0.1 0.1\n")
+    assert main(["quality", *chosen]) == 1 and "'0 0.1 0.1' is no box" in capsys.readouterr().err
 
 
 def test_anybodys_folder_is_compared(data: Path, tmp_path: Path) -> None:
@@ -183,6 +193,15 @@ def test_anybodys_folder_is_compared(data: Path, tmp_path: Path) -> None:
         ("a", "Visible"),
         ("b", "Visible"),
     ]
+
+
+@pytest.mark.parametrize(
+    "argument", ["degraded sigmas=abc", "degraded sigmas=-5", "flicker sensor=x", "flicker crop=40", "stack counts=1"]
+)
+def test_numbers_between_commas_are_checked(argument: str, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(argument.split())
+    assert " must be " in capsys.readouterr().err
 
 
 def test_usage(capsys) -> None:

@@ -148,7 +148,9 @@ def test_a_batch_equals_its_images_alone(bundled: Denoiser, kind, grid) -> None:
     together = fuse(sources, bundled, options, seed=[3, 4, 5])
     for i, seed in enumerate((3, 4, 5)):
         alone = fuse(sources[i : i + 1], bundled, options, seed=seed)
-        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-4)
+        # times by gains are late and far apart: small gains in the last step amplify the last bits
+        atol = 1e-6 if grid == "logsnr" else 2e-4
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=atol)
 
 
 def test_seeds_decide_the_noise(bundled: Denoiser) -> None:

@@ -55,7 +55,14 @@ def test_a_copy_of_the_sources_is_perfect(files: list[str], capsys: pytest.Captu
 def test_mistakes_are_told_in_one_line(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     other = str(tmp_path / "other.png")
     cv2.imwrite(other, np.zeros((20, 30), np.uint8))
+    holed, broken, bright = (str(tmp_path / f"{name}.tif") for name in ("holed", "broken", "bright"))
+    levels = np.random.default_rng(1).random((40, 50), np.float32)
+    for path, value in ((holed, -9999), (broken, np.nan), (bright, 90)):
+        cv2.imwrite(path, np.where(np.arange(50) < 5, np.float32(value), levels))
     for arguments, line in (
+        ([*files, holed], "10.0 % of the pixels hold -9999, taken for no data; metrics are of whole pictures"),
+        ([*files, broken], "200 pixels are NaN"),
+        ([bright, *files[1:]], "floating point beyond 1"),
         ([*files, other], f"{other} has 30×20 pixels, {files[0]} has 50×40"),
         ([*files[:2], str(tmp_path / "lost.png")], "lost.png"),
         ([*files, "convention=mine"], "convention"),

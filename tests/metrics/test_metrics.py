@@ -160,3 +160,12 @@ def test_windows_slide_the_same_with_and_without_derivatives(length: int) -> Non
     window = torch.outer(*2 * [torch.tensor(weights, dtype=torch.float64)])
     expected = (images[0, 0, 2 : 2 + length, 1 : 1 + length] * window).sum()
     torch.testing.assert_close(plain[0, 0, 2, 1], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_feature_information_of_flat_pictures_is_a_number() -> None:
+    """All mass of a window lies at one pixel where it is all that stands out: alike there, or not."""
+    one, other = torch.zeros(2, 1, 1, 12, 12, dtype=torch.float64)
+    one[..., 5, 5], other[..., 6, 6] = 1.0, 1.0
+    for name in ("FMI_pixel", "FMI_gradient"):
+        alike, apart = (float(METRICS[name](one, torch.stack([image, image], 1))) for image in (one / 2, other))
+        assert 0 <= apart < alike <= 1, name

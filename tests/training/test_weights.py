@@ -21,6 +21,7 @@ from dig2dig.fusion.weight import WeightNetwork, load_weights, scale_space
 from dig2dig.modules.weights import WeightModule, composed, stacked
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import draw_noise, generators
+from dig2dig.training.scenes import training_scenes
 from tests.conftest import EXAMPLES, ROOT
 from tests.training.test_train import Cut
 
@@ -253,3 +254,22 @@ def test_validation_needs_no_scene_to_learn_from(tmp_path: Path, capsys: pytest.
     assert train.main(argv) == 0
     values = dict(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("fusion/"))
     assert float(values["fusion/VIF"]) > 0.5 and not (tmp_path / "run").exists()
+
+
+def test_scenes_of_one_name_are_held_out_or_learned_together(tmp_path: Path) -> None:
+    """Pairs of two lists may share their names; none is lost, and none is on both sides."""
+    manifest = tmp_path / "pairs.csv"
+    names = [path.name for path in sorted((PAIR / "visible").glob("*.png"))]
+    lines = [f"{Path(name).stem},{PAIR / 'visible' / name},{PAIR / 'infrared' / name}" for name in names]
+    manifest.write_text("\n".join(["name,visible,infrared", *lines]))
+    more = [f"data.manifest={manifest}", "data.val_share=0.5"]
+    config = load_strictly(TrainConfig, arguments(tmp_path / "run", *more))
+    train_scenes, held_out = training_scenes(config)
+    learned_names, held_names = {scene.name for scene in train_scenes}, {pair.name for pair in held_out}
+    assert len(train_scenes) + len(held_out) == 2 * len(names) and not learned_names & held_names
+
+
+@pytest.mark.parametrize("option", ["sigma_end=null", "sigma_start=null", "grid=gain", "dig.kind=static"])
+def test_levels_that_inference_would_not_share_are_refused(tmp_path: Path, option: str) -> None:
+    with pytest.raises(UserError, match="learned weights have levels of their own"):
+        load_strictly(TrainConfig, arguments(tmp_path / "run", f"fusion.sampler.{option}"))

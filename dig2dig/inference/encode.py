@@ -74,7 +74,7 @@ def lost(suffix: str, metadata: Metadata, valid: np.ndarray | None = None) -> li
         words.append("a .bmp holds no EXIF, XMP and colour profile")
     if suffix in (".jpg", ".jpeg") and max(len(metadata.exif), len(metadata.xmp)) >= MARKER:
         words.append(f"a {suffix} holds no EXIF or XMP of 64 kB and more, .png does")
-    if suffix == ".webp" and metadata.dpi:
+    if suffix == ".webp" and {*map(round, metadata.dpi or ())} - {72, 96}:  # what software writes for none
         words.append("a .webp holds no resolution, .png does")
     return words
 

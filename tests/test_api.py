@@ -111,10 +111,6 @@ def test_mistakes_say_which_file(exposures: list[Path], tmp_path: Path) -> None:
         dig2dig.fuse_files(exposures, "mef", out=tmp_path / "fused.txt", overrides=["sampler.steps=1"])
     with pytest.raises(UserError, match="dig2dig infer writes volumes"):
         dig2dig.fuse_files(exposures, "mef", out=tmp_path / "fused.nii.gz")
-    with pytest.raises(UserError, match="give the names of files"):
-        dig2dig.fuse_files([np.zeros((4, 4))] * 2, "mef")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UserError, match="give what load_prior returns"):
-        dig2dig.fuse_files(exposures, "mef", prior="bundled")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="report is a group of options: --help report"):
         dig2dig.fuse_files(exposures, "mef", overrides="report=0")
 
@@ -122,13 +118,9 @@ def test_mistakes_say_which_file(exposures: list[Path], tmp_path: Path) -> None:
 def test_tensors_that_go_with_the_sources_are_checked(tmp_path: Path) -> None:
     prior, sources = load_prior(precision="fp32"), torch.rand(1, 2, 1, 24, 24)
     config = dig2dig.preset("ivf", "sampler.weights=gain", "sampler.steps=1")
-    for noise in (torch.tensor([[25.0, 0.0]]), torch.tensor([[float("nan"), 0.0]]), torch.zeros(1, 3)):
+    for noise in (torch.tensor([[25.0, 0.0]]), torch.tensor([[float("nan"), 0.0]])):
         with pytest.raises(ValueError, match="noise must be a tensor of shape"):
             dig2dig.fuse(sources, prior, config, noise=noise)
-    with pytest.raises(ValueError, match="valid must have shape"):
-        dig2dig.fuse(sources, prior, config, valid=torch.ones(1, 2, 24, 24, dtype=torch.bool))
-    one, other = (dig2dig.fuse(sources, prior, config, seed=seed) for seed in (3, np.int64(3)))
-    assert torch.equal(one, other)
     dig2dig.save_prior(prior, str(tmp_path / "prior"))
     assert (tmp_path / "prior" / "model_index.json").is_file()
     assert named_sources("ivf", ["v", "i"]) == {"visible": "v", "infrared": "i"}

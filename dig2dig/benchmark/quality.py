@@ -52,7 +52,7 @@ def run(config: QualityConfig) -> int:
         raise MethodError(f"reference={config.reference}: no picture is of it")
     write_tables(kept, config, out)
     print(f"{len(kept)} rows in {out / 'results.csv'}, tables in {out / 'table.md'}")
-    if config.report:
+    if config.report and kept:
         print(f"report: {write_gallery(config, cases, judge.pictures, kept, failed)}")
     return int(bool(failed))
 

@@ -175,7 +175,7 @@ def test_marked_boxes_lie_where_they_lie_in_the_whole_picture(tmp_path: Path, ca
     kept = {row["method"]: float(row["targets"]) for row in table(tmp_path / "out" / "results.csv")}
     assert set(kept) == {"mean", "Mean"} and all(value == pytest.approx(0.5, abs=0.01) for value in kept.values())
     cv2.imwrite(str(root / "vi" / "a.png"), rng.integers(40, 60, (96, 128), np.uint8))
-    (root / "labels" / "a.txt").write_text("0 0.1 0.1 0.1 0.1\n")
+    (root / "labels" / "a.txt").write_text(f"0 {70 / 128} {48 / 96} {30 / 128} {16 / 96}\n")
     before = table(tmp_path / "out" / "results.csv")
     assert main(["quality", *chosen]) == 0
     after = table(tmp_path / "out" / "results.csv")

@@ -22,6 +22,7 @@ def main(argv: list[str]) -> int:
 
     from dig2dig.app.gate import Gate, temporary_folder
     from dig2dig.app.page import build
+    from dig2dig.app.worker import leave_all
     from dig2dig.inference.interrupts import Interrupted, heed_signals
     from dig2dig.priors.denoiser import pick_device
     from dig2dig.priors.load import open_prior
@@ -47,7 +48,10 @@ def main(argv: list[str]) -> int:
             except OSError as error:
                 raise RunError(f"port {config.port} cannot be had: give another, or port=0 for any") from error
             print(f"the page is at {url} until Ctrl-C", flush=True)
-            page.block_thread()
+            try:
+                page.block_thread()
+            finally:
+                leave_all()
     return 0
 
 

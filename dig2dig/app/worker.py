@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import ContextVar
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
@@ -14,6 +15,9 @@ BEAT = 0.5  # seconds in which a page that left is noticed
 _left: ContextVar[Event | None] = ContextVar("left", default=None)  # set when nobody waits for this thread's work
 
 
+_running: dict[Thread, Event] = {}
+
+
 class Stopped(Exception):
     """Nobody waits for the result."""
 
@@ -22,6 +26,13 @@ def check(*_: Any) -> None:
     """Ends the work of this thread if nobody waits for it."""
     if (left := _left.get()) and left.is_set():
         raise Stopped
+
+
+def leave_all() -> None:
+    """Gives all work up, and waits for its end: a process that ends while a thread is within torch is aborted."""
+    for thread, left in [*_running.items()]:
+        left.set()
+        thread.join()
 
 
 def check_in(network: nn.Module) -> None:
@@ -50,14 +61,17 @@ def followed(work: Callable[[Callable[[T], None]], T]) -> Iterator[T | None]:
         except BaseException as error:  # raised where the result is awaited
             future.set_exception(error)
         shown.put(None)
+        _running.pop(thread, None)
 
-    Thread(target=run).start()  # the interpreter waits for it: to end within torch aborts the process
+    _running[thread := Thread(target=run, daemon=True)] = left
+    thread.start()
     try:
         while not future.done() or not shown.empty():
             try:
                 yield shown.get(timeout=BEAT)
             except Empty:
                 yield None
-        yield future.result()
+        with suppress(Stopped):  # as at the end of the page
+            yield future.result()
     finally:
         left.set()

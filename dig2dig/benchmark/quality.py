@@ -96,10 +96,10 @@ class Judge:
         folder = method.partition(":")[2]
         files = Path(folder).glob("*") if folder else (case.folder / "peers").glob("*/*")
         found = {file.parent.name: file for file in sorted(files) if file.stem == case.pair.name and is_image(file)}
+        digest = digest_of(case)
         for peer, path in found.items():
             stat = path.stat()
-            key = hashed(stat.st_size, stat.st_mtime_ns, self.config.crop, digest_of(case))
-            yield Picture(peer, path, key, {})
+            yield Picture(peer, path, hashed(stat.st_size, stat.st_mtime_ns, self.config.crop, digest), {})
 
     def own(self, case: Case, sample: Sample, method: str) -> Iterator[Picture]:
         """The picture of one of our methods, made now unless an earlier run has made it."""

@@ -28,6 +28,7 @@ from datamodules.image_data import (
 from datamodules.pair_data import FusionDataModule, PairDataset, SizeBatches
 from datamodules.pairing import Pair, find_pairs
 from datamodules.pairs import Failure, Reading, Sample, read_pair
+from datamodules.readers import video
 from datamodules.readers.pixels import image_size, list_images, read_image
 from datamodules.transforms import PairTransform, training_crops, validation_crop
 from dig2dig.config_train import ImageDataConfig
@@ -384,3 +385,27 @@ def test_a_full_disk_leaves_arrays_in_memory(monkeypatch) -> None:
     assert isinstance(aside(array, 3), np.memmap) and aside(array, 2) is array
     monkeypatch.setattr("datamodules.aside.disk_usage", lambda _: SimpleNamespace(free=100))
     assert not isinstance(aside(array, 3), np.memmap)
+
+
+def test_what_follows_a_gap_in_a_video_is_not_read(tmp_path: Path) -> None:
+    """A decoder goes on behind a damaged place, with frames of other moments."""
+    file = tmp_path / "a.mp4"
+    video.write_video(file, [np.full((16, 16), 10 * i, np.uint8) for i in range(8)], 25.0)
+    opened = video.Video(file)
+    capture = opened.capture
+
+    class Damaged:
+        at = 0
+
+        def grab(self) -> bool:
+            return capture.grab()
+
+        def read(self) -> tuple[bool, object]:
+            self.at += 1
+            return (False, None) if self.at == 3 else capture.read()
+
+    opened.capture = Damaged()  # pyright: ignore[reportAttributeAccessIssue]
+    assert opened.read(0).shape == opened.read(1).shape == (16, 16, 3)
+    for index in (2, 3, 7):
+        with pytest.raises(ImageError, match=f"frame {index} of 8 cannot be read"):
+            opened.read(index)

@@ -176,3 +176,10 @@ def test_the_cases(tmp_path: Path) -> None:
     colours = [rgb2lab(np.asarray(one)) for one in (shown, image, truth)]
     with_profile, without = (deltaE_ciede2000(one, colours[2]).mean() for one in colours[:2])
     assert with_profile < without / 1.8
+
+
+def test_exif_that_a_jpeg_cannot_hold_is_told_and_left_out() -> None:
+    long = Metadata(exif=b"Exif\0\0" + bytes(70_000), xmp=b"x" * 70_000)
+    content = encode(torch.full((1, 8, 8), 0.5), ".jpg", 8, long)
+    assert content.startswith(b"\xff\xd8") and len(content) < 5_000
+    assert lost(".jpg", long) == ["a .jpg holds no EXIF or XMP of 64 kB and more, .png does"]

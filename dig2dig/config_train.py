@@ -186,4 +186,3 @@ class TrainConfig(Checked):
         own = "learned weights have levels of their own: give fusion.sampler."
         require(None not in (sampler.sigma_start, sampler.sigma_end), f"{own}sigma_start and sigma_end")
         require(sampler.grid != "gain", f"{own}grid=logsnr or uniform")
-        require(sampler.dig.kind != "static", f"{own}dig.kind other than static")

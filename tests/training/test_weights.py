@@ -269,7 +269,13 @@ def test_scenes_of_one_name_are_held_out_or_learned_together(tmp_path: Path) -> 
     assert len(train_scenes) + len(held_out) == 2 * len(names) and not learned_names & held_names
 
 
-@pytest.mark.parametrize("option", ["sigma_end=null", "sigma_start=null", "grid=gain", "dig.kind=static"])
+@pytest.mark.parametrize("option", ["sigma_end=null", "sigma_start=null", "grid=gain"])
 def test_levels_that_inference_would_not_share_are_refused(tmp_path: Path, option: str) -> None:
     with pytest.raises(UserError, match="learned weights have levels of their own"):
         load_strictly(TrainConfig, arguments(tmp_path / "run", f"fusion.sampler.{option}"))
+
+
+def test_weights_can_be_learned_without_gains(tmp_path: Path) -> None:
+    """The study of what gains are worth (docs/results.md) leaves them out."""
+    config = load_strictly(TrainConfig, arguments(tmp_path / "run", "fusion.sampler.dig.kind=static"))
+    assert config.fusion.sampler.dig.kind == "static"

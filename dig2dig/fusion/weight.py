@@ -10,14 +10,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, silu
+from torch.nn.functional import interpolate, pad, silu
 
 from dig2dig.atomic import write_atomically
 from dig2dig.cli import from_yaml, to_yaml
 from dig2dig.config import BROUGHT, SamplerConfig
 from dig2dig.errors import PriorError
 from dig2dig.fusion.bands import blurred
-from dig2dig.fusion.resample import coarseness, grouped, resample
+from dig2dig.fusion.resample import SMALL, coarseness, grouped, resample
 from dig2dig.priors.files import fetched_folder, file_sha256
 from dig2dig.shapes import Gains, Image, Maps, Sources, Weights
 
@@ -115,8 +115,8 @@ class WeightNetwork(nn.Module):
         super().__init__()
         self.settings = settings
         self.level = nn.Parameter(0.1 * torch.randn(settings.steps + 1, width))
-        self.first = nn.Conv2d(FEATURES, width, 3, padding=1, padding_mode="replicate")
-        self.second = nn.Conv2d(width, width, 3, padding=1, padding_mode="replicate")
+        self.first = nn.Conv2d(FEATURES, width, 3)
+        self.second = nn.Conv2d(width, width, 3)
         self.own = nn.Conv2d(width, width, 1)
         self.shared = nn.Conv2d(2 * width, width, 1, bias=False)
         self.last = nn.Conv2d(width, 2, 1)
@@ -134,30 +134,40 @@ class WeightNetwork(nn.Module):
             sigmas: Noise level of each step, decreasing.
         """
         b, k = space[0].shape[:2]
-        levels: list[Level] = []
-        hidden, spare = None, not torch.is_grad_enabled()  # large images have no room for copies
+        hidden, levels = list[Tensor](), list[Level]()
+        spare = not torch.is_grad_enabled()  # large images have no room for all features of all sources at once
+        together = len(grouped(b * k, space[-1].shape)) if spare else 1
         for i, maps in enumerate(features(space, gains, sigmas, self.settings.guidance.scale)):
-            together = len(grouped(b * k, space[-1].shape)) if spare else 1
-            parts = maps.flatten(0, 1).chunk(together)
-            coarser = [None] * len(parts) if hidden is None else hidden.chunk(together)
-            hidden = torch.cat([self._hidden(*both, i) for both in zip(parts, coarser, strict=True)])
-            own = silu(hidden, spare and i == len(sigmas))  # the last level has no finer one
-            each = own.unflatten(0, (b, k)).unbind(1)  # reductions over so short an axis take several times as long
-            shared = self.shared(torch.cat([reduce(torch.add, each) / k, reduce(torch.maximum, each)], 1))
-            joint = self.own(own).unflatten(0, (b, k))
-            joint += shared[:, None]
-            del own, each
-            logit, scale = self.last(silu(joint.flatten(0, 1), spare)).float().unflatten(0, (b, k)).split(1, 2)
+            parts, (height, width) = maps.flatten(0, 1).chunk(together), maps.shape[-2:]
+            coarser = hidden or [None] * len(parts)
+            hidden = [self._hidden(*both, i) for both in zip(parts, coarser, strict=True)]
+            rows = max(SMALL // width, 1) if spare else height
+            strips = ([part[..., top : top + rows, :] for part in hidden] for top in range(0, height, rows))
+            logit, scale = torch.cat([self._outputs(torch.cat(strip), k) for strip in strips], -2).split(1, 2)
             levels.append(Level(logit.softmax(1), scale.mean(1).tanh().exp()))
         return levels
 
     def _hidden(self, maps: Tensor, coarser: Tensor | None, level: int) -> Tensor:
         """Features of some sources at a level, from maps of them (n, 8, h, w) and their features at the coarser one."""
-        z = self.first(maps.contiguous(memory_format=torch.channels_last))
+        z = self.first(bordered(maps.contiguous(memory_format=torch.channels_last)))
         z += self.level[level, :, None, None]
         if coarser is not None:
             z += interpolate(coarser, maps.shape[-2:], mode="bilinear")
-        return self.second(silu(z, not torch.is_grad_enabled()))
+        z = bordered(silu(z, not torch.is_grad_enabled()))  # here, so that what has no border is freed
+        return self.second(z)
+
+    def _outputs(self, hidden: Tensor, k: int) -> Tensor:
+        """Both outputs of each source, (b, k, 2, h, w), from what was learned of it; each pixel by itself."""
+        own = silu(hidden)
+        each = own.unflatten(0, (-1, k)).unbind(1)  # reductions over so short an axis take several times as long
+        shared = self.shared(torch.cat([reduce(torch.add, each) / k, reduce(torch.maximum, each)], 1))
+        joint = self.own(own).unflatten(0, (-1, k)) + shared[:, None]
+        return self.last(silu(joint.flatten(0, 1))).float().unflatten(0, (-1, k))
+
+
+def bordered(maps: Tensor) -> Tensor:
+    """Maps with their outermost pixels repeated, for a filter of 3×3."""
+    return pad(maps, (1, 1, 1, 1), mode="replicate")
 
 
 def scale_space(sources: Sources, sigmas: Sequence[float], scale: float) -> list[Maps]:

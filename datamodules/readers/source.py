@@ -96,8 +96,10 @@ def _digest(path: Path, version: tuple[int, int, int]) -> str:
 
 def source_size(path: Path, frame: int | None = None, modality: str = "") -> tuple[int, int]:
     """(height, width) of a source; of an image only the header is read."""
-    if medical.is_medical(path) or video.is_video(path):
-        return read_source(path, None if video.is_video(path) else frame).pixels.shape[:2]  # frames have one size
+    if video.is_video(path):
+        return video.frame_size(path)
+    if medical.is_medical(path):
+        return read_source(path, frame).pixels.shape[:2]
     return thermal_size(path, modality) or image_size(path)
 
 

@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import cv2
@@ -27,6 +27,11 @@ def frame_count(path: Path) -> int:
     return _video(path, version(path)).count
 
 
+def frame_size(path: Path) -> tuple[int, int]:
+    """(height, width) of the first frame, and so of all."""
+    return _video(path, version(path)).size
+
+
 def frames_per_second(path: Path) -> float:
     """The rate in a video's header; 25 where there is none."""
     return _video(path, version(path)).rate
@@ -47,6 +52,11 @@ class Video:
         if self.count < 1:
             raise ImageError(f"{path}: not a video that OpenCV reads; convert it to MP4 or to a folder of frames")
         self.rate = float(self.capture.get(cv2.CAP_PROP_FPS)) or 25.0
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        height, width, _ = self.read(0).shape
+        return height, width
 
     def read(self, index: int) -> np.ndarray:
         """Frame ``index``, 8-bit RGB."""

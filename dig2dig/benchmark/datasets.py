@@ -18,7 +18,7 @@ from datamodules.pairs import Failure, Reading, Sample, read_pair
 from datamodules.readers.pixels import read_image
 from dig2dig.cli import shipped
 from dig2dig.color import luminance
-from dig2dig.errors import ImageError, MethodError, PairingError, one_line
+from dig2dig.errors import ImageError, MethodError, PairingError, note, one_line
 
 # folder of a task, and its preset
 TASKS = {"infrared_visible": "ivf", "medical": "mif", "multi_exposure": "mef", "multi_focus": "mff"}
@@ -54,7 +54,10 @@ def find_cases(data: str, datasets: str = "", half: str = "all", limit: int = 0)
             known |= {dataset.name, folder, task}
             if not wanted or wanted & {dataset.name, folder, task}:
                 sides = {path.name: str(path) for path in sorted(dataset.glob("*/")) if path.name not in NO_SIDES}
-                pairs = [pair for pair in (find_pairs(sides) if len(sides) > 1 else []) if len(pair.files) > 1]
+                found = find_pairs(sides) if len(sides) > 1 else []
+                pairs = [pair for pair in found if len(pair.files) > 1]
+                if alone := [pair.name for pair in found if len(pair.files) == 1]:
+                    note(f"{dataset.name}: {len(alone)} left out, with one source alone, as {alone[0]}")
                 split = math.ceil(len(pairs) / 2)
                 pairs = {"all": pairs, "first": pairs[:split], "second": pairs[split:]}[half]
                 cases += [Case(task, dataset.name, pair, dataset) for pair in pairs[: limit or None]]

@@ -28,7 +28,7 @@ def frame_count(path: Path) -> int:
 
 
 def frame_size(path: Path) -> tuple[int, int]:
-    """(height, width) of the first frame, and so of all."""
+    """(height, width) of a video."""
     return _video(path, version(path)).size
 
 
@@ -55,6 +55,7 @@ class Video:
 
     @cached_property
     def size(self) -> tuple[int, int]:
+        """(height, width) of the first frame, and so of all."""
         height, width, _ = self.read(0).shape
         return height, width
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from dig2dig.config import SamplerConfig
 from dig2dig.fusion.gain import Lookup, Measured, measure
 from dig2dig.fusion.guidance import Step
+from dig2dig.fusion.noise import NoiseLevels
 from dig2dig.fusion.resample import resize
 from dig2dig.fusion.weight import (
     SIGMA_TOP,
@@ -82,12 +83,13 @@ def gains(
     reconstructions: bool = False,
     network: WeightNetwork | None = None,
     valid: Tensor | None = None,
+    noise: NoiseLevels | None = None,
 ) -> Plan:
     """Gains and weights of all sources, and the times of the steps, before any of them.
 
     Sources are in [-1, 1] and padded; gains are averaged over ``noises``. ``reconstructions`` says whether the guidance
     uses the sources' estimates themselves. A network makes the weights; without it, a softmax does. Where a source is
-    not ``valid``, (b, k, 1, h, w), it weighs nothing.
+    not ``valid``, (b, k, 1, h, w), it weighs nothing. ``noise`` is that of the sources before they were denoised.
     """
     dig = config.dig
     asked, skipped = gain_times(denoiser.alpha_bar, config, network is not None)
@@ -96,7 +98,7 @@ def gains(
     widest = float(noise_level(denoiser.alpha_bar)[asked[skipped]])
     found = measure(sources, noises, asked, denoiser, dig, reconstructions, config.grid == "gain", widest)
     if network is None:
-        return planned(found, skipped, denoiser.alpha_bar, config, valid)
+        return planned(found, skipped, denoiser.alpha_bar, config, valid, noise)
     sigmas = noise_level(denoiser.alpha_bar)[asked[skipped:]].tolist()
     space = scale_space(sources, sigmas, config.guidance.scale)
     with denoiser.autocast(sources.device):
@@ -116,9 +118,18 @@ def said(weights: list[Maps], config: SamplerConfig, valid: Tensor | None) -> li
 
 
 def planned(
-    found: Measured, skipped: int, schedule: AlphaBar, config: SamplerConfig, valid: Tensor | None = None
+    found: Measured,
+    skipped: int,
+    schedule: AlphaBar,
+    config: SamplerConfig,
+    valid: Tensor | None = None,
+    noise: NoiseLevels | None = None,
 ) -> Plan:
-    """The plan of weights from a softmax of the gains; the first ``skipped`` times are for the base alone."""
+    """The plan of weights from a softmax of the gains; the first ``skipped`` times are for the base alone.
+
+    For the share of a source in all gains, times count whose noise is above that of the sources: of what is finer,
+    denoising took more from a source with less contrast.
+    """
     dig, measured, like = config.dig, found.after(skipped), found.gains[0]
     weights = said([fusion_weight(gain, dig.temperature) for gain in measured.gains], config, valid)
     base = None
@@ -128,7 +139,11 @@ def planned(
         size = weights[0].shape[-2:] if valid is not None else (1, 1)
         base = like.new_full((*like.shape[:3], *size), 1 / like.shape[1])
     if base is not None:
-        base = masked(preferred(scaled(base, shares(measured.gains, dig.share)), config.prefer), valid)
+        counted = None
+        if noise is not None:
+            counted = noise_level(schedule)[measured.times, None] >= 2 * noise.amax(1).cpu()  # [-1, 1] is twice as wide
+            counted[0] = True
+        base = masked(preferred(scaled(base, shares(measured.gains, dig.share, counted)), config.prefer), valid)
     times = step_times(schedule, config)[:, None].expand(-1, len(like))
     if measured.cost is not None and len(measured.times) > 1:
         times = gain_grid(measured.cost, measured.times, config.steps)

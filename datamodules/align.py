@@ -167,6 +167,6 @@ def laid(image: np.ndarray, matrix: np.ndarray, motion: str, shape: tuple[int, .
 
 def small(image: np.ndarray, side: int) -> np.ndarray:
     """An image whose longer side is at most so many pixels."""
-    scale = side / max(image.shape)
-    height, width = (max(4, round(length * scale)) for length in image.shape)
+    scale = side / max(image.shape[:2])
+    height, width = (max(4, round(length * scale)) for length in image.shape[:2])
     return rescale(image, (height, width)) if scale < 1 else image

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.align import small
 from datamodules.aside import aside
 from datamodules.ranges import Valid
 from datamodules.readers.pixels import convert
@@ -105,7 +106,8 @@ def contradiction(
     The mapping and its noise are measured again without what was found: a thing does not explain itself.
     """
     grey = 2 in (fixed.ndim, other.ndim)
-    a, b = (np.atleast_3d(_small(convert(image, "L") if grey else image)) for image in (fixed, other))
+    both = (small(convert(image, "L") if grey else image, SIDE) for image in (fixed, other))
+    a, b = (np.atleast_3d(cv2.GaussianBlur(image, (0, 0), 1.0)) for image in both)
     inside = np.ones(a.shape[:2], bool)
     if valid is not None:
         inside = ~_grown(cv2.resize(valid.astype(np.uint8), a.shape[1::-1], interpolation=cv2.INTER_AREA) == 0, 3)
@@ -211,15 +213,6 @@ def replaced(
     result, old = other.copy(), other[here].reshape(predicted.shape)
     result[here] = (old + share[here][:, None] * (predicted - old)).reshape(result[here].shape)
     return result
-
-
-def _small(image: np.ndarray) -> np.ndarray:
-    """An image at the size at which they are compared, slightly smoothed."""
-    scale = SIDE / max(image.shape[:2])
-    if scale < 1:
-        width, height = (max(4, round(scale * side)) for side in image.shape[1::-1])
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    return cv2.GaussianBlur(image, (0, 0), 1.0)
 
 
 def _grown(mask: np.ndarray, radius: int) -> Mask:

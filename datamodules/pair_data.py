@@ -75,19 +75,13 @@ class FusionDataModule(LightningDataModule):
         workers: int = 0,
     ) -> None:
         super().__init__()
-        self.given, self.reading, self.batch_size, self.workers = pairs, reading or Reading(), batch_size, workers
-        self.dataset: PairDataset | None = None
-
-    def setup(self, stage: str) -> None:
-        """Lists the files."""
-        pairs = expand(find_pairs(self.given)) if isinstance(self.given, Mapping) else self.given
-        self.dataset = PairDataset(pairs, self.reading)
+        found = expand(find_pairs(pairs)) if isinstance(pairs, Mapping) else pairs
+        self.dataset, self.batch_size, self.workers = PairDataset(found, reading or Reading()), batch_size, workers
 
     def predict_dataloader(self) -> DataLoader:
         """Every pair once."""
-        assert self.dataset is not None
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        batches = SizeBatches(self.dataset.pairs, self.batch_size, rank, world_size, self.reading.reference)
+        batches = SizeBatches(self.dataset.pairs, self.batch_size, rank, world_size, self.dataset.reading.reference)
         loader = DataLoader if self.workers else ReadAhead
         return loader(self.dataset, batch_sampler=batches, num_workers=self.workers, collate_fn=list)
 

@@ -61,7 +61,8 @@ def one_range(pictures: Sequence[np.ndarray], valids: Sequence[Valid], scale: st
     if not pictures or (wanted == "auto" and (all(filled) if floats else any(filled))):
         return "full"
     low, high = zip(*map(limits, pictures, valids), strict=True)
-    return f"{min(low):.6f}-{max(high):.6f}" if max(high) > min(low) else "full"
+    ends = (np.format_float_positional(end, 9, unique=False, fractional=False) for end in (min(low), max(high)))
+    return "-".join(ends) if max(high) > min(low) else "full"
 
 
 def full_scale(pixels: np.ndarray) -> float:

@@ -28,11 +28,8 @@ class Scene:
         step = 2.0 ** (max(0, round(2 * np.log2(step))) / 2)
         if step not in self.layers:
             height, width = (max(8, round(side / step)) for side in self.moving.shape)
-            size = (height, width)
             whole = np.ones(self.moving.shape, np.float32) if self.valid is None else self.valid.astype(np.float32)
-            self.layers[step] = (
-                (self.moving, whole) if step == 1 else (rescale(self.moving, size), rescale(whole, size))
-            )  # pyright: ignore
+            self.layers[step] = rescale(self.moving, (height, width)), rescale(whole, (height, width))
         return self.layers[step]
 
     def error(self, one: np.ndarray, other: np.ndarray) -> float:
@@ -48,15 +45,6 @@ class View:
 
     structure: Structure
     scaling: np.ndarray  # its pixels to the reference's
-
-    @property
-    def places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """x and y from its middle, in halves of its longer side; and the way from its pixels to them."""
-        height, width = self.structure.shape
-        half = max(height, width) / 2
-        unit = np.array([[1 / half, 0, -(width - 1) / 2 / half], [0, 1 / half, -(height - 1) / 2 / half], [0, 0, 1]])
-        y, x = np.mgrid[:height, :width].astype(np.float32)
-        return (x - (width - 1) / 2) / half, (y - (height - 1) / 2) / half, unit
 
 
 def overlap(matrix: np.ndarray, fixed: tuple[int, ...], moving: tuple[int, ...]) -> np.ndarray:
@@ -119,11 +107,14 @@ def refine(
         TPAMI 2008.
     """
     onto, count = view(scene, matrix, side), MOTIONS[motion]
-    x, y, unit = onto.places
+    height, width = onto.structure.shape
+    half, cx, cy = max(height, width) / 2, (width - 1) / 2, (height - 1) / 2
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    x, y = (x - cx) / half, (y - cy) / half
     flows = _flows(x, y)[:count]
     target, total = _blurred(onto.structure, blur), np.zeros(count)
     edges = np.array([[x.min(), x.max(), x.min(), x.max()], [y.min(), y.min(), y.max(), y.max()], [1, 1, 1, 1]], float)
-    to_unit, half = onto.scaling @ np.linalg.inv(unit), max(x.shape) / 2
+    to_unit = onto.scaling @ np.array([[half, 0, cx], [0, half, cy], [0, 0, 1]])
     for _ in range(steps):
         z, inside = seen(scene, matrix, onto)
         inside = inside & part(x, y) if part else inside

@@ -48,13 +48,15 @@ def register(
     moving image that show something. A motion must raise the correlation by ``gain`` over a simpler one; less is
     enough for images of one kind. ``auto`` also tries a homography ``start``, from the fixed pixels to the moving.
     """
-    scene, down, up = working(fixed, moving, valid)
+    a, b = (small(convert(image, "L"), SIDE) for image in (fixed, moving))
+    known = None if valid is None else rescale(valid.astype(np.float32), (b.shape[0], b.shape[1])) > 0.99
+    scene, down, up = Scene(a, b, known), resizing(fixed.shape, a.shape), resizing(b.shape, moving.shape)
     resized = resizing(scene.fixed.shape, scene.moving.shape)
     shifted = resized @ _translation(scene, resized)
     if how == "phase":
         matrix, motion = shifted, "shift"
     else:
-        starts = [one.matrix for one in search(scene.fixed, scene.moving, scene.valid, 5)] if how == "auto" else []
+        starts = search(scene.fixed, scene.moving, scene.valid, 5) if how == "auto" else []
         starts += [] if start is None or how != "auto" else [np.linalg.inv(up) @ start @ np.linalg.inv(down)]
         matrix, motion = simplest(scene, best(scene, [shifted, *starts]), resized, gain)
     score = agreement_at(scene, matrix)
@@ -67,13 +69,6 @@ def register(
     found = Registration(image, matrix, score, moving.shape[:2], motion)
     far = disagreement(fixed, image, found.cover(valid))
     return replace(found, parallax=parallax(far))
-
-
-def working(fixed: np.ndarray, moving: np.ndarray, valid: np.ndarray | None) -> tuple[Scene, np.ndarray, np.ndarray]:
-    """Both images, grey, at most 768 px a side; the way from the reference's pixels there, and back to the source's."""
-    a, b = (small(convert(image, "L"), SIDE) for image in (fixed, moving))
-    known = None if valid is None else rescale(valid.astype(np.float32), (b.shape[0], b.shape[1])) > 0.99
-    return Scene(a, b, known), resizing(fixed.shape, a.shape), resizing(b.shape, moving.shape)
 
 
 def best(scene: Scene, starts: list[np.ndarray]) -> np.ndarray:
@@ -91,11 +86,14 @@ def best(scene: Scene, starts: list[np.ndarray]) -> np.ndarray:
 
 def simplest(scene: Scene, matrix: np.ndarray, resized: np.ndarray, gain: float) -> tuple[np.ndarray, str]:
     """The simplest motion that makes the two nearly as alike as the best one, starting at a similarity."""
-    side = fine(scene, matrix)
+    seen_part = overlap(np.linalg.inv(matrix), scene.moving.shape, scene.fixed.shape)
+    side = int(np.clip(1.6 * np.ptp(seen_part, 0).max(), 192, 512))  # at most 1.6 pixels for one of the source's own
     matrix = refine(scene, matrix, "similarity", side)
     bent = refine(scene, refine(scene, matrix, "homography", 256, 1.5), "homography", side)
     tried = {"similarity": matrix, "homography": bent}
-    shift = resized @ refine_shift(scene, matrix, resized)
+    middle = np.array([[np.subtract(scene.fixed.shape[::-1], 1) / 2]])
+    moved = cv2.perspectiveTransform(middle, np.linalg.inv(resized) @ matrix) - middle
+    shift = resized @ _shift(*moved[0, 0])  # where the middle of the reference moves
     if scene.error(resized, matrix) < NEAR:
         tried = {"nothing": resized} | tried
     if scene.error(shift, matrix) < NEAR:
@@ -105,20 +103,6 @@ def simplest(scene: Scene, matrix: np.ndarray, resized: np.ndarray, gain: float)
     most = max(alike.values())
     motion = next(motion for motion in alike if alike[motion] >= most * (1 - gain * (1 - most) ** 2))
     return tried[motion], motion
-
-
-def fine(scene: Scene, matrix: np.ndarray) -> int:
-    """Pixels of the longer side at which a source still shows detail: at most 1.6 for one of its own."""
-    seen_part = overlap(np.linalg.inv(matrix), scene.moving.shape, scene.fixed.shape)
-    return int(np.clip(1.6 * np.ptp(seen_part, 0).max(), 192, 512))
-
-
-def refine_shift(scene: Scene, matrix: np.ndarray, resized: np.ndarray) -> np.ndarray:
-    """The shift of a resized source that comes nearest to a motion, at the middle of the reference."""
-    height, width = scene.fixed.shape
-    middle = np.array([[[(width - 1) / 2, (height - 1) / 2]]])
-    moved = cv2.perspectiveTransform(middle, np.linalg.inv(resized) @ matrix) - middle
-    return _shift(*moved[0, 0])
 
 
 def prove(scene: Scene, matrix: np.ndarray, motion: str = "similarity") -> None:
@@ -145,12 +129,8 @@ def prove(scene: Scene, matrix: np.ndarray, motion: str = "similarity") -> None:
 
 def alone(scene: Scene, start: np.ndarray, motion: str, colour: int | None = None) -> np.ndarray:
     """The registration by one half of the picture, or by all of it."""
-    part = None if colour is None else lambda x, y: _chess(x, y) == colour
+    part = None if colour is None else lambda x, y: (np.floor(4 * x + 4) + np.floor(4 * y + 4)) % 2 == colour
     return refine(scene, refine(scene, start, motion, 256, 2.5, 12, part), motion, 256, 1.0, 8, part)
-
-
-def _chess(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (np.floor(4 * x + 4) + np.floor(4 * y + 4)) % 2
 
 
 def _shift(dx: float, dy: float) -> np.ndarray:

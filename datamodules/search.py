@@ -14,16 +14,8 @@ SIDE = 96  # pixels of the longer side of the smaller view
 LEAST_OVERLAP = 0.6  # of the smaller view's area
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A similarity under which a source may lie on a reference."""
-
-    score: float  # standard deviations by which its correlation stands out among those of all places
-    matrix: np.ndarray  # the reference's pixels to the source's, (3, 3)
-
-
-def search(fixed: np.ndarray, moving: np.ndarray, valid: np.ndarray | None = None, keep: int = 8) -> list[Candidate]:
-    """The best places of a grey source in a grey reference, best first; no two of them are neighbours.
+def search(fixed: np.ndarray, moving: np.ndarray, valid: np.ndarray | None = None, keep: int = 8) -> list[np.ndarray]:
+    """The best ways from a grey reference's pixels to a grey source's, (3, 3), best first; no two are neighbours.
 
     All scales and turns of a grid are tried. For each of them, one correlation of the edges' orientations, by FFT,
     tries all places. Both images are sampled so that the smaller view has 96 pixels.
@@ -38,8 +30,8 @@ def search(fixed: np.ndarray, moving: np.ndarray, valid: np.ndarray | None = Non
         for turn in TURNS:
             turned, to_turned = _turned(small, turn)
             score, place = _best_place(layer, turned)
-            found.append(Candidate(score, np.linalg.inv(to_turned @ to_small) @ place @ layer.scaling))
-    return _apart(sorted(found, key=lambda one: -one.score), fixed.shape, keep)
+            found.append((score, np.linalg.inv(to_turned @ to_small) @ place @ layer.scaling))
+    return _apart([matrix for _, matrix in sorted(found, key=lambda one: -one[0])], fixed.shape, keep)
 
 
 @dataclass(frozen=True)
@@ -92,13 +84,13 @@ def _best_place(layer: Layer, moving: Structure) -> tuple[float, np.ndarray]:
     return float((surface[i, j] - values.mean()) / (values.std() + 1e-12)), place
 
 
-def _apart(candidates: list[Candidate], size: tuple[int, ...], keep: int) -> list[Candidate]:
+def _apart(candidates: list[np.ndarray], size: tuple[int, ...], keep: int) -> list[np.ndarray]:
     """The first candidates, without those that put the reference's corners near where a better one puts them."""
     height, width = size
     corners = np.array([[[0, 0], [width, 0], [width, height], [0, height]]], float)
-    kept: list[Candidate] = []
+    kept: list[np.ndarray] = []
     for one in candidates:
-        back = [cv2.perspectiveTransform(corners, np.linalg.inv(other.matrix) @ one.matrix) for other in kept]
+        back = [cv2.perspectiveTransform(corners, np.linalg.inv(other) @ one) for other in kept]
         if all(np.abs(there - corners).max() > 0.12 * max(size) for there in back):
             kept.append(one)
         if len(kept) == keep:

@@ -48,7 +48,7 @@ def frame_count(path: Path, onto: medical.Onto | None = None) -> int | None:
     if medical.is_medical(path):
         count = medical.slice_count(path, onto)
         return count if count > 1 else None
-    return video.frame_count(path) if video.is_video(path) else None
+    return video.opened(path).count if video.is_video(path) else None
 
 
 def read_source(path: Path, frame: int | None = None, onto: medical.Onto | None = None, modality: str = "") -> Picture:
@@ -72,7 +72,7 @@ def _read(path: Path, frame: int | None, onto: medical.Onto | None, modality: st
         picture = medical.read_slice(path, frame or 0, onto)
         return replace(picture, pixels=check_pixels(picture.pixels, path), digest=source_digest(path))
     if video.is_video(path):
-        return Picture(check_pixels(video.read_frame(path, frame or 0), path), source_digest(path))
+        return Picture(check_pixels(video.opened(path).read(frame or 0), path), source_digest(path))
     thermal = read_thermal(path, modality)
     return replace(thermal, digest=source_digest(path)) if thermal else read_picture(path)
 
@@ -97,7 +97,7 @@ def _digest(path: Path, version: tuple[int, int, int]) -> str:
 def source_size(path: Path, frame: int | None = None, modality: str = "") -> tuple[int, int]:
     """(height, width) of a source; of an image only the header is read."""
     if video.is_video(path):
-        return video.frame_size(path)
+        return video.opened(path).size
     if medical.is_medical(path):
         return read_source(path, frame).pixels.shape[:2]
     return thermal_size(path, modality) or image_size(path)

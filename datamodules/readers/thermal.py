@@ -10,11 +10,9 @@ import io
 import math
 import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -113,7 +111,9 @@ def thermal_size(path: Path, modality: str) -> tuple[int, int] | None:
     """(height, width) of what ``read_thermal`` gives, from headers."""
     if not modality or (found := _thermal(path, version(path))) is None:
         return None
-    if is_infrared(modality) and found.maker == "FLIR":
+    if is_infrared(modality) and found.maker == "DJI":
+        raise ImageError(f"{path}: {DJI}")
+    if is_infrared(modality):
         with one_line(path, "thermal JPEG"):
             _, width, height = _header(found.records[RAW])
         return height, width
@@ -132,15 +132,17 @@ def _open_visible(path: Path, found: ThermalFile) -> Image.Image:
 @lru_cache(maxsize=8)  # both sources of a scene ask
 def _thermal(path: Path, version: tuple[int, int, int]) -> ThermalFile | None:
     """What makes a file a thermal JPEG; None if nothing does. Of other files little more than 2 bytes are read."""
-    with one_line(path, "thermal JPEG"), path.open("rb") as file:
+    with one_line(path), path.open("rb") as file:
+        if file.read(2) != b"\xff\xd8":
+            return None
         flir: dict[int, bytes] = {}
         exif, samples, last = b"", b"", 0
-        for marker, content in _segments(file):
-            if marker == 1 and content.startswith(b"FLIR\0\x01") and len(content) > 8:
+        for marker, content in getattr(open_header(file, path), "applist", []):
+            if marker == "APP1" and content.startswith(b"FLIR\0\x01") and len(content) > 8:
                 flir[content[6]], last = content[8:], content[7]
-            elif marker == 1 and content.startswith(b"Exif\0"):
+            elif marker == "APP1" and content.startswith(b"Exif\0"):
                 exif = content[6:]
-            elif marker == 3 and not content.startswith((b"\xff\xd8", b"_JPSJPS_", b"Meta")):
+            elif marker == "APP3" and not content.startswith((b"\xff\xd8", b"_JPSJPS_", b"Meta")):
                 samples += content
         if b"DJI\0" in exif and len(samples) >= LEAST_SAMPLES:  # its visible photographs have none
             return ThermalFile("DJI", {}, exif)
@@ -150,20 +152,6 @@ def _thermal(path: Path, version: tuple[int, int, int]) -> ThermalFile | None:
             raise ImageError(f"{path}: {len(lost)} parts of its thermal data are lost; copy it again")
         found = records(b"".join(flir[index] for index in sorted(flir)))
         return ThermalFile("FLIR", found, exif) if RAW in found else None
-
-
-def _segments(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """The application segments of a JPEG file before its pixels: number and content."""
-    if file.read(2) != b"\xff\xd8":
-        return
-    while len(head := file.read(4)) == 4 and head[0] == 0xFF and head[1] not in (0xD9, 0xDA):
-        length = int.from_bytes(head[2:], "big") - 2
-        if length < 0:
-            return
-        if 0xE0 <= head[1] <= 0xEF:
-            yield head[1] - 0xE0, file.read(length)
-        else:
-            file.seek(length, io.SEEK_CUR)
 
 
 def records(content: bytes) -> dict[int, bytes]:

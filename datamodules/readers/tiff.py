@@ -8,6 +8,7 @@ import numpy as np
 
 from datamodules.metadata import Metadata, upright_xmp
 from datamodules.ranges import full_scale
+from datamodules.validity import without_data
 from dig2dig.errors import ImageError
 
 STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -30,9 +31,7 @@ def read_tiff(content: bytes, most: int) -> tuple[np.ndarray, np.ndarray | None,
         pages = sum(not _reduced(one) for one in file.pages)
         notes += [f"first of {pages} pages"] if pages > 1 else []
         if (empty := nodata(page)) is not None:
-            holds = np.asarray(np.isnan(pixels) if np.isnan(empty) else pixels == empty)
-            shows: Any = ~(holds.all(-1) if holds.ndim == 3 else holds)
-            valid = shows if valid is None else valid & shows
+            valid, _ = without_data(pixels, valid, empty)
         metadata = Metadata(
             icc=bytes(getattr(page.tags.get(34675), "value", b"") or b""),
             xmp=upright_xmp(bytes(getattr(page.tags.get(700), "value", b"") or b"")),
@@ -81,6 +80,8 @@ def _stored(page: Any) -> np.ndarray:
         raise ImageError(f"holds a volume of axes {axes}; pictures of two axes are read")
     values = np.moveaxis(values, axes.index("S"), -1) if "S" in axes else values[..., None]
     bits = int(np.min(page.bitspersample))
+    if int(page.photometric) == 3:  # places in a palette
+        return values.astype(np.uint16)
     if values.dtype == bool:
         return values.astype(np.uint8) * 255
     if values.dtype.kind == "u" and bits not in (8, 16, 32, 64) and values.dtype.itemsize <= 2:  # 1 to 15 bits, packed
@@ -104,13 +105,13 @@ def _channels(page: Any, values: Any) -> tuple[np.ndarray, np.ndarray | None, li
         light = full - values[..., :4].astype(np.float32)  # that each ink lets pass
         pixels = (light[..., :3] * light[..., 3:] / full).round().astype(values.dtype)
         return pixels, None, ["CMYK turned to RGB without its profile"]
-    if kind not in (0, 1, 2, 6):
+    if kind not in (0, 1, 2, 6) or (kind == 6 and int(page.compression) not in (6, 7)):  # JPEG comes as RGB
         raise ImageError(f"colours are {page.photometric.name}; grey, RGB, CMYK and palettes are read")
     colours = 3 if kind in (2, 6) or (kind == 1 and samples == 3) else 1
     if samples < colours or (kind in (0, 1) and samples > 2 and colours == 1):
         raise ImageError(f"{samples} channels; grey and RGB are read, with or without alpha")
     if kind == 0:  # white is zero
-        top = values.max() + values.min() if values.dtype.kind == "f" else np.iinfo(values.dtype).max
+        top = np.iinfo(values.dtype).max if values.dtype.kind == "u" else values.max() + values.min()
         values = np.asarray(top - values)
     extra = (extra + [0] * samples)[: samples - colours] if samples > colours else []
     pixels = values[..., :colours]

@@ -22,28 +22,11 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
 
 
-def frame_count(path: Path) -> int:
-    """Frames of a video according to its header, at least 1."""
-    return _video(path, version(path)).count
-
-
-def frame_size(path: Path) -> tuple[int, int]:
-    """(height, width) of a video."""
-    return _video(path, version(path)).size
-
-
-def frames_per_second(path: Path) -> float:
-    """The rate in a video's header; 25 where there is none."""
-    return _video(path, version(path)).rate
-
-
-def read_frame(path: Path, index: int) -> np.ndarray:
-    """One frame, 8-bit RGB, (h, w, 3)."""
-    return _video(path, version(path)).read(index)
-
-
 class Video:
-    """An open video. It is read forwards: few formats seek exactly, so an earlier frame means a new start."""
+    """An open video: ``count`` of frames, at least 1, and ``rate`` a second, 25 where the header has none.
+
+    It is read forwards: few formats seek exactly, so an earlier frame means a new start.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.lock = path, threading.Lock()
@@ -78,6 +61,11 @@ class Video:
 @lru_cache(maxsize=8)  # each frame asks again
 def _video(path: Path, version: tuple[int, int, int]) -> Video:
     return Video(path)
+
+
+def opened(path: Path) -> Video:
+    """A video, which stays open for the next call while its file is the same."""
+    return _video(path, version(path))
 
 
 if hasattr(os, "register_at_fork"):  # a process that reads ahead could never close one: its decoder's threads are gone

@@ -105,13 +105,13 @@ def fuse_pairs(run: Run, report: Report, command: Sequence[str]) -> int:
 
 def validate(config: InferConfig, data: FusionDataModule) -> int:
     """Prints metrics and statistics of the gains, means over all pairs; the exit code is 1 if any pair failed."""
-    trainer = build_trainer(config.trainer, len(data.given), logger=False, enable_checkpointing=False)
+    trainer = build_trainer(config.trainer, len(data.dataset), logger=False, enable_checkpointing=False)
     module = FusionModule(config)
     (means,) = trainer.validate(module, data, verbose=False)
     if trainer.is_global_zero:
         for name, value in means.items():
             print(f"{name:<32} {value:.4g}")
-    return int(module.scores.count < len(data.given))
+    return int(module.scores.count < len(data.dataset))
 
 
 def make_trainer(run: Run, report: Report, writer: FusionWriter) -> Trainer:

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from datamodules.pairing import Pair
 from datamodules.pairs import reference_of
 from datamodules.readers.pixels import read_image
-from datamodules.readers.video import frames_per_second, is_video, write_video
+from datamodules.readers.video import is_video, opened, write_video
 from dig2dig.atomic import write_atomically
 from dig2dig.config import SaveConfig
 from dig2dig.errors import first_line, one_line
@@ -156,4 +156,4 @@ def join_series(out: Path, pairs: Sequence[Pair], rows: Mapping[str, Mapping[str
             write_atomically(out / f"{series}.nii.gz", joined([out / row["file"] for row in done], source))
         elif video:
             pictures = (read_image(out / row["file"]) for row in done)
-            write_video(out / f"{series}.mp4", pictures, frames_per_second(source))
+            write_video(out / f"{series}.mp4", pictures, opened(source).rate)

@@ -184,7 +184,6 @@ def test_batches_share_size_and_are_split_over_processes(tmp_path: Path) -> None
     assert sorted(functools.reduce(operator.iadd, shares[0] + shares[1], [])) == list(range(6))
     assert list(SizeBatches(pairs, 9, 7, 8)) == [[]]  # more processes than batches
     data = FusionDataModule(pairs, Reading(), 2)
-    data.setup("predict")
     loader = data.predict_dataloader()
     kinds = [type(item) for batch in loader for item in batch]
     assert kinds.count(Failure) == 1 and kinds.count(Sample) == 5

@@ -49,7 +49,7 @@ def test_search_finds_scale_turn_and_place() -> None:
     for view, degrees, dx, dy in ((0.5, -8, 30, -20), (0.8, 5, -20, 10)):
         true = similarity(near.shape, view, degrees, dx, dy)
         best = search(near, seen_as(far, true))[0]
-        assert error(best.matrix, true, near.shape) < 0.1 * max(near.shape)
+        assert error(best, true, near.shape) < 0.1 * max(near.shape)
 
 
 @pytest.mark.parametrize(("view", "degrees"), [(0.4, 4), (0.7, -9), (1.6, 3)])

@@ -249,8 +249,9 @@ def dji(path: Path, samples: int) -> Path:
 
 def test_thermal_files_of_dji_are_told_from_its_photographs(tmp_path: Path) -> None:
     path = dji(tmp_path / "thermal.jpg", 640 * 512 * 2)
-    with pytest.raises(ImageError, match=r"thermal.jpg: DJI keeps its temperatures .* export TIFF"):
-        read_source(path, modality="infrared")
+    for look in (read_source, source_size):
+        with pytest.raises(ImageError, match=r"thermal.jpg: DJI keeps its temperatures .* export TIFF"):
+            look(path, modality="infrared")
     with pytest.raises(ImageError, match="without an embedded visible picture"):
         read_source(path, modality="visible")
     photograph = dji(tmp_path / "photograph.jpg", 0)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from datamodules.readers.pixels import image_size, read_picture
 from dig2dig.errors import ImageError
@@ -41,6 +42,9 @@ def test_planes_tiles_and_byte_orders(tmp_path: Path, byteorder: str) -> None:
 def test_white_is_zero(tmp_path: Path) -> None:
     path = stored(tmp_path, 255 - GREY, photometric="miniswhite")
     np.testing.assert_array_equal(read_picture(path).pixels, GREY)
+    signed = np.arange(-288, 288, dtype=np.int16).reshape(24, 24)
+    path = stored(tmp_path, signed, photometric="miniswhite")
+    np.testing.assert_array_equal(read_picture(path).pixels, -1 - signed)
     path = stored(tmp_path, GREY > 99, photometric="minisblack")
     np.testing.assert_array_equal(read_picture(path).pixels, (GREY > 99) * np.uint8(255))
 
@@ -58,6 +62,17 @@ def test_alpha_marks_what_is_valid(tmp_path: Path, kind: str, factor: int) -> No
     assert abs(read.pixels[6:].astype(int) - colours[6:]).max() <= 1
 
 
+def test_a_value_for_no_data_that_no_pixel_has_is_not_told(tmp_path: Path) -> None:
+    read = read_picture(stored(tmp_path, GREY.clip(1), extratags=[(42113, "s", 0, "0", True)]))
+    assert read.valid is None and not read.note
+
+
+def test_luminance_and_chroma_without_jpeg_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(RGB).convert("YCbCr").save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match=r"a\.tif"):
+        read_picture(tmp_path / "a.tif")
+
+
 def test_near_infrared_is_no_alpha(tmp_path: Path) -> None:
     four = np.concatenate([DEEP, DEEP[..., :1] // 9], 2)
     read = read_picture(stored(tmp_path, four, photometric="rgb", extrasamples=["unspecified"]))
@@ -73,6 +88,17 @@ def test_inks_and_palettes(tmp_path: Path) -> None:
     table = (np.random.default_rng(0).integers(0, 256, (3, 256)) * 257).astype(np.uint16)
     read = read_picture(stored(tmp_path, GREY, photometric="palette", colormap=table))
     np.testing.assert_array_equal(read.pixels, (table // 257).astype(np.uint8).T[GREY])
+
+
+def test_palettes_of_four_bits(tmp_path: Path) -> None:
+    places = picture(1) // 16
+    colours = np.random.default_rng(0).integers(0, 256, (3, 16)).astype(np.uint16)
+    tags = [(320, "H", 48, tuple(257 * colours.ravel()), True)]
+    path = stored(tmp_path, places[:, ::2] * 16 + places[:, 1::2], photometric="minisblack", extratags=tags)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        for name, value in {"ImageWidth": 24, "BitsPerSample": 4, "PhotometricInterpretation": 3}.items():
+            file.pages[0].tags[name].overwrite(value)  # pyright: ignore[reportAttributeAccessIssue]
+    np.testing.assert_array_equal(read_picture(path).pixels, np.moveaxis(colours[:, places], 0, -1))
 
 
 def test_thumbnails_and_pages(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from datamodules.validity import left_border, without_data
 from dig2dig.api import preset
 from dig2dig.fusion.resample import filled
 from dig2dig.fusion.sampler import fuse
+from dig2dig.options import parse_range
 from dig2dig.priors.denoiser import Denoiser
 from tests.conftest import SHARED
 from tests.corpus import picture
@@ -144,6 +145,8 @@ def test_one_range_of_several_pictures() -> None:
     )
     assert one_range([picture(1), picture(2)], [None, None], "auto") == "full"
     assert one_range([bright, np.full_like(bright, 60000)], [None, None], "auto") != "full"
+    tiny = np.random.default_rng(0).normal(0, 1e-8, (8, 8)).astype(np.float32)
+    assert parse_range(one_range([tiny, -tiny], [None, None], "auto")) != ("full", None)
 
 
 def test_colour_of_twelve_bits_is_stretched_and_told() -> None:

@@ -43,19 +43,19 @@ def test_one_call_for_one_scene_refuses_a_film(tmp_path: Path) -> None:
 
 def test_videos_are_read_in_any_order_and_written(tmp_path: Path) -> None:
     made = film(tmp_path / "a.mp4", 1)
-    assert frames.frame_count(tmp_path / "a.mp4") == 5
-    assert frames.frames_per_second(tmp_path / "a.mp4") == pytest.approx(12.5)
+    assert frames.opened(tmp_path / "a.mp4").count == 5
+    assert frames.opened(tmp_path / "a.mp4").rate == pytest.approx(12.5)
     for index in (0, 1, 4, 2, 3):
-        frame = frames.read_frame(tmp_path / "a.mp4", index)
+        frame = frames.opened(tmp_path / "a.mp4").read(index)
         assert frame.shape == (SIDE, 64, 3) and np.abs(frame[..., 0].astype(int) - made[index]).mean() < 6
     assert not list(tmp_path.glob(".*"))
     (tmp_path / "cut.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:500])
     (tmp_path / "no.avi").write_text("not a video")
     for name in ("cut.mp4", "no.avi", "absent.mkv"):
         with pytest.raises(ImageError, match=name):
-            frames.frame_count(tmp_path / name)
+            frames.opened(tmp_path / name)
     with pytest.raises(ImageError, match="frame 9 of 5"):
-        frames.read_frame(tmp_path / "a.mp4", 9)
+        frames.opened(tmp_path / "a.mp4").read(9)
 
 
 def test_a_pair_of_videos_becomes_frames_and_a_video(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -68,9 +68,9 @@ def test_a_pair_of_videos_becomes_frames_and_a_video(tmp_path: Path, capsys: pyt
     assert [name for name, row in table.items() if row["status"] == "done"] == [f"walk_00000{i}" for i in range(5)]
     assert len({row["seed"] for name, row in table.items() if name.startswith("walk")}) == 1
     assert "differ in length" in table["short"]["reason"] and "3 frames" in table["short"]["reason"]
-    assert frames.frame_count(tmp_path / "out" / "walk.mp4") == 5
+    assert frames.opened(tmp_path / "out" / "walk.mp4").count == 5
     still = cv2.imread(str(tmp_path / "out" / "walk_000003.png"), cv2.IMREAD_GRAYSCALE).astype(int)
-    moving = frames.read_frame(tmp_path / "out" / "walk.mp4", 3)[..., 0].astype(int)
+    moving = frames.opened(tmp_path / "out" / "walk.mp4").read(3)[..., 0].astype(int)
     assert np.abs(still - moving).mean() < 8
     workers = tmp_path / "workers"
     assert run(tmp_path, "workers=2", "batch_size=2", f"out={workers}") == 1
@@ -81,10 +81,10 @@ def test_a_pair_of_videos_becomes_frames_and_a_video(tmp_path: Path, capsys: pyt
 def test_a_black_frame_is_fused_and_a_frame_that_fails_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for side, seed in (("visible", 1), ("infrared", 2)):
         film(tmp_path / side / "walk.mp4", seed, 3, fade=True)
-    assert run(tmp_path) == 0 and frames.frame_count(tmp_path / "out" / "walk.mp4") == 3
+    assert run(tmp_path) == 0 and frames.opened(tmp_path / "out" / "walk.mp4").count == 3
     with pytest.MonkeyPatch.context() as patch:
-        real = frames.read_frame
-        patch.setattr(frames, "read_frame", lambda path, i: real(path, i) if i != 2 else real(path, 99))
+        real = frames.Video.read
+        patch.setattr(frames.Video, "read", lambda film, i: real(film, i if i != 2 else 99))
         capsys.readouterr()
         assert run(tmp_path, f"out={tmp_path / 'lost'}") == 1
         assert capsys.readouterr().err.count("walk: 1 of 3 failed, so they are not joined to one file\n") == 1
@@ -103,7 +103,7 @@ def test_a_black_frame_is_fused_and_a_frame_that_fails_is_told(tmp_path: Path, c
 def test_sides_of_a_video_are_even(tmp_path: Path) -> None:
     made = [picture(i, height=33, width=51) for i in range(3)]
     frames.write_video(tmp_path / "odd.mp4", made, 10.0)
-    frame = frames.read_frame(tmp_path / "odd.mp4", 1)
+    frame = frames.opened(tmp_path / "odd.mp4").read(1)
     assert frame.shape == (34, 52, 3) and np.abs(frame[:33, :51, 0].astype(int) - made[1]).mean() < 12
 
 
@@ -234,8 +234,8 @@ def test_open_videos_do_not_block_a_process_that_reads_ahead(tmp_path: Path) -> 
     paths = [tmp_path / f"{i}.mp4" for i in range(10)]  # more than are kept open
     for seed, path in enumerate(paths):
         film(path, seed)
-        frames.read_frame(path, 0)
-    reader = multiprocessing.get_context("fork").Process(target=lambda: [frames.read_frame(path, 1) for path in paths])
+        frames.opened(path).read(0)
+    reader = multiprocessing.get_context("fork").Process(target=lambda: [frames.opened(path).read(1) for path in paths])
     reader.start()
     reader.join(20)
     try:

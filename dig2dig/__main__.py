@@ -10,7 +10,7 @@ from dig2dig import __version__
 from dig2dig.cli import keep_freed_memory, load
 from dig2dig.config import InferConfig, PriorConfig
 from dig2dig.config_train import TrainConfig
-from dig2dig.errors import UserError, last_resort, told
+from dig2dig.errors import UserError, last_resort, told, usage
 
 USAGE = """dig2dig COMMAND …: image fusion with diffusion information gain
 
@@ -68,10 +68,8 @@ def train(argv: list[str]) -> int:
 @told
 def fuse(arguments: list[str]) -> int:
     """Fuses the files of one scene, or folders, with a preset."""
-    asked = bool({"--help", "-h"} & set(arguments))
-    if len(arguments) < 2 or asked:
-        print(FUSE, file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
+    if len(arguments) < 2 or {"--help", "-h"} & set(arguments):
+        return usage(FUSE, arguments)
     task, *rest = arguments
     if task not in TASKS:
         raise UserError(f"no task '{task}': the first argument is ivf, mif, mef, mff or universal")
@@ -110,8 +108,7 @@ def prior(arguments: list[str]) -> int:
         case ["merge", source, adapter, folder]:
             half = False
         case _:
-            print(PRIOR, file=sys.stdout if arguments[:1] == ["--help"] else sys.stderr)
-            return 0 if arguments[:1] == ["--help"] else 2
+            return usage(PRIOR, arguments[:1])
     if not folder or Path(folder).is_file() or (Path(folder).is_dir() and any(Path(folder).iterdir())):
         told = "is a file" if Path(folder).is_file() else "is not empty"
         raise UserError(f"'{folder}' {told}: give a new folder" if folder else "the folder's name is empty")
@@ -130,8 +127,7 @@ def prior(arguments: list[str]) -> int:
 def rig(arguments: list[str]) -> int:
     """Finds how the cameras of a mount look beside the reference, from several frames, and writes it."""
     if not arguments or {"--help", "-h"} & set(arguments):
-        print(RIG, file=sys.stdout if arguments else sys.stderr)
-        return 0 if arguments else 2
+        return usage(RIG, arguments)
     config = load(InferConfig, arguments)
     from dig2dig.inference.calibrate import write_calibration
 
@@ -152,11 +148,9 @@ def main(argv: list[str] | None = None) -> int:
             return own[command](arguments)
         case [command, *arguments] if command in PACKAGES:
             return import_module(f"dig2dig.{command}.__main__").main(arguments) or 0
-    asked = bool(argv) and argv[0] in ("--help", "-h")
-    if argv and not asked:
+    if argv and argv[0] not in ("--help", "-h"):
         print(f"error: no command '{argv[0]}'\n", file=sys.stderr)
-    print(USAGE, file=sys.stdout if asked else sys.stderr)
-    return 0 if asked else 2
+    return usage(USAGE, argv[:1])
 
 
 if __name__ == "__main__":

@@ -37,14 +37,14 @@ def preset(task: str, *overrides: str) -> SamplerConfig:
     """
     plain, config = (preset_config(task, {"a": "a", "b": "b"}, *given) for given in ((), overrides))
     if replace(config, sampler=plain.sampler) != plain:
-        raise ValueError(f"{', '.join(overrides)}: a preset's options are those of sampler.")
+        raise UserError(f"{', '.join(overrides)}: a preset's options are those of sampler.")
     return config.sampler
 
 
 def preset_config(task: str, sources: Mapping[str, str], *overrides: str) -> InferConfig:
     """The whole configuration of a preset for given sources."""
     if preset_file(task) is None:
-        raise ValueError(f"no preset '{task}': there are ivf, mif, mef, mff and universal")
+        raise UserError(f"no preset '{task}': there are ivf, mif, mef, mff and universal")
     named = [f"sources.{modality}={source}" for modality, source in sources.items()]
     return load_strictly(InferConfig, [task, *named, *overrides])
 

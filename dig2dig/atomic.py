@@ -18,6 +18,7 @@ LOCK = ".dig2dig.lock"  # of the first process; those of others end in their num
 PARENT = "DIG2DIG_PARENT"  # variable with the first process's number, for those that it starts
 PART = re.compile(r"\.[0-9a-f]{16}\.part(\.\w+)?")
 PATIENCE = 10.0  # seconds in which processes end after their parent
+is_file = os.path.isfile  # unlike that of pathlib, it takes a name that no file can have
 
 
 @contextmanager
@@ -64,14 +65,6 @@ def mode_of(path: Path) -> int:
         return 0
 
 
-def is_file(path: Path) -> bool:
-    """Whether a file is there; a name that no file can have is none."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
-
-
 def same_file(path: Path) -> object:
     """What is equal for two paths of one file, also where links or a file system without case lead to it."""
     try:
@@ -91,11 +84,6 @@ def refuse_inputs(out: str, written: Iterable[Path], inputs: Iterable[Path]) -> 
 def process_number() -> int:
     """The number of this process among those that share a run, from 0."""
     return int(next((os.environ[name] for name in RANKS if name in os.environ), 0))
-
-
-def is_first_process() -> bool:
-    """Whether this process is the first of those that share a run."""
-    return process_number() == 0
 
 
 @contextmanager

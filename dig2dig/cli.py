@@ -5,7 +5,7 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -208,18 +208,19 @@ def _file(path: str) -> Any:
 
 def _unknown(schema: type, layer: Any, key: str) -> str:
     """One line on an option that does not exist, with the nearest name that does."""
-    given = [name for name in _flat(OmegaConf.to_container(layer)) if f"{name}.".startswith(f"{key}.")]
+    given = [name for name in flat(OmegaConf.to_container(layer)) if f"{name}.".startswith(f"{key}.")]
     wanted = max(given, key=len, default=key)
     close = difflib.get_close_matches(wanted, [name for name, *_ in _options(schema)], n=1)
     hint = f"did you mean '{close[0]}'?" if close else "'--help all' lists all options"
     return f"unknown option '{wanted}'; {hint}"
 
 
-def _flat(values: Any, prefix: str = "") -> Iterator[str]:
-    for name, value in values.items():
-        yield prefix + str(name)
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+def flat(values: object, prefix: str = "") -> dict[str, str]:
+    """Nested options as ``a.b: value``."""
+    if not isinstance(values, dict) or not values:
+        return {prefix: "" if values in ({}, None) else str(values)}
+    parts = (flat(value, f"{prefix}.{name}" if prefix else str(name)) for name, value in values.items())
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def _options(schema: type, prefix: str = "", defaults: object = None) -> list[tuple[str, Any, Any, Any]]:

@@ -128,9 +128,7 @@ class TrainConfig(Checked):
     out: str = common("runs/prior", "folder for checkpoints, logs and the finished prior; resumes from it")
     prior: str = common("", "start from this prior (bundled, folder, hub id or .pt); empty = from scratch")
     prior_sha256: str | None = option(None, "refuse a prior whose weights have another SHA-256")
-    weights: str = common(
-        "", "weights: start from these learned weights, a folder or bundled/TASK; empty = from scratch"
-    )
+    weights: str = common("", "weights: start from these learned ones, a folder or bundled/TASK; empty = from scratch")
     objective: dict[str, float] = option({}, "weights: factor of each term of the objective, see docs/training.md")
     adapter: str = option("", "LoRA adapter that is merged into the prior before anything else")
     validate: bool = common(False, "only measure how well the prior denoises the validation images")

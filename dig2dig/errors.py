@@ -5,7 +5,7 @@ import select
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from types import TracebackType
 
@@ -34,10 +34,6 @@ class AlignmentError(UserError):
 
 class RunError(UserError):
     """A run that cannot start or go on: its folder, its checkpoint, its devices, a package that is not installed."""
-
-
-class MethodError(UserError):
-    """A method that does not exist, or a picture that cannot be compared."""
 
 
 def first_line(error: BaseException) -> str:
@@ -71,6 +67,13 @@ def last_resort(kind: type[BaseException], error: BaseException, trace: Tracebac
         log.write("".join(traceback.format_exception(kind, error, trace)))
     reason = f"{kind.__name__}: {one_line(first_line(error))}"
     print(f"error: {reason}; this is a fault of dig2dig, whose traceback is in {log.name}", file=sys.stderr)
+
+
+def usage(text: str, arguments: Sequence[str]) -> int:
+    """Prints how a command is used, on standard output where that was asked for; gives the exit code."""
+    asked = bool({"--help", "-h"} & set(arguments))
+    print(text, file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
 
 
 def told(main: Callable[..., int]) -> Callable[..., int]:

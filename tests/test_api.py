@@ -82,11 +82,11 @@ def test_presets_are_the_shipped_ones() -> None:
     assert dig2dig.preset("ivf", "research.eta=0.5").research.eta == 0.5
     fused = dig2dig.fuse(torch.rand(1, 2, 1, 16, 16), load_prior(), dig2dig.preset("ivf"))
     assert fused.shape == (1, 1, 16, 16)
-    with pytest.raises(ValueError, match="no preset 'video'"):
+    with pytest.raises(UserError, match="no preset 'video'"):
         dig2dig.preset("video")
     with pytest.raises(ValueError, match=r"did you mean 'sampler\.steps'"):
         dig2dig.preset("ivf", "sampler.step=3")
-    with pytest.raises(ValueError, match="align=auto: a preset's options are those of sampler"):
+    with pytest.raises(UserError, match="align=auto: a preset's options are those of sampler"):
         dig2dig.preset("ivf", "align=auto")
 
 

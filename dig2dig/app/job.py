@@ -15,17 +15,16 @@ from datamodules.pairing import Pair
 from datamodules.pairs import Failure, read_pair
 from datamodules.readers.pixels import IMAGE_SUFFIXES, image_size, read_picture
 from datamodules.readers.source import shows_heat
-from dig2dig.api import preset_config
+from dig2dig.api import preset_config, write_result
 from dig2dig.app.config import AppConfig
 from dig2dig.app.worker import check
-from dig2dig.atomic import write_atomically
 from dig2dig.color import to_pixels
 from dig2dig.config import PriorConfig
 from dig2dig.errors import ImageError, UserError
 from dig2dig.fusion.guidance import TONES
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.resample import resize
-from dig2dig.inference.encode import encode, suffix_of
+from dig2dig.inference.encode import suffix_of
 from dig2dig.inference.state import reading
 from dig2dig.modules.fuser import Fuser
 from dig2dig.modules.results import Result, Tracing
@@ -227,13 +226,8 @@ def finish(result: Result, names: Sequence[str], folder: Path, command: str) -> 
     """Writes the picture as ``infer.py`` does; UserError if it could not be fused, or its format has no room for it."""
     if result.image is None or result.sample is None:
         raise UserError(in_page_terms(result.reason.removeprefix(f"{result.name}: "), folder, names))
-    suffix = suffix_of("reference", result.sample.suffix)
-    try:
-        content = encode(result.image, suffix, result.sample.depth, result.sample.metadata, result.valid)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    file = folder / f"fused{suffix}"
-    write_atomically(file, content)
+    file = folder / f"fused{suffix_of('reference', result.sample.suffix)}"
+    write_result(result, file)
     height, width = result.image.shape[-2:]
     note = f"; {in_page_terms(result.note, folder, names)}" if result.note else ""
     text = f"Fused: {width}×{height} pixels in {result.seconds:.1f} s{note}"

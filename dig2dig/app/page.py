@@ -13,7 +13,7 @@ import gradio as gr
 from datamodules.readers.pixels import IMAGE_SUFFIXES
 from dig2dig.app.config import AppConfig
 from dig2dig.app.job import ALIGNMENTS, TASKS, Done, Order, Progress, fuse_order, guess_task
-from dig2dig.app.worker import check_in, followed
+from dig2dig.app.worker import check, followed
 from dig2dig.errors import UserError
 from dig2dig.fusion.guidance import TONES
 from dig2dig.priors.denoiser import Denoiser
@@ -24,7 +24,8 @@ Fuses images of one scene into one. Drop two or more that lie on each other; not
 
 def build(config: AppConfig, denoiser: Denoiser, folder: Path) -> gr.Blocks:
     """The page, within limits and with one prior; a fusion has its files in ``folder`` as long as it runs."""
-    check_in(denoiser)
+    for layer in denoiser.modules():  # each one asks first whether anybody still waits
+        layer.register_forward_pre_hook(check)
     quiet: Any = {"queue": False, "show_progress": "hidden"}
     with gr.Blocks(title="dig2dig", analytics_enabled=False, delete_cache=(60, 60 * config.minutes)) as page:
         gr.Markdown(INTRO)

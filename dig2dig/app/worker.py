@@ -8,8 +8,6 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any, TypeVar
 
-from torch import nn
-
 T = TypeVar("T")
 BEAT = 0.5  # seconds in which a page that left is noticed
 _left: ContextVar[Event | None] = ContextVar("left", default=None)  # set when nobody waits for this thread's work
@@ -33,12 +31,6 @@ def leave_all() -> None:
     for thread, left in [*_running.items()]:
         left.set()
         thread.join()
-
-
-def check_in(network: nn.Module) -> None:
-    """Makes each layer of a network :func:`check` before it is computed."""
-    for module in network.modules():
-        module.register_forward_pre_hook(check)
 
 
 def followed(work: Callable[[Callable[[T], None]], T]) -> Iterator[T | None]:

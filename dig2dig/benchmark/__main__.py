@@ -5,7 +5,7 @@ from importlib import import_module
 
 from dig2dig.benchmark import config as schemas
 from dig2dig.cli import load
-from dig2dig.errors import last_resort, told
+from dig2dig.errors import last_resort, told, usage
 
 USAGE = """python -m dig2dig.benchmark COMMAND [FILE.yaml …] [key=value …]
 
@@ -28,11 +28,9 @@ COMMANDS = ("quality", "theory", "degraded", "flicker", "ghosts", "align", "stac
 def main(argv: list[str]) -> int:
     """Runs one benchmark and gives the exit code."""
     if not argv or argv[0] not in COMMANDS:
-        asked = bool(argv) and argv[0] in ("--help", "-h")
-        if argv and not asked:
+        if argv and argv[0] not in ("--help", "-h"):
             print(f"error: no command '{argv[0]}'\n", file=sys.stderr)
-        print(USAGE, file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
+        return usage(USAGE, argv[:1])
     config = load(getattr(schemas, f"{argv[0].capitalize()}Config"), argv[1:])
     from dig2dig.tracking.trainer import prepare
 

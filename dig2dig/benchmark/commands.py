@@ -53,9 +53,7 @@ def train(config: SpeedConfig, _: Fuser) -> Section:
     photos = shipped("examples") / "multi_focus" / "truth"
     command = ["-m", "dig2dig", "train", "configs/finetune.yaml", f"data.root={photos}", "val_every=100000", "out=OUT"]
     taken = [seconds(config.repeats, *command, f"optim.steps={steps}") for steps in (1, 1 + STEPS)]
-    text = (
-        f"`dig2dig train configs/finetune.yaml data.root=DIR`: {1 + STEPS} steps of 4 crops of 96 px less one, median."
-    )
+    text = f"`dig2dig train finetune data.root=DIR`: {1 + STEPS} steps of 4 crops of 96 px less one, median."
     return Section("Training", text, [{"steps per second": STEPS / (taken[1] - taken[0])}])
 
 

@@ -18,7 +18,7 @@ from datamodules.pairs import Failure, Reading, Sample, read_pair
 from datamodules.readers.pixels import read_image
 from dig2dig.cli import shipped
 from dig2dig.color import luminance
-from dig2dig.errors import ImageError, MethodError, PairingError, note, one_line
+from dig2dig.errors import ImageError, PairingError, note, one_line
 
 # folder of a task, and its preset
 TASKS = {"infrared_visible": "ivf", "medical": "mif", "multi_exposure": "mef", "multi_focus": "mff"}
@@ -72,7 +72,7 @@ def noted(failed: list[str]) -> Iterator[None]:
     """Prints and collects, in one line, that a file cannot be read or compared, and goes on."""
     try:
         yield
-    except (PairingError, ImageError, MethodError) as error:
+    except (PairingError, ImageError) as error:
         failed.append(one_line(error))
         print(f"failed: {failed[-1]}", file=sys.stderr)
 
@@ -103,7 +103,7 @@ def read_targets(path: Path, height: int, width: int) -> Tensor:
         try:
             x, y, w, h = np.array(line.split()[1:5], float) * (width, height, width, height)
         except ValueError as error:
-            raise MethodError(f"{path}: '{line}' is no box: give class, x, y, width and height") from error
+            raise ImageError(f"{path}: '{line}' is no box: give class, x, y, width and height") from error
         mask[:, max(0, round(y - h / 2)) : round(y + h / 2), max(0, round(x - w / 2)) : round(x + w / 2)] = 1
     return mask
 

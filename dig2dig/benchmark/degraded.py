@@ -19,14 +19,14 @@ from dig2dig.benchmark.datasets import Case, find_cases, names, noted, read_case
 from dig2dig.benchmark.methods import Fuser, hashed, open_fuser, sampler_of
 from dig2dig.benchmark.tables import Row, Rows, collect, markdown, means_table
 from dig2dig.color import luminance
-from dig2dig.errors import MethodError
+from dig2dig.errors import UserError
 from dig2dig.fusion import comparators
 from dig2dig.fusion.noise import NoiseLevels, cleaned, denoise
 from dig2dig.fusion.resample import smooth
 from dig2dig.fusion.sampler import fuse
 from dig2dig.metrics import MAIN, fusion_metrics
 from dig2dig.priors.schedule import draw_noise, generators
-from dig2dig.priors.windows import crop, pad
+from dig2dig.priors.windows import pad
 from dig2dig.shapes import Image, Sources
 from dig2dig.tracking.panels import fusion_panel, to_png
 
@@ -133,7 +133,7 @@ def make(method: str, task: str, config: DegradedConfig, fuser: Fuser) -> tuple[
     else:
         sampler = sampler_of(method.removesuffix(ending), task, {})
     if sampler is None:
-        raise MethodError(f"methods: '{method}' has no prior, and so no use for the noise")
+        raise UserError(f"methods: '{method}' has no prior, and so no use for the noise")
 
     def ours(sources: Sources, level: NoiseLevels) -> Image:
         noise = level * (ending == "-noise")
@@ -151,7 +151,7 @@ def prior_estimate(sources: Sources, level: NoiseLevels, fuser: Fuser) -> Source
     shape = (fuser.denoiser.channels, *padded.shape[-2:])
     fresh = draw_noise(shape, generators(fuser.seed, len(sources)), padded)
     with torch.no_grad():
-        return crop((denoise(padded, level, fuser.denoiser, fresh) + 1) / 2, h, w)
+        return (denoise(padded, level, fuser.denoiser, fresh)[..., :h, :w] + 1) / 2
 
 
 def non_local_means(sources: Sources, level: NoiseLevels) -> Sources:

@@ -12,12 +12,11 @@ from dig2dig.benchmark.config import QualityConfig
 from dig2dig.benchmark.datasets import Case, centre, names
 from dig2dig.benchmark.tables import Row as Scored
 from dig2dig.benchmark.tables import collect
-from dig2dig.cli import to_yaml
+from dig2dig.cli import flat, to_yaml
 from dig2dig.metrics import MAIN
 from dig2dig.priors.files import prior_sha256
 from dig2dig.report.page import Page, Row, render
 from dig2dig.report.pictures import view_of_files
-from dig2dig.report.runs import flat
 from dig2dig.report.views import PairView, finite
 
 Pictures = Mapping[tuple[str, str], Mapping[str, Path]]  # file of each method, by dataset and name
@@ -60,7 +59,7 @@ def worst(cases: Sequence[Case], rows: Sequence[Scored], config: QualityConfig) 
     """The pairs of each task on which the reference has the worst mean rank, as a share of the methods there."""
 
     def standing(case: Case) -> float:
-        scores = collect([row for row in rows if (row["dataset"], row["name"]) == (case.dataset, case.pair.name)])
+        scores = collect(_shown(case, rows, config))
         ranks = dict(zip(scores.methods, scores.ranks.mean(1) / max(1, len(scores.methods)), strict=True))
         return float(ranks.get(config.reference, 0.0))
 
@@ -69,9 +68,14 @@ def worst(cases: Sequence[Case], rows: Sequence[Scored], config: QualityConfig) 
     return [case for some in tasks.values() for case in sorted(some, key=standing, reverse=True)[:each]]
 
 
+def _shown(case: Case, rows: Sequence[Scored], config: QualityConfig) -> list[Scored]:
+    """The rows of a case as its pictures are shown."""
+    wanted = (case.dataset, case.pair.name, "minmax" if config.stretch == "minmax" else "none")
+    return [row for row in rows if (row["dataset"], row["name"], row["stretch"]) == wanted]
+
+
 def _card(case: Case, pictures: Pictures, rows: Sequence[Scored], config: QualityConfig) -> PairView:
-    name, stretch = case.pair.name, "minmax" if config.stretch == "minmax" else "none"
-    shown = [row for row in rows if (row["dataset"], row["name"], row["stretch"]) == (case.dataset, name, stretch)]
+    name, shown = case.pair.name, _shown(case, rows, config)
     known = {row["method"]: finite({key: row[key] for key in MAIN if row.get(key)}) for row in shown}
     found = pictures[case.dataset, name]
     order = dict.fromkeys([config.reference, *names(config.methods), *config.variants, *found])

@@ -12,7 +12,7 @@ import torch
 from dig2dig.api import preset
 from dig2dig.benchmark.config import BenchmarkConfig
 from dig2dig.config import SamplerConfig
-from dig2dig.errors import MethodError
+from dig2dig.errors import UserError
 from dig2dig.fusion import comparators
 from dig2dig.fusion.sampler import fuse
 from dig2dig.priors.denoiser import Denoiser, pick_device
@@ -43,10 +43,10 @@ class Fused:
 
 
 def sampler_of(method: str, task: str, variants: dict[str, str]) -> SamplerConfig | None:
-    """The setting of our sampler that a method is; None for a method without a prior; a MethodError for no method."""
+    """The setting of our sampler that a method is; None for a method without a prior; a UserError for no method."""
     kind, _, folder = method.partition(":")
     if kind == "peers" and folder and not Path(folder).is_dir():
-        raise MethodError(f"methods: {method}: no such folder")
+        raise UserError(f"methods: {method}: no such folder")
     if kind == "peers" or method in comparators.CLASSICAL:
         return None
     changes = {"dig2dig": "", "gain": GAIN, **SCOPES, **variants}
@@ -57,7 +57,7 @@ def sampler_of(method: str, task: str, variants: dict[str, str]) -> SamplerConfi
     if method in ("universal", "paper"):
         return preset(method)
     known = dict.fromkeys([*comparators.CLASSICAL, *DDFM, "universal", "paper", *changes])
-    raise MethodError(f"methods: no '{method}'; there are {', '.join(known)}, peers and peers:DIR")
+    raise UserError(f"methods: no '{method}'; there are {', '.join(known)}, peers and peers:DIR")
 
 
 class Fuser:

@@ -18,8 +18,7 @@ from dig2dig.benchmark.gallery import write_gallery
 from dig2dig.benchmark.methods import DDFM, Fused, Fuser, hashed, open_fuser, sampler_of
 from dig2dig.benchmark.tables import COST, EYE, Row, Rows, write_tables
 from dig2dig.color import luminance, merge, to_pixels
-from dig2dig.config import SamplerConfig
-from dig2dig.errors import MethodError
+from dig2dig.errors import ImageError, UserError
 from dig2dig.fusion import comparators
 from dig2dig.fusion.weight import weights_sha256
 from dig2dig.metrics import ALL, MAIN, fusion_metrics
@@ -35,7 +34,7 @@ def run(config: QualityConfig) -> int:
     out, methods = Path(config.out), [*names(config.methods), *config.variants]
     compared = any(method in (config.reference, "peers") or method.startswith("peers:") for method in methods)
     if not methods or (config.reference != "dig2dig" and not compared):
-        raise MethodError(f"reference={config.reference} is none of the methods" if methods else "methods= is empty")
+        raise UserError(f"reference={config.reference} is none of the methods" if methods else "methods= is empty")
     for method in methods:
         sampler_of(method, "ivf", config.variants)  # refuses an unknown name before any work
     kept, failed = list[Row](), list[str]()
@@ -49,7 +48,7 @@ def run(config: QualityConfig) -> int:
         judge.fused.clear()
         judge.rows.save()
     if kept and config.reference not in ("dig2dig", *(row["method"] for row in kept)):
-        raise MethodError(f"reference={config.reference}: no picture is of it")
+        raise UserError(f"reference={config.reference}: no picture is of it")
     write_tables(kept, config, out)
     print(f"{len(kept)} rows in {out / 'results.csv'}, tables in {out / 'table.md'}")
     if config.report and kept:
@@ -118,17 +117,13 @@ class Judge:
         if path.is_file() and earlier:
             yield Picture(method, path, key, {name: earlier[name] for name in COST})
             return
-        fused = self.fuse(sample, method, setting)
-        image = comparators.stretch(fused.image) if stretched else fused.image
-        write_atomically(path, to_png(to_pixels(merge(image[0], sample.chroma))))
-        yield Picture(method, path, key, fused.cost)
-
-    def fuse(self, sample: Sample, method: str, setting: SamplerConfig | None) -> Fused:
-        """Fuses, once for all methods of one setting."""
         name = repr(setting) if setting else method
         if name not in self.fused:
             self.fused[name] = self.fuser(sample.sources[None], setting or comparators.CLASSICAL[method])
-        return self.fused[name]
+        fused = self.fused[name]
+        image = comparators.stretch(fused.image) if stretched else fused.image
+        write_atomically(path, to_png(to_pixels(merge(image[0], sample.chroma))))
+        yield Picture(method, path, key, fused.cost)
 
     def row(self, case: Case, sample: Sample, picture: Picture, stretch: str) -> Row:
         """Scores a picture, unless ``results.csv`` has its row already."""
@@ -140,7 +135,7 @@ class Judge:
             return known
         fused = centre(read_luminance(picture.path), self.config.crop)
         if fused.shape[-2:] != sample.sources.shape[-2:]:
-            raise MethodError(f"{picture.path}: its size is not that of the sources")
+            raise ImageError(f"{picture.path}: its size is not that of the sources")
         scored = comparators.stretch(fused) if stretch == "minmax" else fused
         scores = fusion_metrics(scored[None], luminance(sample.sources)[None], convention, wanted)
         scores |= self.seen(case, sample, picture, scored)
@@ -158,7 +153,7 @@ class Judge:
                 whole = image_size(next(iter(case.pair.files.values())))
                 mask = read_targets(case.targets, *whole)
                 if mask.shape[-2:] != tuple(whole):
-                    raise MethodError(f"{case.targets}: its size is not that of the sources")
+                    raise ImageError(f"{case.targets}: its size is not that of the sources")
                 mask = centre(mask, self.config.crop)
             else:
                 mask = bright_targets(luminance(sample.sources)[warm][None])[0]

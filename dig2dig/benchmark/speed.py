@@ -20,7 +20,7 @@ from dig2dig.benchmark.datasets import example_pair, names
 from dig2dig.benchmark.methods import GAIN, SCOPES, Fuser, open_fuser
 from dig2dig.benchmark.sections import Contenders, Section, in_loop, in_turn, naive, ratio, sizes, windows
 from dig2dig.benchmark.tables import markdown
-from dig2dig.errors import MethodError
+from dig2dig.errors import UserError
 from dig2dig.fusion import comparators
 
 SIDE = 256  # pixels of the pair of all sections but the sizes
@@ -31,7 +31,7 @@ def run(config: SpeedConfig) -> int:
     every = (cost, profile, batches, sizes, windows, start, throughput, train, adm)
     measures = {one.__name__: one for one in every}
     if unknown := [name for name in names(config.sections) if name not in measures]:
-        raise MethodError(f"sections: no '{unknown[0]}'; there are {', '.join(measures)}")
+        raise UserError(f"sections: no '{unknown[0]}'; there are {', '.join(measures)}")
     fuser, out = open_fuser(config), Path(config.out)
     place, tables = machine(fuser.device), {}
     parts = [f"Measured on: {place}. Times are medians over paired rounds, ratios medians of each round's.\n"]

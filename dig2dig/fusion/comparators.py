@@ -6,7 +6,6 @@ unless it says so.
 
 from collections.abc import Callable
 
-import cv2
 import pywt
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch.nn.functional import conv2d, pad
 from dig2dig.color import luminance
 from dig2dig.config import DigConfig, GuidanceConfig, ResearchConfig, SamplerConfig
 from dig2dig.fusion.resample import box, guided_filter, resample, smooth
+from dig2dig.metrics.objectives import mertens
 from dig2dig.shapes import Image, Sources
 
 
@@ -81,16 +81,6 @@ def guided(sources: Sources) -> Image:
         return refined / refined.sum(1, keepdim=True).clamp(min=1e-6)
 
     return ((weights(45, 0.3) * base).sum(1) + (weights(7, 1e-6) * (sources - base)).sum(1)).clamp(0, 1)
-
-
-def mertens(sources: Sources) -> Image:
-    """Exposure fusion by contrast, saturation and well-exposedness, as OpenCV has it.
-
-    Reference: Mertens, Kautz and Van Reeth, "Exposure fusion", 2007.
-    """
-    stacks = (sources * 255).round().byte().expand(-1, -1, 3, -1, -1).movedim(2, -1).contiguous().cpu().numpy()
-    fused = [torch.from_numpy(cv2.createMergeMertens().process(list(stack))).movedim(-1, 0) for stack in stacks]
-    return torch.stack(fused)[:, : sources.shape[2]].to(sources).clamp(0, 1)
 
 
 _FUSIONS = (mean, laplacian, wavelet, guided, mertens)

@@ -13,7 +13,7 @@ from dig2dig.config import DigConfig
 from dig2dig.fusion.resample import coarseness, downsample, grouped, resample, smooth
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import AlphaBar, Times, add_noise, noise_level, time_of_noise_level
-from dig2dig.priors.windows import crop, pad
+from dig2dig.priors.windows import pad
 from dig2dig.shapes import Gains, Maps, Sources, State, Timestep
 
 LEAST = 32  # pixels of a side; smaller images are borders for the most part
@@ -140,7 +140,7 @@ def _estimates(images: Tensor, noise: Tensor, times: Tensor, denoiser: Denoiser)
     for part in torch.arange(len(times) * count, device=images.device).split(per_call):
         source, t = part % count, times[part // count]
         noised = add_noise(padded[source], padded_noise[source // k], t, denoiser.alpha_bar)
-        parts.append(crop(denoiser(noised, t), h, w))
+        parts.append(denoiser(noised, t)[..., :h, :w])
     return torch.cat(parts)
 
 

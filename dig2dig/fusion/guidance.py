@@ -120,14 +120,7 @@ class BandState:
 
 
 def bands(
-    x0_hat: Image,
-    step: Step,
-    state: BandState | None,
-    *,
-    sigma_n: float,
-    scale: float,
-    energy: float,
-    tone: float = 1.0,
+    x0_hat: Image, step: Step, state: BandState | None, *, sigma_n: float, scale: float, energy: float, tone: float
 ) -> tuple[Image, BandState]:
     r"""``increments`` in a linear scale space: each step adds the bands of the sources between two noise levels.
 

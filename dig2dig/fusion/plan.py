@@ -13,24 +13,15 @@ from dig2dig.fusion.gain import Lookup, Measured, measure
 from dig2dig.fusion.guidance import Step
 from dig2dig.fusion.noise import NoiseLevels
 from dig2dig.fusion.resample import resize
-from dig2dig.fusion.weight import (
-    SIGMA_TOP,
-    WeightNetwork,
-    fusion_weight,
-    masked,
-    preferred,
-    scale_space,
-    scaled,
-    scoped,
-    shares,
-)
+from dig2dig.fusion.weight import WeightNetwork, fusion_weight, masked, preferred, scale_space, scaled, scoped, shares
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import AlphaBar, Times, gain_grid, noise_level, time_grid, time_of_noise_level
-from dig2dig.priors.windows import crop
 from dig2dig.shapes import Gains, Image, Maps, Sources, State, Timestep, Weights
 
 REDUCE_ESTIMATES = 0.15
 """Least ``dig.reduce`` where a guidance uses the sources' estimates themselves."""
+SIGMA_TOP = 8.0
+"""Noise level, above that of the first step, whose gains are features of every level of learned weights."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +202,7 @@ class Snapshot:
 
     def cropped(self, height: int, width: int) -> "Snapshot":
         """The same step without padding."""
-        return self._each(lambda images: crop(images, height, width))
+        return self._each(lambda images: images[..., :height, :width])
 
     def _each(self, change: Callable[[Tensor], Tensor], **rest: Any) -> "Snapshot":
         names = [name for name in ("x0_hat", "guided", "gain", "weight") if getattr(self, name) is not None]

@@ -16,7 +16,7 @@ from dig2dig.fusion.stream import stream, streams
 from dig2dig.fusion.weight import WeightNetwork, adopted, load_weights
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import add_noise, draw_noise, generators
-from dig2dig.priors.windows import crop, pad
+from dig2dig.priors.windows import pad
 from dig2dig.shapes import Image, Sources, State, Valid
 
 TOLERANCE = 1e-3
@@ -124,7 +124,7 @@ def fuse(
         del clean
         with torch.no_grad():
             one_by_one = stream(lambda k: load(slice(k, k + 1)), sources.shape[1], noises, denoiser, config, masks)
-        return crop(((one_by_one + 1) / 2).clamp_(0, 1), h, w)
+        return ((one_by_one + 1) / 2).clamp_(0, 1)[..., :h, :w]
     with torch.no_grad():
         clean = clean if noise is None else denoise(clean, noise, denoiser, draw())
         plan = gains(clean, noises, denoiser, config, needs(guide, "reconstructions"), weights, masks, noise)
@@ -135,7 +135,7 @@ def fuse(
     else:
         with torch.no_grad():
             guided = compose(clean, plan, guide, watch)
-    return crop(((guided + 1) / 2).clamp_(0, 1), h, w)
+    return ((guided + 1) / 2).clamp_(0, 1)[..., :h, :w]
 
 
 def check_sources(sources: object, channels: int, noisy: bool = False) -> None:

@@ -23,8 +23,6 @@ from dig2dig.shapes import Gains, Image, Maps, Sources, Weights
 
 BUNDLED = Path(__file__).with_name("bundled")
 FILE, SETTINGS = "weights.safetensors", "sampler.yaml"
-SIGMA_TOP = 8.0
-"""Noise level, above that of the first step, whose gains are features of every level."""
 FEATURES = 8
 
 
@@ -132,7 +130,7 @@ class WeightNetwork(nn.Module):
 
         Args:
             space: Sources in [-1, 1] of any size, see :func:`scale_space`.
-            gains: Gains at :data:`SIGMA_TOP` and at each step, not normalised.
+            gains: Gains above all steps, at ``plan.SIGMA_TOP``, and at each step, not normalised.
             sigmas: Noise level of each step, decreasing.
         """
         b, k = space[0].shape[:2]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datamodules.metadata import KEPT, Metadata, raw_text
 from dig2dig.color import to_pixels
+from dig2dig.errors import UserError
 
 DEEP = (".png", ".tif", ".tiff")  # formats that hold 16 bits; the others get 8
 PICTURES = (*DEEP, ".jpg", ".jpeg", ".webp", ".bmp")  # formats of results; of any other source it becomes a PNG
@@ -41,7 +42,7 @@ def encode(
     """An image (1 or 3, h, w) in [0, 1], rounded to 8 or 16 bits, as a picture; formats that hold 8 get 8.
 
     ``metadata`` goes with it as far as the format holds it, see :func:`lost`. Pixels that are not ``valid``, (h, w),
-    are transparent where the format has alpha. ValueError where the format has no room for a picture of this size, or
+    are transparent where the format has alpha. UserError where the format has no room for a picture of this size, or
     takes a medical reference and there is none. ``series`` tells the DICOM results of one run from those of another.
     """
     metadata = metadata or Metadata()
@@ -60,7 +61,7 @@ def encode(
         return _tiff(pixels, metadata, kept) if suffix in DEEP else _pillow(pixels, suffix, metadata, kept)
     except (OSError, ValueError, cv2.error, struct.error) as error:  # WebP and JPEG have largest sizes
         height, width = pixels.shape[:2]
-        raise ValueError(f"a picture of {width}x{height} cannot be stored as {suffix}") from error
+        raise UserError(f"a picture of {width}x{height} cannot be stored as {suffix}") from error
 
 
 def lost(suffix: str, metadata: Metadata, valid: np.ndarray | None = None) -> list[str]:
@@ -83,7 +84,7 @@ def _medical(pixels: np.ndarray, suffix: str, metadata: Metadata, series: str) -
     from dig2dig.inference.medical import dicom_bytes, nifti_bytes
 
     if not metadata.medical:
-        raise ValueError(f"a {suffix} takes its geometry from the reference, which is no DICOM or NIfTI file")
+        raise UserError(f"a {suffix} takes its geometry from the reference, which is no DICOM or NIfTI file")
     reference, frame = Path(metadata.medical), metadata.frame
     picture = pixels[..., 0] if pixels.shape[2] == 1 else pixels
     if suffix == ".dcm":

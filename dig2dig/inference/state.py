@@ -4,7 +4,7 @@ import json
 import platform
 import zlib
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from operator import attrgetter
 from pathlib import Path
@@ -73,23 +73,29 @@ class Run:
 
 
 def key_of(config: InferConfig, record: dict[str, Any]) -> str:
-    """Changes with whatever shapes a result."""
-    parts = [asdict(part) if is_dataclass(part) else part for part in shaping(config, record)]  # pyright: ignore
-    return f"{zlib.crc32(json.dumps(parts, sort_keys=True, default=str).encode()):08x}"
+    """Changes with whatever shapes a result: on one machine, runs of one key give the same pictures."""
+    prior = config.prior
+    shaping = (
+        reading(config),
+        config.sequence,
+        config.exact or config.batch_size,
+        config.noise,
+        config.prefer,
+        record.get("weights_sha256"),
+        (record.get("prior_sha256"), record.get("adapter_sha256"), prior.precision, prior.window, prior.compile),
+        config.sampler,
+        config.save,
+        config.seed,
+        record.get("versions", {}).get("dig2dig"),
+        *([record["rig_sha256"]] if record.get("rig_sha256") else []),
+    )
+    return f"{zlib.crc32(json.dumps(shaping, sort_keys=True, default=asdict).encode()):08x}"
 
 
 def reading(config: InferConfig) -> Reading:
     """How the configuration wants files to be read."""
-    return Reading(
-        config.task,
-        config.allow_missing,
-        config.range,
-        config.reference,
-        config.align,
-        border=config.border,
-        ghosts=config.ghosts,
-        metadata=config.save.metadata,
-    )
+    c = config
+    return Reading(c.task, c.allow_missing, c.range, c.reference, c.align, c.border, c.ghosts, c.save.metadata)
 
 
 def find_run(config: InferConfig, pairs: Sequence[Pair], given: Sequence[Path] = ()) -> Run:
@@ -161,22 +167,3 @@ def absolute(path: str) -> str:
 def existing(path: str) -> str:
     """The absolute path of what is on this disk; other names, as hub ids, stay as they are."""
     return absolute(path) if Path(path).exists() else path
-
-
-def shaping(config: InferConfig, record: dict[str, Any]) -> tuple[object, ...]:
-    """What a result depends on: on one machine, two runs that agree on it give the same pictures."""
-    prior = config.prior
-    return (
-        reading(config),
-        config.sequence,
-        config.exact or config.batch_size,
-        config.noise,
-        config.prefer,
-        record.get("weights_sha256"),
-        (record.get("prior_sha256"), record.get("adapter_sha256"), prior.precision, prior.window, prior.compile),
-        config.sampler,
-        config.save,
-        config.seed,
-        record.get("versions", {}).get("dig2dig"),
-        *([record["rig_sha256"]] if record.get("rig_sha256") else []),
-    )

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from dig2dig.cli import load_strictly
-from dig2dig.errors import UserError, told
+from dig2dig.errors import UserError, told, usage
 from dig2dig.metrics.suite import ALL, MAIN, METRICS, Metric, fusion_metrics
 from dig2dig.options import option
 
@@ -79,9 +79,7 @@ def main(argv: list[str]) -> int:
     if argv == ["table"]:
         print("\n".join(row(metric) for metric in METRICS.values()))
     elif len(files) < 3:
-        asked = bool({"--help", "-h"} & set(argv))
-        print(__doc__, file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
+        return usage(__doc__ or "", argv)
     else:
         measure(files, load_strictly(MetricsConfig, options))
     return 0

@@ -50,11 +50,6 @@ def mutual_information(f: Grey, s: Levels, brightest: int = 255) -> PerSource:
     return alone - joint
 
 
-def mutual_information_saturated(f: Grey, s: Levels) -> PerSource:
-    """MI as in MATLAB code that adds 1 to 8-bit numbers: levels 254 and 255 are one in the joint histogram."""
-    return mutual_information(f, s, brightest=254)
-
-
 def normalised_information(f: Grey, s: Levels) -> PerSource:
     r"""NMI with each source: :math:`2\, I(F; S) / (H(F) + H(S))`, 1 for a copy.
 

@@ -98,19 +98,18 @@ def overflow(view: View) -> Tensor:
 
 
 def exposure(view: View) -> Tensor:
-    """Mean distance, over 8×8 blocks, to OpenCV's exposure fusion of the sources: the tone that people expect.
+    """Mean distance, over 8×8 blocks, to OpenCV's exposure fusion of the sources: the tone that people expect."""
+    return (avg_pool2d(view.fused, 8) - avg_pool2d(mertens(view.sources), 8)).abs().mean()
+
+
+def mertens(sources: Sources) -> Image:
+    """Exposure fusion by contrast, saturation and well-exposedness, as OpenCV has it.
 
     Reference: Mertens, Kautz and Van Reeth, "Exposure fusion", 2007.
     """
-    wanted = torch.stack([_mertens(sources) for sources in view.sources.detach().cpu()]).to(view.fused)
-    return (avg_pool2d(view.fused, 8) - avg_pool2d(wanted, 8)).abs().mean()
-
-
-def _mertens(sources: Tensor) -> Tensor:
-    """Exposure fusion of one scene, (k, c, h, w) to (c, h, w)."""
-    pixels = (255 * sources.expand(-1, 3, -1, -1)).round().permute(0, 2, 3, 1).to(torch.uint8).numpy()
-    merged = torch.from_numpy(cv2.createMergeMertens().process(list(pixels))).permute(2, 0, 1)
-    return merged[: sources.shape[1]].clamp(0, 1)
+    stacks = (sources * 255).round().byte().expand(-1, -1, 3, -1, -1).movedim(2, -1).contiguous().cpu().numpy()
+    fused = [torch.from_numpy(cv2.createMergeMertens().process(list(stack))).movedim(-1, 0) for stack in stacks]
+    return torch.stack(fused)[:, : sources.shape[2]].to(sources).clamp(0, 1)
 
 
 def colour(view: View) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from dig2dig.metrics import gradient, information, perception, structure, tone
 from dig2dig.metrics.levels import Grey, Levels, PerSource, Score, Scores, both, by_channel, eight_bit, grey_levels
@@ -62,6 +63,7 @@ def _vifb(score: Score) -> dict[str, Score]:
 
 
 _MATLAB = _alone(gradient.average_gradient_matlab)
+_SATURATED = partial(information.mutual_information, brightest=254)  # MATLAB adds 1 to 8 bits: 254 and 255 are one
 _TABLE = (
     Metric("EN", _alone(information.entropy), "entropy of the 256-bin histogram", "[0, 8] bits", "Roberts 2008",
            variants=_vifb(_alone(information.entropy))),
@@ -88,7 +90,7 @@ _TABLE = (
     Metric("EI", _alone(gradient.edge_intensity), "mean gradient by Sobel", "[0, 1443] levels", "Rajalingam 2018",
            variants=_vifb(_alone(gradient.edge_intensity))),
     Metric("MI", _sum(information.mutual_information), "mutual information of grey levels", "[0, 8 K] bits", "Qu 2002",
-           many="sum", variants={"cddfuse": _nats, "tang": _sum(information.mutual_information_saturated)}
+           many="sum", variants={"cddfuse": _nats, "tang": _sum(_SATURATED)}
            | _vifb(_nats)),
     Metric("NMI", _sum(information.normalised_information), "2 MI over the sum of both entropies", "[0, K]",
            "Hossny 2008", many="sum"),

@@ -6,7 +6,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from dig2dig.config_train import TrainConfig
 from dig2dig.errors import RunError
@@ -31,7 +33,7 @@ def composed(space: Sequence[Maps], levels: Sequence[Level], sigmas: Sequence[fl
     for i, ((sigma, sigma_next), level) in enumerate(zip(pairwise([*sigmas, 0.0]), rest, strict=True)):
         learned = level.weight, None, None, base.weight, level.factor, space[i : i + 2]
         step = Step(t, one, one, (sigma,) * b, (sigma_next,) * b, None, sources, *learned)
-        _, state = bands(sources[:, 0], step, state, sigma_n=0.0, scale=scale, energy=0.0)
+        _, state = bands(sources[:, 0], step, state, sigma_n=0.0, scale=scale, energy=0.0, tone=1.0)
     assert state is not None
     return state.target
 
@@ -41,15 +43,7 @@ def stacked(crops: Sequence[dict[str, Any]], device: torch.device) -> list[dict[
     alike: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for crop in crops:
         alike[crop["sources"].shape, "truth" in crop, "mask" in crop].append(crop)
-
-    def stack(values: Sequence[Any]) -> Any:
-        if isinstance(values[0], int):
-            return values
-        if isinstance(values[0], Tensor):
-            return torch.stack([value.to(device, non_blocking=True) for value in values])
-        return [stack(maps) for maps in zip(*values, strict=True)]
-
-    return [{name: stack([crop[name] for crop in group]) for name in group[0]} for group in alike.values()]
+    return [default_collate(move_data_to_device(group, device)) for group in alike.values()]
 
 
 def starting_weights(config: TrainConfig) -> WeightNetwork:
@@ -58,9 +52,7 @@ def starting_weights(config: TrainConfig) -> WeightNetwork:
     if config.weights:
         known = load_weights(config.weights)
         if adopted(config.fusion.sampler, known.settings) != config.fusion.sampler:
-            raise RunError(
-                f"weights={config.weights}: trained with other steps, gains or bands than fusion.sampler has"
-            )
+            raise RunError(f"weights={config.weights}: trained with other steps, gains or bands than fusion.sampler's")
         network.load_state_dict(known.state_dict())
     return network.train()
 
@@ -111,7 +103,7 @@ class WeightModule(Learner):
         """Gains that came with the crops, or of the prior as it is now."""
         if not self.config.learns_prior:
             return crops["gains"]
-        index = torch.tensor(crops["index"], device=sources.device)
+        index = torch.as_tensor(crops["index"], device=sources.device)
         _, noise = draws(self.config.seed, index, (self.denoiser.channels, *sources.shape[-2:]))
         return network_gains(sources, [noise], self.denoiser, self.config.fusion.sampler).gains
 

@@ -9,11 +9,8 @@ from dig2dig.priors.schedule import BetaSchedule
 
 KIND = "a prior here is an unconditional UNet2DModel on pixels"
 NEEDS = {
-    "vae": "works on latents",
-    "vqvae": "works on latents",
-    "movq": "works on latents",
-    "text_encoder": "needs a text",
-    "tokenizer": "needs a text",
+    **dict.fromkeys(("vae", "vqvae", "movq"), "works on latents"),
+    **dict.fromkeys(("text_encoder", "tokenizer"), "needs a text"),
     "controlnet": "needs a control image",
     "image_encoder": "needs an image",
     "transformer": "has a transformer",

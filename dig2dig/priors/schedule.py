@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dig2dig.errors import UserError
 from dig2dig.shapes import Image, Timestep
 
 AlphaBar = Float[Tensor, " schedule"]
@@ -102,7 +103,7 @@ def time_grid(
     last = 0 if sigma_end is None else _index(alpha_bar, sigma_end)
     if first - last < steps - 1:
         told = f"{steps} steps do not fit between times {first} and {last}"
-        raise ValueError(f"{told}: take fewer, or a larger sigma_start")
+        raise UserError(f"{told}: take fewer, or a larger sigma_start")
     if kind == "uniform":
         times = torch.linspace(first, last, steps, dtype=torch.float64).round().long()
     else:

@@ -23,11 +23,6 @@ def pad(images: Tensor, multiple: int) -> Tensor:
     return images[..., rows, :][..., columns]
 
 
-def crop(images: Tensor, height: int, width: int) -> Tensor:
-    """Takes back what ``pad`` added."""
-    return images[..., :height, :width]
-
-
 def window_starts(length: int, side: int, overlap: int, multiple: int) -> tuple[list[int], int]:
     """Where windows begin that cover one axis evenly, and how long they are, at most ``side``.
 

@@ -11,15 +11,14 @@ import shlex
 import sys
 from pathlib import Path
 
-from dig2dig.errors import UserError, told
+from dig2dig.errors import UserError, told, usage
 
 
 @told
 def main(argv: list[str]) -> int:
     """Writes the page and gives the exit code."""
     if {"--help", "-h"} & set(argv) or not argv:
-        print(__doc__, file=sys.stdout if argv else sys.stderr)
-        return 0 if argv else 2
+        return usage(__doc__ or "", argv)
     given = dict(argument.split("=", 1) for argument in argv if argument.startswith(("out=", "pairs=")))
     folders = [argument for argument in argv if not argument.startswith(("out=", "pairs="))]
     path, pairs = Path(given.get("out", "comparison.html")), given.get("pairs", "20")

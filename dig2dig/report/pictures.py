@@ -216,9 +216,7 @@ def baseline_panels(sample: Sample, names: Sequence[str]) -> list[Shown]:
     return found
 
 
-def pair_view(
-    result: Result, file: str, files: Mapping[str, Path], folder: Path, names: Sequence[str] = ()
-) -> PairView:
+def pair_view(result: Result, file: str, files: Mapping[str, Path], folder: Path, names: Sequence[str]) -> PairView:
     """The card of a fused pair, whose picture has the name ``file``, with classical fusions of these names."""
     sample, trace = result.sample, result.trace
     assert result.image is not None and result.fused is not None and sample is not None

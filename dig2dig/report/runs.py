@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.pairing import scenes
-from dig2dig.cli import from_yaml, read_record, to_yaml
+from dig2dig.cli import flat, from_yaml, read_record, to_yaml
 from dig2dig.config import InferConfig
 from dig2dig.errors import PairingError, UserError
 from dig2dig.inference.state import Run
@@ -124,14 +124,6 @@ def open_runs(folders: Sequence[str]) -> list[Finished]:
             raise UserError(f"{path}: no finished run of infer.py lies there (run.yaml and summary.csv)")
         runs.append(Finished("/".join(path.parts[-depth:]), path, config, read_record(path / "run.yaml"), rows))
     return runs
-
-
-def flat(values: object, prefix: str = "") -> dict[str, str]:
-    """Nested options as ``a.b: value``."""
-    if not isinstance(values, dict) or not values:
-        return {prefix: "" if values in ({}, None) else str(values)}
-    parts = (flat(value, f"{prefix}.{name}" if prefix else str(name)) for name, value in values.items())
-    return {name: value for part in parts for name, value in part.items()}
 
 
 def differences(runs: Sequence[Finished]) -> list[list[str]]:

@@ -14,7 +14,7 @@ from urllib.request import urlopen
 import numpy as np
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from dig2dig.atomic import is_first_process, write_atomically
+from dig2dig.atomic import process_number, write_atomically
 from dig2dig.config import LoggerConfig, WandbConfig
 from dig2dig.errors import RunError, first_line, note
 
@@ -46,7 +46,7 @@ def _csv_logger(out: Path, start: int) -> CSVLogger:
             rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
         kept = [row for row in rows if int(row.get("step", start)) < start and "final/" not in "".join(row)]
     logger = CSVLogger(out, name="log", version="", flush_logs_every_n_steps=1)
-    if is_first_process():
+    if process_number() == 0:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Experiment logs directory")
             logger.experiment.metrics = kept
@@ -62,7 +62,7 @@ def _wandb_logger(config: WandbConfig, out: Path, record: dict[str, Any]) -> lis
     if config.mode == "online" and (reason := _refusal()):
         return _without(reason)
     mark = out / "wandb_id"
-    if is_first_process() and not mark.is_file():
+    if process_number() == 0 and not mark.is_file():
         write_atomically(mark, token_hex(4).encode())
     online = config.mode == "online"
     logger = WandbLogger(
@@ -78,7 +78,7 @@ def _wandb_logger(config: WandbConfig, out: Path, record: dict[str, Any]) -> lis
     )
     logger._wandb_init.pop("anonymous", None)  # Lightning passes it always, and W&B warns that it has no effect
     try:
-        if online and is_first_process():
+        if online and process_number() == 0:
             _ = logger.experiment
     except (Error, OSError) as error:
         return _without(first_line(error))
@@ -120,7 +120,7 @@ def close(loggers: Iterable[Logger]) -> None:
     for logger in loggers:
         if not isinstance(logger, WandbLogger):
             logger.finalize("success")
-        elif is_first_process() and logger._experiment is not None:
+        elif process_number() == 0 and logger._experiment is not None:
             logger.experiment.finish()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 
-from dig2dig.atomic import is_first_process, lock, refuse_inputs, write_atomically
+from dig2dig.atomic import lock, process_number, refuse_inputs, write_atomically
 from dig2dig.cli import from_yaml, to_yaml
 from dig2dig.config_train import TrainConfig
 from dig2dig.errors import RunError, note, told
@@ -46,7 +46,7 @@ def train(config: TrainConfig, given: Sequence[Path] = ()) -> int:
         refuse_to_replace_inputs(config, given)
     try:
         with heed_signals(), nullcontext() if config.fast_dev_run else lock(Path(config.out)):
-            if is_first_process() and not config.fast_dev_run:
+            if process_number() == 0 and not config.fast_dev_run:
                 claim(Path(config.out), WRITTEN, read_names(Path(config.out)))
             fit(config)
     except Interrupted as signal:
@@ -164,5 +164,5 @@ def validate(config: TrainConfig) -> None:
     trainer = build_trainer(config.trainer, logger=False, enable_checkpointing=False)
     found = trainer.validate(learning.module, learning.data, verbose=False)
     values = {name.removeprefix("val/"): value for part in found for name, value in part.items()}
-    for name, value in values.items():
+    for name, value in values.items() if trainer.is_global_zero else ():
         print(f"{name:<28} {value:.4g}")

@@ -48,13 +48,9 @@ def training_scenes(config: TrainConfig) -> tuple[list[Scene], list[Pair]]:
     photos = list_images(data.root, data.exclude) if data.made else []
     train = [_made(path, data, config.seed) for path in photos]
     pairs = training_pairs(config)
-    kept, held_out = pairs, []
-    if data.val_share and pairs:
-        names = [Path(f"{pair.name}.x") for pair in pairs]
-        kept, held_out = (
-            [pair for pair, name in zip(pairs, names, strict=True) if name in part]
-            for part in map(set, hold_out(names, data.val_share, config.seed))
-        )
+    out = {*hold_out([Path(f"{pair.name}.x") for pair in pairs], data.val_share, config.seed)[1]}
+    held_out = [pair for pair in pairs if Path(f"{pair.name}.x") in out]
+    kept = [pair for pair in pairs if Path(f"{pair.name}.x") not in out]
     train += [_real(pair, reading, variant) for pair in kept for variant in range(data.variants)]
     if not train:
         raise RunError("no scene is left to train on, all are held out")

@@ -60,11 +60,7 @@ class WeightLearning:
     def export(self, checkpoint: dict[str, Any], devices: int) -> dict[str, float]:
         """Writes the weights, and the prior or adapter if it learned; prints a table before and after."""
         config, out = self.config, Path(self.config.out)
-        denoiser, network = starting_prior(config), WeightNetwork(config.fusion.sampler)
-        if config.learns_prior:
-            choose_weights(denoiser, config.adapt)
-        else:
-            denoiser.requires_grad_(False)
+        denoiser, network = choose_weights(starting_prior(config), config.adapt), WeightNetwork(config.fusion.sampler)
         finish(torch.nn.ModuleDict({"network": network, "denoiser": denoiser}), checkpoint)
         network, denoiser = network.eval(), denoiser.eval()
         folder = out / "weights"

@@ -271,6 +271,15 @@ def test_speed_refuses_what_it_does_not_know(tmp_path: Path, capsys: pytest.Capt
     assert "no 'nothing'; there are cost" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("variant", ["seed=3", "sampler.weights=gain sampler.steps=999"])
+def test_variants_that_are_none_are_told(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, variant: str
+) -> None:
+    assert main(["quality", f"data={data}", f"out={tmp_path}", "methods=mean", "crop=48", f"variants.a={variant}"])
+    told = capsys.readouterr().err
+    assert "Traceback" not in told and "fault of dig2dig" not in told and ("seed=3" in told or "steps" in told)
+
+
 def test_steps_are_drawn_as_curves(data: Path, tmp_path: Path) -> None:
     variants = [f"variants.logsnr-{n}=sampler.weights=gain sampler.steps={n}" for n in (1, 2, 3)]
     assert main(["quality", f"data={data}", f"out={tmp_path}", "methods=dig2dig, mean", "crop=48", *variants]) == 0
@@ -284,6 +293,7 @@ def test_the_page_shows_the_worst_pairs_of_each_task() -> None:
         for method, value in (("dig2dig", ours), ("mean", 0.2), ("guided", 0.3)):
             identity = {"dataset": "Any", "name": case.pair.name, "method": method, "stretch": "none"}
             rows.append(identity | dict.fromkeys(MAIN, str(value)))
+            rows.append(identity | {"stretch": "minmax"} | dict.fromkeys(MAIN, str(1 - value)))  # not what is shown
     assert [case.pair.name for case in worst(cases, rows, QualityConfig(report=2))] == ["b", "c"]
     assert [case.pair.name for case in worst(cases, rows, QualityConfig(report=4))] == ["b", "a", "c"]
 

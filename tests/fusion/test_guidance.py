@@ -108,7 +108,7 @@ def walk(sources: torch.Tensor, weight: torch.Tensor, energy: float, levels=(0.1
     state = None
     for now, following in itertools.pairwise(levels):
         part = step(sources, weight, now, alpha_bar_next=torch.full((len(sources), 1, 1, 1), following))
-        _, state = bands(sources[:, 0], part, state, sigma_n=0.0, scale=4.0, energy=energy)
+        _, state = bands(sources[:, 0], part, state, sigma_n=0.0, scale=4.0, energy=energy, tone=1.0)
     assert state is not None
     return state.target
 

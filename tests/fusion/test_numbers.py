@@ -293,9 +293,8 @@ def test_bands_add_what_each_source_has_between_two_blurs(energy: float, factor:
     """Only the first source has a band. Weighted 0.8, it keeps 0.64 of its energy where 0.8 was promised: a² = 1.25."""
     sources = torch.zeros(1, 2, 1, 24, 24)
     sources[:, 0] = 2 * random_sources(5, 1, 1, 24, 24) - 1
-    guided, state = bands(
-        sources[:, 0], band_step(sources, (0.8, 0.2), 0.6, 0.2), None, sigma_n=0.0, scale=5.0, energy=energy
-    )
+    step = band_step(sources, (0.8, 0.2), 0.6, 0.2)
+    guided, state = bands(sources[:, 0], step, None, sigma_n=0.0, scale=5.0, energy=energy, tone=1.0)
     wide, narrow = (
         gaussian_filter(sources[0, 0, 0].double().numpy(), 5.0 * sigma, mode="mirror", radius=math.ceil(15 * sigma))
         for sigma in (0.6, 0.2)

@@ -16,6 +16,7 @@ from datamodules.pairing import Pair
 from datamodules.pairs import Failure, Reading, read_pair
 from datamodules.readers.pixels import read_picture
 from dig2dig.api import fuse_files
+from dig2dig.errors import UserError
 from dig2dig.inference.encode import encode, lost
 from tests.conftest import ROOT, SHARED
 from tests.corpus import picture
@@ -183,3 +184,8 @@ def test_exif_that_a_jpeg_cannot_hold_is_told_and_left_out() -> None:
     content = encode(torch.full((1, 8, 8), 0.5), ".jpg", 8, long)
     assert content.startswith(b"\xff\xd8") and len(content) < 5_000
     assert lost(".jpg", long) == ["a .jpg holds no EXIF or XMP of 64 kB and more, .png does"]
+
+
+def test_a_picture_too_large_for_its_format_is_told() -> None:
+    with pytest.raises(UserError, match=r"a picture of 17000x2 cannot be stored as \.webp"):
+        encode(torch.zeros(1, 2, 17000), ".webp", 8)

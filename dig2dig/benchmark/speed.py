@@ -18,7 +18,7 @@ from dig2dig.benchmark.commands import start, throughput, train
 from dig2dig.benchmark.config import SpeedConfig
 from dig2dig.benchmark.datasets import example_pair, names
 from dig2dig.benchmark.methods import GAIN, SCOPES, Fuser, open_fuser
-from dig2dig.benchmark.sections import Contenders, Section, in_loop, in_turn, naive, ratio, sizes, windows
+from dig2dig.benchmark.sections import Contenders, Section, in_loop, in_turn, naive, peak_memory, ratio, sizes, windows
 from dig2dig.benchmark.tables import markdown
 from dig2dig.errors import UserError
 from dig2dig.fusion import comparators
@@ -154,11 +154,14 @@ def batches(config: SpeedConfig, fuser: Fuser) -> Section:
 
 def adm(config: SpeedConfig, fuser: Fuser) -> Section:
     """ADM's network of 552 million parameters with random weights: a pair end to end."""
-    from dig2dig.priors.build import build_adm
+    from dig2dig.priors.build import build_adm, offload
 
-    denoiser = build_adm(precision=config.prior.precision).to(fuser.device)
+    denoiser = build_adm(precision=config.prior.precision)
     if denoiser.precision == "bf16":
         denoiser.network.to(torch.bfloat16)
+    if config.prior.offload:
+        offload(denoiser, fuser.device)
+    denoiser.to(fuser.device)
     big, sources = Fuser(denoiser, 0, fuser.device), example_pair(SIDE, SIDE)
     settings = {
         "preset": preset(config.task),
@@ -173,5 +176,9 @@ def adm(config: SpeedConfig, fuser: Fuser) -> Section:
         {"setting": name, "seconds": float(np.median(taken)), "× bare network": ratio(taken, bare)}
         for name, taken in seconds.items()
     ]
-    text = f"ADM's architecture, {parameters:,} random weights, a pair of {SIDE} px; precision {denoiser.precision}."
+    text = (
+        f"ADM's architecture, {parameters:,} random weights, a pair of {SIDE} px; precision {denoiser.precision}, "
+        f"offload {str(config.prior.offload).lower()}. Peak memory, on a GPU of its tensors there: "
+        f"{peak_memory(fuser.device):.2f} GiB."
+    )
     return Section("A big prior", text, rows)

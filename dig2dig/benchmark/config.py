@@ -68,14 +68,15 @@ class TheoryConfig(BenchmarkConfig):
 class DegradedConfig(CasesConfig):
     """Fuses degraded sources: python -m dig2dig.benchmark degraded data=DIR out=DIR [key=value …]."""
 
-    kind: Literal["gaussian", "thermal", "jpeg", "blur"] = common(
-        "gaussian", "noise; noise that grows with the signal, and stripes; compression; a Gaussian blur"
+    kind: Literal["gaussian", "thermal", "jpeg", "blur", "dark"] = common(
+        "gaussian",
+        "noise; noise that grows with the signal, and stripes; JPEG; a Gaussian blur; a quarter of the light",
     )
     sigmas: str = common("25", "of 255, separated by commas; the quality of jpeg; pixels of blur", each=0)
     noisy: Literal["all", "first"] = common("all", "sources that are degraded")
     methods: str = common(
         "dig2dig-noise, dig2dig-auto, dig2dig, static, mean, laplacian, guided, nlm+laplacian, prior+laplacian",
-        "methods, separated by commas",
+        "methods, separated by commas; nlm+METHOD and prior+METHOD denoise first",
     )
     out: str = common("out/degraded", "folder of pictures, results.csv and table.md; a run resumes from it")
 

@@ -31,6 +31,7 @@ from dig2dig.shapes import Image, Sources
 from dig2dig.tracking.panels import fusion_panel, to_png
 
 Method = Callable[[Sources, NoiseLevels], Image]
+Denoise = Callable[[Sources, NoiseLevels], Sources]
 
 
 def run(config: DegradedConfig) -> int:
@@ -55,14 +56,15 @@ def degrade(sample: Sample, strength: float, config: DegradedConfig) -> tuple[Te
     """Degraded sources (1, k, c, h, w), noise not clipped, and the deviation from the clean ones in each, (1, k).
 
     Thermal noise has half of its variance in proportion to the signal (0.5 has ``strength`` / 255), and each column an
-    offset with a quarter of its deviation. A blur counts as no noise.
+    offset with a quarter of its deviation. A blur counts as no noise. A dark source has a quarter of the light.
     """
     generator = torch.Generator().manual_seed(zlib.crc32(f"{config.seed}/{sample.name}/{strength}".encode()))
     clean = sample.sources[None]
     noise = torch.randn(clean.shape, generator=generator) * strength / 255
     match config.kind:
-        case "gaussian":
-            degraded, level = clean + noise, torch.full(clean.shape[:2], strength / 255)
+        case "gaussian" | "dark":
+            light, level = 0.25 if config.kind == "dark" else 1.0, torch.full(clean.shape[:2], strength / 255)
+            degraded = light * clean + noise
         case "thermal":
             stripes = torch.randn((*clean.shape[:2], 1, 1, clean.shape[-1]), generator=generator) * strength / 255 / 4
             degraded = clean + noise * (0.5 + clean).sqrt() + stripes
@@ -122,9 +124,9 @@ def score(
 def make(method: str, task: str, config: DegradedConfig, fuser: Fuser) -> tuple[str, Method]:
     """Settings and function of a method: blind, given the noise, estimating it, or denoising first."""
     first, _, then = method.partition("+")
-    if then in comparators.CLASSICAL and first in ("nlm", "prior"):
-        clean = non_local_means if first == "nlm" else partial(prior_estimate, fuser=fuser)
-        return method, (lambda sources, level: comparators.CLASSICAL[then](clean(sources, level)))
+    if then and first in (denoisers := DENOISERS | {"prior": partial(prior_estimate, fuser=fuser)}):
+        settings, after = make(then, task, config, fuser)
+        return f"{first}+{settings}", lambda sources, level: after(denoisers[first](sources, level), 0 * level)
     if method in comparators.CLASSICAL:
         return method, (lambda sources, level: comparators.CLASSICAL[method](sources))
     ending = next((ending for ending in ("-noise", "-auto") if method.endswith(ending)), "")
@@ -162,6 +164,10 @@ def non_local_means(sources: Sources, level: NoiseLevels) -> Sources:
     pairs = zip(images, level.flatten().tolist(), strict=True)
     cleaned = [clean(image, h=0.8 * sigma, sigma=sigma) if sigma else image for image, sigma in pairs]
     return torch.from_numpy(np.stack(cleaned)).to(sources).view(sources.shape)
+
+
+DENOISERS: dict[str, Denoise] = {"nlm": non_local_means}
+"""What may come before a method, as in ``nlm+laplacian``; ``prior`` too. A source of level 0 stays as it is."""
 
 
 def tables(rows: list[Row], config: DegradedConfig) -> str:

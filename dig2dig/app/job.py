@@ -218,7 +218,7 @@ def describe(step: Snapshot, shown: Sequence[str], names: Sequence[str]) -> Prog
         means.append(f"{name} {mean}")
         colours = torch.from_numpy(to_colours(weight, 0.0, 1.0).copy()).permute(2, 0, 1) / 255
         panels.append((data_uri(colours, SIDE, QUALITY), f"weight {mean}"))
-    text = f"Step {step.index + 1} of {step.steps}, noise {step.sigma[0]:.2f}; mean weights: {', '.join(means)}"
+    text = f"Step {step.index + 1} of {step.steps}, noise {step.sigma:.2f}; mean weights: {', '.join(means)}"
     return Progress(text, panels)
 
 

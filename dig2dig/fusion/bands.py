@@ -58,33 +58,30 @@ class BandSum:
                 self.promised = self.promised + weight * band.square_().mean(2, keepdim=True)
             self.count += 1
 
-    def restored(self, sigmas: tuple[float, ...], scale: float) -> Image:
-        """The sum with its local energy given back; ``sigmas`` are the noise levels of the sharper ends."""
+    def restored(self, sigma: float, scale: float) -> Image:
+        """The sum with its local energy given back; ``sigma`` is the noise level of the sharper end."""
         assert isinstance(self.total, Tensor)
         total = self.total[:, 0]
         if not isinstance(self.promised, Tensor):
             return total
-        coarse = coarseness(scale * min(sigmas) / 2)
+        coarse = coarseness(scale * sigma / 2)
         kept = total.square().mean(1, keepdim=True)
-        factor = restoring(self.promised[:, 0], kept, sigmas, scale / coarse, 2 / coarse, self.count)
+        factor = restoring(self.promised[:, 0], kept, sigma, scale / coarse, 2 / coarse, self.count)
         return total * factor**self.energy
 
 
-def restoring(promised: Tensor, kept: Tensor, sigmas: tuple[float, ...], scale: float, least: float, k: int) -> Tensor:
+def restoring(promised: Tensor, kept: Tensor, sigma: float, scale: float, least: float, k: int) -> Tensor:
     """The factor that gives energy back, from the energies per pixel, both (b, 1, h, w)."""
     both = torch.cat([promised, kept], 1)[:, :, None]
-    promised, kept = (blurred(both, sigmas, scale, least)[:, :, 0] + 1e-8).split(1, 1)
+    promised, kept = (blurred(both, sigma, scale, least)[:, :, 0] + 1e-8).split(1, 1)
     return resample((promised / kept).sqrt().clamp(1, k**0.5)[:, None], *both.shape[-2:])[:, 0]
 
 
-def blurred(images: Maps, sigmas: tuple[float, ...], scale: float, least: float = 0.0) -> Maps:
-    """Gaussian filter whose standard deviation follows each image's noise level, ``least + scale · sigma`` pixels.
+def blurred(images: Maps, sigma: float, scale: float, least: float = 0.0) -> Maps:
+    """Gaussian filter whose standard deviation follows the noise level, ``least + scale · sigma`` pixels.
 
-    The result has the coarsest grid that the smallest of these allows.
+    The result has the coarsest grid that this allows.
     """
-    radii = [least + scale * sigma for sigma in sigmas]
-    factor = coarseness(min(radii) / 2)
-    small = downsample(images, factor)
-    if len(set(radii)) == 1:
-        return smooth(small, radii[0] / factor)
-    return torch.cat([smooth(one[None], radius / factor) for one, radius in zip(small, radii, strict=True)])
+    radius = least + scale * sigma
+    factor = coarseness(radius / 2)
+    return smooth(downsample(images, factor), radius / factor)

@@ -14,7 +14,7 @@ from dig2dig.fusion.resample import coarseness, downsample, grouped, resample, s
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import AlphaBar, Times, add_noise, noise_level, time_of_noise_level
 from dig2dig.priors.windows import pad
-from dig2dig.shapes import Gains, Maps, Sources, State, Timestep
+from dig2dig.shapes import Gains, Maps, Sources, State
 
 LEAST = 32  # pixels of a side; smaller images are borders for the most part
 
@@ -85,7 +85,7 @@ class Measured:
     times: Times  # decreasing time indices, shape (n,)
     gains: list[Maps]  # normalised gain of each source to the next time, n maps (b, k, 1, h / f, w / f)
     estimates: list[Maps] | None = None  # reconstructions of the noised sources, (b, k, c, h / f, w / f) in [-1, 1]
-    cost: Float[Tensor, "n b"] | None = None  # mean absolute ``gain`` of each step
+    cost: Float[Tensor, " m"] | None = None  # mean absolute ``gain`` of each step
 
     def after(self, count: int) -> "Measured":
         """Without the first ``count`` times."""
@@ -164,7 +164,7 @@ def measure(
     radii = [config.smoothing + config.smoothing_noise * min(sigma, sigma_most) for sigma in sigmas]
     grids = [coarseness(radius) for radius in radii]
     gains = [sources.new_zeros(b, k, 1, *(-(-side // grid) for side in (h, w))) for grid in grids]
-    costs, means = sources.new_zeros(len(times), b), None
+    costs, means = sources.new_zeros(len(times)), None
     alone = config.kind == "residual" and not cost  # else estimates of two times are compared, and must be as sharp
     for noise in noises if estimates or config.kind != "static" else []:
         draw = reconstruct(sources, noise, times, denoiser, config.reduce, grids if alone and not estimates else ())
@@ -176,7 +176,7 @@ def measure(
                 gains[i][:, one] += downsample(gain, grids[i]) / len(noises)
                 if cost:
                     change = information_gain(here, following, sources[:, one])
-                    costs[i] += change.abs().mean((2, 3, 4)).sum(1) / (k * len(noises))
+                    costs[i] += change.abs().mean() * change.shape[1] / (k * len(noises))
         if estimates:
             each = (estimate / len(noises) for estimate in draw)
             means = [*each] if means is None else [a + b for a, b in zip(means, each, strict=True)]
@@ -188,28 +188,22 @@ def measure(
 class Lookup:
     """Maps of the size of the sources at any time, interpolated linearly in the log of the noise level.
 
-    Each image has its own time; beyond what was measured, the nearest time counts. Without a size, maps keep theirs.
+    Beyond what was measured, the nearest time counts. Without a size, maps keep theirs.
     """
 
-    def __init__(self, measured: Measured, t: Timestep, alpha_bar: AlphaBar, size: Sequence[int] | None = None) -> None:
+    def __init__(self, measured: Measured, t: int, alpha_bar: AlphaBar, size: Sequence[int] | None = None) -> None:
         fineness = -noise_level(alpha_bar).log()
-        known, wanted = fineness[measured.times], fineness[t.cpu()]
+        known, wanted = fineness[measured.times], fineness[t]
         last = len(known) - 1
-        self.right = torch.searchsorted(known, wanted).clamp(min(1, last), last)
-        left = (self.right - 1).clamp(min=0)
-        span = (known[self.right] - known[left]).clamp(min=1e-12)
-        self.share = ((wanted - known[left]) / span).clamp(0, 1)
+        self.right = int(torch.searchsorted(known, wanted).clamp(min(1, last), last))
+        left = known[max(self.right - 1, 0)]
+        self.share = float(((wanted - left) / (known[self.right] - left).clamp(min=1e-12)).clamp(0, 1))
         self.size = size
 
     def __call__(self, maps: list[Maps]) -> Maps:
         """The maps at this time."""
-        if (self.right == self.right[0]).all() and (self.share == self.share[0]).all():  # one grid for all images
-            one = _between(maps, int(self.right[0]), float(self.share[0]))
-            return resample(one, *self.size) if self.size else one
-        size = self.size or max(one.shape[-2:] for one in maps)
-        parts = zip(self.right.tolist(), self.share.tolist(), strict=True)
-        each = (_between([one[i : i + 1] for one in maps], *part) for i, part in enumerate(parts))
-        return torch.cat([resample(one, *size) for one in each])
+        one = _between(maps, self.right, self.share)
+        return resample(one, *self.size) if self.size else one
 
 
 def _between(maps: list[Maps], right: int, share: float) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from dig2dig.config import SamplerConfig
 from dig2dig.fusion.bands import BandSum, blurred, surroundings, within
 from dig2dig.fusion.resample import grouped, resample
-from dig2dig.shapes import Image, Maps, Sources, State, Timestep, Weights
+from dig2dig.shapes import Image, Maps, Sources, State, Weights
 
 TONES = {"natural": 0.8, "balanced": 1.0, "vivid": 1.25}
 
@@ -27,20 +27,18 @@ TONES = {"natural": 0.8, "balanced": 1.0, "vivid": 1.25}
 class Step:
     """What a guidance may use in one step; all images in [-1, 1].
 
-    ``t`` is the time index of each image, ``alpha_bar`` the share of the signal's variance there, shape (b, 1, 1, 1),
-    and ``sigma`` its noise level; their next values are 1 and 0 after the last time. ``x_t`` is the noisy state, with
-    the prior's channels. It carries the graph of x0_hat where gradients are asked for, and is None where the network
-    does not run. ``sources`` are clean. ``weights`` may be coarser than they; ``weight`` has their size. ``estimate``
-    is the denoiser's estimate of the sources at this time, or None. ``base`` are the weights of what is coarser than
-    the first step, None for the plain mean. ``factor`` is a factor on the band of this step that learned weights ask
-    for, (b, 1, h, w), or None. ``space`` are the sources blurred as at this step and at the next one, if known.
+    ``sigma`` is the noise level at the time index ``t``, and ``sigma_next`` the following one, 0 after the last time.
+    ``x_t`` is the noisy state, with the prior's channels. It carries the graph of x0_hat where gradients are asked for,
+    and is None where the network does not run. ``sources`` are clean. ``weights`` may be coarser than they; ``weight``
+    has their size. ``estimate`` is the denoiser's estimate of the sources at this time, or None. ``base`` are the
+    weights of what is coarser than the first step, None for the plain mean. ``factor`` is a factor on the band of this
+    step that learned weights ask for, (b, 1, h, w), or None. ``space`` are the sources blurred as at this step and at
+    the next one, if known.
     """
 
-    t: Timestep
-    alpha_bar: Tensor
-    alpha_bar_next: Tensor
-    sigma: tuple[float, ...]
-    sigma_next: tuple[float, ...]
+    t: int
+    sigma: float
+    sigma_next: float
     x_t: State | None
     sources: Sources
     weights: Maps
@@ -51,9 +49,14 @@ class Step:
     space: Sequence[Maps] | None = None
 
     @property
-    def variance(self) -> Tensor:
-        """The noise's, 1 - alpha_bar, of shape (b, 1, 1, 1), without the rounding error of that subtraction."""
-        return self.alpha_bar * torch.tensor(self.sigma).to(self.alpha_bar).square().view(-1, 1, 1, 1)
+    def alpha_bar(self) -> float:
+        """The signal's share of the variance of ``x_t``."""
+        return 1 / (1 + self.sigma**2)
+
+    @property
+    def variance(self) -> float:
+        """The noise's share, 1 - alpha_bar, without the rounding error of that subtraction."""
+        return self.sigma**2 / (1 + self.sigma**2)
 
     @property
     def weight(self) -> Weights:
@@ -71,21 +74,20 @@ Guidance = Callable[[Tensor, Step, Any], tuple[Tensor, Any]]
 """``(x0_hat, step, state) -> (x0_hat', state)``."""
 
 
-def proximal(x0_hat: Image, target: Image, sigma: Sequence[float], sigma_n: float) -> Image:
+def proximal(x0_hat: Image, target: Image, sigma: float, sigma_n: float) -> Image:
     r"""The point between the prior's estimate and a target that balances both.
 
     .. math:: \hat x_0' = \frac{\rho_t \hat x_0 + m}{\rho_t + 1}, \qquad
               \rho_t = \sigma_n^2 \frac{\bar\alpha_t}{1-\bar\alpha_t} = \frac{\sigma_n^2}{\sigma_t^2}
 
-    sigma_n is the noise assumed in the target m, sigma the noise level of each image, both for images in [-1, 1]. Early
+    sigma_n is the noise assumed in the target m, sigma the noise level, both for images in [-1, 1]. Early
     in sampling the target decides, late the prior; sigma_n = 0 is the target alone.
 
     Reference: Zhu et al., "Denoising diffusion models for plug-and-play image restoration" (DiffPIR), 2023.
     """
     if sigma_n == 0:  # large images have no room for another copy
         return target
-    rho = sigma_n**2 / torch.tensor(sigma).to(x0_hat).square().view(-1, 1, 1, 1)
-    return x0_hat.lerp(target, 1 / (rho + 1))
+    return x0_hat.lerp(target, 1 / (sigma_n**2 / sigma**2 + 1))
 
 
 def blend(x0_hat: Image, step: Step, state: None, *, sigma_n: float) -> tuple[Image, None]:
@@ -156,10 +158,10 @@ def bands(
         fused = fused * resample(step.factor[:, None], *fused.shape[-2:])[:, 0]
     target = torch.add(resample(target[:, None], *fused.shape[-2:])[:, 0], fused, alpha=tone)
     whole = resample(target[:, None], *step.sources.shape[-2:])[:, 0]
-    if any(step.sigma_next) and sigma_n > 0:  # else no network sees it
+    if step.sigma_next and sigma_n > 0:  # else no network sees it
         low, high = (bound.view(-1, 1, 1, 1) for bound in step.sources.flatten(1).aminmax(dim=1))
         whole = whole.clamp(low, high)
-    elif not any(step.sigma_next):  # nothing sharper follows
+    elif not step.sigma_next:  # nothing sharper follows
         whole = within(whole, *surroundings(step.sources))
     return proximal(x0_hat, whole, step.sigma, sigma_n), BandState(target, seen)
 
@@ -242,7 +244,7 @@ def posterior(x0_hat: Image, step: Step, state: None, *, sigma_n: float) -> tupl
     channels = step.x_t.shape[1] // x0_hat.shape[1]  # a grey estimate is the mean of three, its variance a third
     gradient = gradient.unflatten(1, (-1, channels)).mean(2)
     x0_hat = x0_hat.detach()
-    scale = step.variance / step.alpha_bar.sqrt() / (step.variance / channels + sigma_n**2)
+    scale = step.variance / step.alpha_bar**0.5 / (step.variance / channels + sigma_n**2)
     low = step.sources.amin(1).minimum(x0_hat)
     high = step.sources.amax(1).maximum(x0_hat)
     return (x0_hat - scale * gradient).clamp(low, high), state

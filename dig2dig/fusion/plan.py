@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from dig2dig.config import SamplerConfig
@@ -16,7 +14,7 @@ from dig2dig.fusion.resample import resize
 from dig2dig.fusion.weight import WeightNetwork, fusion_weight, masked, preferred, scale_space, scaled, scoped, shares
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import AlphaBar, Times, gain_grid, noise_level, time_grid, time_of_noise_level
-from dig2dig.shapes import Gains, Image, Maps, Sources, State, Timestep, Weights
+from dig2dig.shapes import Gains, Image, Maps, Sources, State, Weights
 
 REDUCE_ESTIMATES = 0.15
 """Least ``dig.reduce`` where a guidance uses the sources' estimates themselves."""
@@ -34,27 +32,24 @@ class Plan:
     base: Maps | None  # weights of what is coarser than the first step; None for the plain mean
     factors: list[Tensor] | None  # factor on the band of each step, (b, 1, 1, h / f, w / f), of learned weights
     space: list[Maps] | None  # the sources blurred as at each step, where they were needed for the weights
-    times: Int[Tensor, "steps b"]  # time index of each image in each step, on the CPU
-    t: Int[Tensor, "steps b"]  # the same on the sources' device
-    alpha_bar: Tensor  # at these times and, last, of the clean image, (steps + 1, b, 1, 1, 1)
+    times: Times  # time index of each step
     schedule: AlphaBar  # the prior's schedule
 
     def step(self, i: int, x_t: State | None, sources: Sources) -> Step:
         """What a guidance may use in step i."""
         size, estimates = sources.shape[-2:], self.measured.estimates
-        now = Lookup(self.measured, self.times[i], self.schedule)
+        t, *following = self.times[i : i + 2].tolist()
+        now = Lookup(self.measured, t, self.schedule)
         estimate, estimate_next = None, None
         if estimates is not None:
-            estimate, estimate_next = Lookup(self.measured, self.times[i], self.schedule, size)(estimates), sources
-            if i + 1 < len(self.times):
-                estimate_next = Lookup(self.measured, self.times[i + 1], self.schedule, size)(estimates)
-        sigmas = noise_level(self.schedule)[self.times[i : i + 2]].tolist()
+            estimate, estimate_next = Lookup(self.measured, t, self.schedule, size)(estimates), sources
+            if following:
+                estimate_next = Lookup(self.measured, following[0], self.schedule, size)(estimates)
+        sigmas = [*noise_level(self.schedule)[[t, *following]].tolist(), 0.0]
         return Step(
-            t=self.t[i],
-            alpha_bar=self.alpha_bar[i],
-            alpha_bar_next=self.alpha_bar[i + 1],
-            sigma=tuple(sigmas[0]),
-            sigma_next=tuple(sigmas[1]) if len(sigmas) > 1 else (0.0,) * len(sources),
+            t=t,
+            sigma=sigmas[0],
+            sigma_next=sigmas[1],
             x_t=x_t,
             sources=sources,
             weights=now(self.weights),
@@ -135,12 +130,10 @@ def planned(
             counted = noise_level(schedule)[measured.times, None] >= 2 * noise.amax(1).cpu()  # [-1, 1] is twice as wide
             counted[0] = True
         base = masked(preferred(scaled(base, shares(measured.gains, dig.share, counted)), config.prefer), valid)
-    times = step_times(schedule, config)[:, None].expand(-1, len(like))
+    times = step_times(schedule, config)
     if measured.cost is not None and len(measured.times) > 1:
         times = gain_grid(measured.cost, measured.times, config.steps)
-    alpha_bar = schedule[times].to(like)
-    alpha_bar = torch.cat([alpha_bar, torch.ones_like(alpha_bar[:1])])[..., None, None, None]
-    return Plan(config, measured, weights, base, None, None, times, times.to(like.device), alpha_bar, schedule)
+    return Plan(config, measured, weights, base, None, None, times, schedule)
 
 
 def gain_times(alpha_bar: AlphaBar, config: SamplerConfig, learned: bool = False) -> tuple[Times, int]:
@@ -177,15 +170,15 @@ def network_times(alpha_bar: AlphaBar, config: SamplerConfig) -> Times:
 class Snapshot:
     """One step for an observer, cropped to the images' size; estimates in [0, 1].
 
-    It is step ``index`` (from 0) of ``steps``, with the time index ``t`` and the noise level ``sigma`` of each image,
-    for images in [-1, 1]. ``x0_hat`` is the prior's estimate before guidance, None where the network did not run, and
+    It is step ``index`` (from 0) of ``steps``, with the time index ``t`` and the noise level ``sigma``, for images in
+    [-1, 1]. ``x0_hat`` is the prior's estimate before guidance, None where the network did not run, and
     ``guided`` the estimate after it. Gains are normalised.
     """
 
     index: int
     steps: int
-    t: Timestep
-    sigma: tuple[float, ...]
+    t: int
+    sigma: float
     x0_hat: Image | None
     guided: Image
     gain: Gains
@@ -193,8 +186,7 @@ class Snapshot:
 
     def of(self, sample: int) -> "Snapshot":
         """The same step of one image of the batch, in main memory."""
-        t, sigma = self.t[sample : sample + 1].cpu(), self.sigma[sample : sample + 1]
-        return self._each(lambda images: images[sample : sample + 1].cpu(), t=t, sigma=sigma)
+        return self._each(lambda images: images[sample : sample + 1].cpu())
 
     def resized(self, side: int) -> "Snapshot":
         """The same step, its pictures and maps at most ``side`` pixels long: area means."""
@@ -204,14 +196,14 @@ class Snapshot:
         """The same step without padding."""
         return self._each(lambda images: images[..., :height, :width])
 
-    def _each(self, change: Callable[[Tensor], Tensor], **rest: Any) -> "Snapshot":
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Snapshot":
         names = [name for name in ("x0_hat", "guided", "gain", "weight") if getattr(self, name) is not None]
-        return replace(self, **{name: change(getattr(self, name)) for name in names}, **rest)
+        return replace(self, **{name: change(getattr(self, name)) for name in names})
 
 
 def snapshot(plan: Plan, i: int, step: Step, x0_hat: Image | None, guided: Image) -> Snapshot:
     """Step i for an observer, still padded."""
-    gain = Lookup(plan.measured, plan.times[i], plan.schedule, step.weight.shape[-2:])(plan.measured.gains)
+    gain = Lookup(plan.measured, step.t, plan.schedule, step.weight.shape[-2:])(plan.measured.gains)
     images = [None if x is None else ((x.detach() + 1) / 2).clamp(0, 1) for x in (x0_hat, guided)]
     assert images[1] is not None
     return Snapshot(i, len(plan.times), step.t, step.sigma, images[0], images[1], gain, step.weight)

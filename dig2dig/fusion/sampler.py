@@ -33,8 +33,8 @@ def ddim_step(
     x_t: State,
     x0: State,
     eps: State,
-    sigma: Sequence[float],
-    sigma_next: Sequence[float],
+    sigma: float,
+    sigma_next: float,
     eta: float = 0.0,
     fresh: State | None = None,
 ) -> State:
@@ -43,18 +43,16 @@ def ddim_step(
     .. math:: x_s = \sqrt{\bar\alpha_s}\,\hat x_0 + \sqrt{1-\bar\alpha_s-v}\,\hat\varepsilon + \sqrt{v}\,z, \quad
               v = \eta^2 \frac{1-\bar\alpha_s}{1-\bar\alpha_t} \Big(1 - \frac{\bar\alpha_t}{\bar\alpha_s}\Big)
 
-    ``sigma`` are the noise levels of the images at t and at s, where zero gives the clean estimate itself. With them
+    ``sigma`` are the noise levels at t and at s, where zero gives the clean estimate itself. With them
     nothing is subtracted from one: :math:`\bar\alpha = 1 / (1 + \sigma^2)`. eta goes from 0 (DDIM) to 1 (DDPM), with
     ``fresh`` as the noise z.
 
     Reference: Song et al., "Denoising diffusion implicit models", 2021, eq. 12 and 16.
     """
-    levels = torch.tensor([list(sigma), list(sigma_next)], dtype=torch.float64).square()
-    (_, signal), (now, left) = 1 / (1 + levels), levels / (1 + levels)
+    signal, left, now = 1 / (1 + sigma_next**2), *(level**2 / (1 + level**2) for level in (sigma_next, sigma))
     extra = eta**2 * left / now * (now - left) / signal
-    kinds = torch.stack([signal, (left - extra).clamp(min=0), extra]).sqrt().to(x_t).view(3, -1, 1, 1, 1)
-    x_next = kinds[0] * x0 + kinds[1] * eps
-    return x_next if fresh is None else x_next + kinds[2] * fresh
+    x_next = signal**0.5 * x0 + max(left - extra, 0.0) ** 0.5 * eps
+    return x_next if fresh is None else x_next + extra**0.5 * fresh
 
 
 def fuse(
@@ -93,7 +91,8 @@ def fuse(
 
     Raises:
         ValueError: The sources have another shape, type or range, colour sources meet a grey prior, the number of
-            seeds is not that of images, or the steps do not fit the noise levels.
+            seeds is not that of images, the steps do not fit the noise levels, or the grid is ``gain``, which places
+            the steps of one image, and there are more.
 
     Reference: Cao et al., "Dig2DIG", arXiv:2503.18627.
     """
@@ -106,6 +105,8 @@ def fuse(
         raise ValueError("noise must be a tensor of shape (batch, k), its values in [0, 1]")
     if valid is not None and valid.shape != (*sources.shape[:2], 1, *sources.shape[-2:]):
         raise ValueError(f"valid must have shape (batch, k, 1, height, width), not {tuple(valid.shape)}")
+    if config.grid == "gain" and len(sources) > 1:
+        raise ValueError("sampler.grid=gain places the steps by the gains of one image: fuse images one at a time")
     h, w = sources.shape[-2:]
     masks = None if valid is None else pad(valid, denoiser.multiple)
 
@@ -187,11 +188,12 @@ def sample(
     Sources and result, the last guided estimate, are in [-1, 1] and padded. ``draw`` gives the noise.
     """
     guided, state, differentiate = sources.mean(1), None, needs(guide, "graph")
-    x_t = add_noise(to_channels(guided, denoiser.channels), draw(), plan.t[0], denoiser.alpha_bar)
-    for i in range(len(plan.times)):
+    times = plan.times.to(sources.device)[:, None].expand(-1, len(sources))
+    x_t = add_noise(to_channels(guided, denoiser.channels), draw(), times[0], denoiser.alpha_bar)
+    for i, t in enumerate(times):
         with torch.set_grad_enabled(differentiate):
             x_t = x_t.detach().requires_grad_(differentiate)
-            x0_hat = to_channels(denoiser(x_t, plan.t[i]), sources.shape[2])
+            x0_hat = to_channels(denoiser(x_t, t), sources.shape[2])
             step = plan.step(i, x_t, sources)
             guided, state = guide(x0_hat, step, state)
         with torch.no_grad():
@@ -205,6 +207,6 @@ def next_state(x_t: State, x0_hat: Image, guided: Image, step: Step, research: R
     """The state at the next time, with the noise recomputed from the guided estimate or kept from the network."""
     guided, x0_hat = (to_channels(image, x_t.shape[1]) for image in (guided, x0_hat))
     clean = guided if research.noise == "recomputed" else x0_hat
-    eps = (x_t - step.alpha_bar.sqrt() * clean) / step.variance.sqrt()
-    fresh = draw() if research.eta > 0 and max(step.sigma_next) > 0 else None
+    eps = (x_t - step.alpha_bar**0.5 * clean) / step.variance**0.5
+    fresh = draw() if research.eta > 0 and step.sigma_next > 0 else None
     return ddim_step(x_t, guided, eps, step.sigma, step.sigma_next, research.eta, fresh)

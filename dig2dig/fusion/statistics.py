@@ -69,6 +69,6 @@ def dig_statistics(trace: Sequence[Snapshot], sources: Sources, ideal: Image | N
             raise ValueError("statistics need the prior's estimates: fuse(..., estimates=True)")
         contribution = guidance_contribution(2 * step.x0_hat.cpu() - 1, sources, target)
         means = [maps.cpu()[0].mean((1, 2, 3)) for maps in (weight, step.gain)]
-        rows.append((step.t[0].cpu(), *means, weight_entropy(weight)[0], weight_covariance(weight, contribution)[0]))
-    t, weight_mean, gain_mean, entropy, covariance = (torch.stack(column) for column in zip(*rows, strict=True))
-    return DigStatistics(t, weight_mean, entropy, gain_mean, covariance)
+        rows.append((*means, weight_entropy(weight)[0], weight_covariance(weight, contribution)[0]))
+    weight_mean, gain_mean, entropy, covariance = (torch.stack(column) for column in zip(*rows, strict=True))
+    return DigStatistics(torch.tensor([step.t for step in trace]), weight_mean, entropy, gain_mean, covariance)

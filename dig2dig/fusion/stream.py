@@ -56,9 +56,8 @@ def stream(
 def composed(load: Load, count: int, plan: Plan) -> Image:
     """The weighted bands of all sources, added source by source; see ``guidance.bands`` for the equation."""
     config, scale = plan.config, plan.config.guidance.scale
-    sigmas = [tuple(row) for row in noise_level(plan.schedule)[plan.times].tolist()]
-    sigmas.append((0.0,) * len(sigmas[0]))
-    now = [Lookup(plan.measured, t, plan.schedule) for t in plan.times]
+    sigmas = [*noise_level(plan.schedule)[plan.times].tolist(), 0.0]
+    now = [Lookup(plan.measured, t, plan.schedule) for t in plan.times.tolist()]
     sums = [BandSum(config.guidance.energy) for _ in now]
 
     def added(k: int) -> Tensor:

@@ -172,7 +172,7 @@ def bordered(maps: Tensor) -> Tensor:
 
 def scale_space(sources: Sources, sigmas: Sequence[float], scale: float) -> list[Maps]:
     """The sources blurred as at each step, and last the sources themselves."""
-    return [blurred(sources, (sigma,), scale) for sigma in [*sigmas, 0.0]]
+    return [blurred(sources, sigma, scale) for sigma in [*sigmas, 0.0]]
 
 
 def features(space: Sequence[Maps], gains: Sequence[Maps], sigmas: Sequence[float], scale: float) -> list[Maps]:

@@ -126,7 +126,7 @@ class FusionWriter(BasePredictionWriter):
         for snapshot in result.trace:
             for k, modality in enumerate(result.sample.modalities if result.sample else ()):
                 gain, weight = snapshot.gain[0, k, 0], snapshot.weight[0, k, 0]
-                stem = f"{modality}_step{snapshot.index:03d}_t{int(snapshot.t[0]):03d}.png"
+                stem = f"{modality}_step{snapshot.index:03d}_t{snapshot.t:03d}.png"
                 low, high = float(snapshot.gain[0].amin()), float(snapshot.gain[0].amax())  # one scale for a step
                 write_atomically(folder / f"gain_{stem}", to_png(to_colours(gain, low, high)))
                 write_atomically(folder / f"weight_{stem}", to_png(to_colours(weight, 0.0, 1.0)))

@@ -28,11 +28,10 @@ from dig2dig.shapes import Image, Maps, Sources
 def composed(space: Sequence[Maps], levels: Sequence[Level], sigmas: Sequence[float], scale: float) -> Image:
     """The weighted bands of a scale space of sources in [-1, 1], not clipped; differentiable with its levels."""
     base, *rest = levels
-    sources, b, state = space[-1], len(space[-1]), None
-    t, one = torch.zeros(b, dtype=torch.long), torch.ones(b, 1, 1, 1)
+    sources, state = space[-1], None
     for i, ((sigma, sigma_next), level) in enumerate(zip(pairwise([*sigmas, 0.0]), rest, strict=True)):
         learned = level.weight, None, None, base.weight, level.factor, space[i : i + 2]
-        step = Step(t, one, one, (sigma,) * b, (sigma_next,) * b, None, sources, *learned)
+        step = Step(0, sigma, sigma_next, None, sources, *learned)
         _, state = bands(sources[:, 0], step, state, sigma_n=0.0, scale=scale, energy=0.0, tone=1.0)
     assert state is not None
     return state.target

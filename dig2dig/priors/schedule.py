@@ -117,26 +117,25 @@ def _index(alpha_bar: AlphaBar, sigma: float) -> int:
     return int(time_of_noise_level(alpha_bar, torch.tensor(sigma)))
 
 
-def strictly_decreasing(times: Int[Tensor, "n ..."]) -> Int[Tensor, "n ..."]:
-    """The nearest grid below or at ``times`` that repeats no index, first and last kept, along the first axis."""
-    rank = torch.arange(len(times), device=times.device).view(-1, *[1] * (times.ndim - 1))
+def strictly_decreasing(times: Times) -> Times:
+    """The nearest grid below or at ``times`` that repeats no index, first and last kept."""
+    rank = torch.arange(len(times))
     falling = (times + rank).cummin(0).values - rank
     return torch.maximum(falling, times[-1:] + len(times) - 1 - rank)
 
 
-def gain_grid(cost: Float[Tensor, "n b"], coarse: Times, steps: int) -> Int[Tensor, "steps b"]:
+def gain_grid(cost: Float[Tensor, " m"], coarse: Int[Tensor, " m"], steps: int) -> Times:
     """Time indices that share a summed gain equally: few steps where the denoiser learns little.
 
-    ``cost[i]`` is the gain of each image from ``coarse[i]`` to ``coarse[i + 1]``, n ≥ 2; the last one, to the clean
+    ``cost[i]`` is the gain from ``coarse[i]`` to ``coarse[i + 1]``, m ≥ 2; the last one, to the clean
     image, is not divided. Gives strictly decreasing indices from ``coarse[0]`` to ``coarse[-1]``, on the CPU.
     """
     cost, coarse = cost.cpu().double().clamp(min=0)[:-1], coarse.cpu()
     cost = cost + 0.05 * cost.mean(0) + 1e-12  # no interval may be left without any step
-    total = torch.cat([torch.zeros_like(cost[:1]), cost.cumsum(0)]).T.contiguous()
-    share = total[:, -1:] * torch.linspace(0, 1, steps, dtype=torch.float64)
+    total = torch.cat([torch.zeros_like(cost[:1]), cost.cumsum(0)])
+    share = total[-1] * torch.linspace(0, 1, steps, dtype=torch.float64)
     right = torch.searchsorted(total, share).clamp(1, len(coarse) - 1)
-    left_total, right_total = total.gather(1, right - 1), total.gather(1, right)
-    fraction = (share - left_total) / (right_total - left_total)
+    fraction = (share - total[right - 1]) / (total[right] - total[right - 1])
     edges = coarse.to(cost)
     times = edges[right - 1] + fraction * (edges[right] - edges[right - 1])
-    return strictly_decreasing(times.round().long().T)
+    return strictly_decreasing(times.round().long())

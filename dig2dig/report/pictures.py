@@ -79,7 +79,7 @@ def step_view(step: Snapshot, detail: Detail) -> StepView:
     gains = [grey_map(one, low, high, detail.map, 0.5) for one in gain]
     guided = data_uri(step.guided[0], detail.step, detail.quality)
     estimate = "" if step.x0_hat is None else data_uri(step.x0_hat[0], detail.step, detail.quality)
-    return StepView(step.index, int(step.t[0]), step.sigma[0], weights, gains, low, high, guided, estimate)
+    return StepView(step.index, step.t, step.sigma, weights, gains, low, high, guided, estimate)
 
 
 def illustrated(card: PairView, pictures: Sequence[Shown], steps: Sequence[Snapshot] = ()) -> PairView:
@@ -224,7 +224,7 @@ def pair_view(result: Result, file: str, files: Mapping[str, Path], folder: Path
     ours = Panel("fused", "result", file=file, scores=scores(result.fused, sample.sources))
     pictures = [*source_panels(sample, files, folder), (ours, small(result.image)), *baseline_panels(sample, names)]
     facts = [*size_facts(height, width), f"{result.seconds:.2f} s", f"seed {result.seed}"]
-    times = [int(step.t[0]) for step in trace]
+    times = [step.t for step in trace]
     weights = [[round(float(one), 4) for one in step.weight[0].mean((1, 2, 3))] for step in trace]
     card = PairView(result.name, facts, width, height, [], list(sample.modalities), times, weights)
     return illustrated(card, pictures, [trace[i] for i in evenly(len(trace), STEPS)])

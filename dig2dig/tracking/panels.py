@@ -46,7 +46,7 @@ def maps_panel(trace: Sequence[Snapshot], modalities: Sequence[str], columns: in
     for k, modality in enumerate(modalities):
         for kind in ("weight", "gain"):
             tiles = [_map(trace[i], kind, k, side) for i in chosen]
-            rows.append(row(tiles, [f"{modality} {kind}, t {int(trace[i].t[0])}" for i in chosen]))
+            rows.append(row(tiles, [f"{modality} {kind}, t {trace[i].t}" for i in chosen]))
     return np.vstack(rows)
 
 

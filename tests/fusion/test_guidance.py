@@ -9,28 +9,23 @@ from dig2dig.config import GuidanceConfig, SamplerConfig
 from dig2dig.fusion.bands import blurred
 from dig2dig.fusion.guidance import EMState, Step, bands, em, increments, make_guidance, posterior, proximal
 from dig2dig.fusion.resample import resample
-from dig2dig.priors.schedule import at, noise_level
+from dig2dig.priors.schedule import at
 from tests.gaussian import GaussianDenoiser
 
 
-def step(sources: torch.Tensor, weight: torch.Tensor, alpha_bar: float | torch.Tensor = 0.5, **changes) -> Step:
+def step(sources: torch.Tensor, weight: torch.Tensor, alpha_bar: float = 0.5, **changes) -> Step:
     b, _, c, h, w = sources.shape
     defaults = {
-        "t": torch.zeros(b, dtype=torch.long),
-        "alpha_bar": alpha_bar if isinstance(alpha_bar, torch.Tensor) else torch.full((b, 1, 1, 1), alpha_bar),
-        "alpha_bar_next": torch.ones(b, 1, 1, 1),
+        "t": 0,
+        "sigma": (1 / alpha_bar - 1) ** 0.5,
+        "sigma_next": 0.0,
         "x_t": torch.zeros(b, c, h, w),
         "sources": sources,
         "weights": weight,
         "estimate": sources * 0.5,
         "estimate_next": sources * 0.8,
     }
-    step = defaults | changes
-    sigmas = {
-        name: tuple(noise_level(step[source]).flatten().tolist())
-        for name, source in (("sigma", "alpha_bar"), ("sigma_next", "alpha_bar_next"))
-    }
-    return Step(**(step | sigmas))
+    return Step(**(defaults | changes))
 
 
 def scene(seed: int, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -43,8 +38,8 @@ def scene(seed: int, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_proximal_balances_estimate_and_target() -> None:
     x0_hat, target = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
-    assert (proximal(x0_hat, target, [1.0], sigma_n=0.0) == 1).all()
-    torch.testing.assert_close(proximal(x0_hat, target, [2.0], sigma_n=2.0), torch.full((1, 1, 2, 2), 0.5))
+    assert (proximal(x0_hat, target, 1.0, sigma_n=0.0) == 1).all()
+    torch.testing.assert_close(proximal(x0_hat, target, 2.0, sigma_n=2.0), torch.full((1, 1, 2, 2), 0.5))
 
 
 @given(
@@ -107,7 +102,7 @@ def walk(sources: torch.Tensor, weight: torch.Tensor, energy: float, levels=(0.1
     """The target of ``bands`` after the steps between these values of alpha_bar."""
     state = None
     for now, following in itertools.pairwise(levels):
-        part = step(sources, weight, now, alpha_bar_next=torch.full((len(sources), 1, 1, 1), following))
+        part = step(sources, weight, now, sigma_next=(1 / following - 1) ** 0.5)
         _, state = bands(sources[:, 0], part, state, sigma_n=0.0, scale=4.0, energy=energy, tone=1.0)
     assert state is not None
     return state.target
@@ -122,10 +117,10 @@ def test_bands_with_static_weights_sum_to_the_mean() -> None:
 def test_bands_of_one_source_alone_are_that_source_but_for_the_coarsest() -> None:
     sources = torch.randn(1, 2, 1, 24, 20)
     weight = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1, 1).expand_as(sources)
-    coarsest = blurred(sources, (3.0,), 4.0)  # noise level 3 at alpha_bar 0.1
+    coarsest = blurred(sources, 3.0, 4.0)  # noise level 3 at alpha_bar 0.1
     rest = (coarsest[:, 1:] - coarsest[:, :1]) / 2
     for alpha_bar in (0.5, 0.9, 1.0):  # from grid to grid, as the bands are
-        rest = resample(rest, *blurred(sources, (float(noise_level(torch.tensor(alpha_bar))),), 4.0).shape[-2:])
+        rest = resample(rest, *blurred(sources, (1 / alpha_bar - 1) ** 0.5, 4.0).shape[-2:])
     torch.testing.assert_close(walk(sources, weight, 1.0), sources[:, 0] + rest[:, 0], rtol=1e-3, atol=1e-4)
 
 
@@ -138,17 +133,6 @@ def test_bands_give_back_the_energy_that_averaging_cancels() -> None:
     assert float(walk(sources, weight, 1.0).square().mean()) == pytest.approx(power, rel=0.1)
     same = sources[:, :1].expand(-1, 2, -1, -1, -1)
     torch.testing.assert_close(walk(same, weight, 1.0), same[:, 0], rtol=1e-4, atol=1e-5)
-
-
-def test_bands_take_each_image_at_its_own_time() -> None:
-    sources, weight, x0_hat = scene(6, 2)
-    alpha_bar = torch.tensor([0.3, 0.8]).view(2, 1, 1, 1)
-    guide = make_guidance(SamplerConfig(guidance=GuidanceConfig(kind="bands", scale=2.0)))
-    both, _ = guide(x0_hat, step(sources, weight, alpha_bar=alpha_bar), None)
-    for i in range(2):
-        one = slice(i, i + 1)
-        alone, _ = guide(x0_hat[one], step(sources[one], weight[one], alpha_bar=alpha_bar[one]), None)
-        torch.testing.assert_close(both[one], alone)
 
 
 def test_increments_need_estimates() -> None:

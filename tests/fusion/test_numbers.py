@@ -156,7 +156,7 @@ def planned(steps: int, denoiser: Denoiser, *, b: int = 1, reconstructions: bool
 )
 def test_gains_are_measured_at_every_so_many_times_and_at_the_last(gaussian, refresh: int, coarse: list[int]) -> None:
     plan = planned(6, gaussian, dig=DigConfig(refresh=refresh))
-    assert plan.times[:, 0].tolist() == [999, 799, 599, 400, 200, 0]  # 999 - 199.8 i, rounded
+    assert plan.times.tolist() == [999, 799, 599, 400, 200, 0]  # 999 - 199.8 i, rounded
     assert plan.measured.times.tolist() == coarse and len(plan.measured.gains) == len(plan.weights) == len(coarse)
 
 
@@ -165,11 +165,9 @@ def test_a_step_knows_its_time_and_the_next(gaussian) -> None:
     sources = 2 * random_sources(4, 1, 2, 1, 32, 32) - 1
     for i, t in enumerate((999, 500, 0)):
         step = plan.step(i, None, sources)
-        following = 1.0 if i == 2 else ALPHA_BAR[(999, 500, 0)[i + 1]]
-        assert step.t.tolist() == [t] and step.sigma == pytest.approx((LEVEL[t],))
-        assert float(step.alpha_bar) == pytest.approx(ALPHA_BAR[t], rel=1e-5)
-        assert float(step.alpha_bar_next) == pytest.approx(following, rel=1e-5)
-        assert step.sigma_next == pytest.approx((0.0 if i == 2 else LEVEL[(999, 500, 0)[i + 1]],))
+        assert step.t == t and step.sigma == pytest.approx(LEVEL[t])
+        assert step.alpha_bar == pytest.approx(ALPHA_BAR[t], rel=1e-5)
+        assert step.sigma_next == pytest.approx(0.0 if i == 2 else LEVEL[(999, 500, 0)[i + 1]])
         torch.testing.assert_close(step.weight, torch.full((1, 2, 1, 32, 32), 0.5))
         assert step.estimate is None and step.estimate_next is None
 
@@ -178,7 +176,7 @@ def test_steps_carry_the_estimates_of_their_time_and_of_the_next(gaussian) -> No
     """Where a guidance uses the estimates themselves they are measured at a quarter of the size only far above 0.15."""
     sources, noise = 2 * random_sources(4, 1, 2, 1, 32, 32) - 1, torch.randn(1, 1, 32, 32)
     plan = gains(sources, [noise], gaussian, SamplerConfig(steps=3, dig=exact()), True)
-    times = plan.times[:, 0].tolist()
+    times = plan.times.tolist()
     for i in range(3):
         step = plan.step(i, None, sources)
         for found, t in ((step.estimate, times[i]), (step.estimate_next, times[i + 1] if i < 2 else None)):
@@ -196,11 +194,10 @@ def test_steps_carry_the_estimates_of_their_time_and_of_the_next(gaussian) -> No
 
 
 def test_gain_grid_is_planned_from_the_measured_cost(gaussian) -> None:
-    """Each image has times of its own, those that the cost of its gains gives."""
-    plan = planned(5, gaussian, b=2, grid="gain", sigma_start=8.0, sigma_end=0.03, dig=exact("residual"))
-    assert plan.measured.cost is not None and plan.measured.cost.shape == (5, 2)
+    plan = planned(5, gaussian, grid="gain", sigma_start=8.0, sigma_end=0.03, dig=exact("residual"))
+    assert plan.measured.cost is not None and plan.measured.cost.shape == (5,)
     expected = gain_grid(plan.measured.cost, plan.measured.times, 5)
-    assert torch.equal(plan.times, expected) and plan.times[0].tolist() == [nearest(8.0)] * 2
+    assert torch.equal(plan.times, expected) and plan.times[0] == nearest(8.0)
 
 
 def test_estimates_from_smaller_images_see_their_noise_at_half_its_level(gaussian) -> None:
@@ -268,9 +265,9 @@ def test_pixel_losses_by_hand() -> None:
 
 
 def test_no_interval_of_the_gain_grid_is_left_without_steps() -> None:
-    """A twentieth of each image's mean gain is added: (0, 1) becomes (0.025, 1.025)."""
-    times = gain_grid(torch.tensor([[0.0, 1.0], [1.0, 1.0], [7.0, 7.0]]), torch.tensor([900, 500, 100]), 3)
-    assert times.T.tolist() == [[900, round(500 - 400 * 0.5 / 1.025), 100], [900, 500, 100]] and times[1, 0] == 305
+    """A twentieth of the mean gain is added: (0, 1) becomes (0.025, 1.025)."""
+    for cost, middle in ([0.0, 1.0, 7.0], 305), ([1.0, 1.0, 7.0], 500):  # 500 - 400 * 0.5 / 1.025
+        assert gain_grid(torch.tensor(cost), torch.tensor([900, 500, 100]), 3).tolist() == [900, middle, 100]
 
 
 @pytest.mark.parametrize(
@@ -279,13 +276,12 @@ def test_no_interval_of_the_gain_grid_is_left_without_steps() -> None:
 )
 def test_the_factor_of_the_bands_is_the_root_of_the_energies(promised: float, k: int, energy, factor: float) -> None:
     energies = torch.full((1, 1, 8, 8), promised), torch.ones(1, 1, 8, 8)
-    torch.testing.assert_close(restoring(*energies, (0.1,), 4.0, 2.0, k) ** energy, torch.full((1, 1, 8, 8), factor))
+    torch.testing.assert_close(restoring(*energies, 0.1, 4.0, 2.0, k) ** energy, torch.full((1, 1, 8, 8), factor))
 
 
 def band_step(sources: torch.Tensor, weight: tuple[float, float], sigma: float, sigma_next: float) -> Step:
     flat = torch.tensor(weight).view(1, 2, 1, 1, 1).expand(1, 2, 1, *sources.shape[-2:])
-    a = torch.full((1, 1, 1, 1), 1 / (1 + sigma**2))
-    return Step(torch.tensor([0]), a, a, (sigma,), (sigma_next,), None, sources, flat, None, None)
+    return Step(0, sigma, sigma_next, None, sources, flat, None, None)
 
 
 @pytest.mark.parametrize(("energy", "factor"), [(0.0, 0.8), (1.0, 0.8 * 1.25**0.5), (0.5, 0.8 * 1.25**0.25)])
@@ -330,7 +326,7 @@ def snapshot(t: int, x0_hat: float, weight: list[float], gain: list[float], guid
     """One step on an image of two pixels: maps of the first source and the second, pixel by pixel."""
     weights, gain_maps = (torch.tensor(one).view(1, 2, 1, 1, 2) for one in (weight, gain))
     image = torch.full((1, 1, 1, 2), x0_hat)
-    return Snapshot(0, 2, torch.tensor([t]), (1.0,), image, torch.full_like(image, guided), gain_maps, weights)
+    return Snapshot(0, 2, t, 1.0, image, torch.full_like(image, guided), gain_maps, weights)
 
 
 def test_statistics_of_two_pixels_by_hand() -> None:

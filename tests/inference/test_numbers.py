@@ -40,7 +40,7 @@ def step(index: int, t: int) -> Snapshot:
     gain = torch.rand(1, 2, 1, 3, 4, generator=random) * torch.tensor([1.0, 3.0]).view(1, 2, 1, 1, 1)
     gain[0, 0, 0, 0, 0], gain[0, 1, 0, 2, 3] = -1.0, 3.0
     image = torch.zeros(1, 1, 3, 4)
-    return Snapshot(index, 2, torch.tensor([t]), (1.0,), None, image, gain, torch.cat([weight, 1 - weight], 1))
+    return Snapshot(index, 2, t, 1.0, None, image, gain, torch.cat([weight, 1 - weight], 1))
 
 
 def result(**changes) -> Result:

@@ -124,8 +124,8 @@ def test_a_prediction_is_fuse_with_the_seed_of_its_name(pairs, gaussian: Gaussia
         Sample("c", ("visible", "infrared"), read(pairs, "b")[0], None),
         Sample("d", ("visible", "infrared"), read(pairs, "b")[0], None, series="b"),
     ]
-    sampler = replace(CONFIG.sampler, guidance=GuidanceConfig("blend", 0.6))
-    for exact in (True, False):
+    for exact, grid in (True, "logsnr"), (False, "logsnr"), (False, "gain"):
+        sampler = replace(CONFIG.sampler, guidance=GuidanceConfig("blend", 0.6), grid=grid)
         config = replace(CONFIG, exact=exact, sampler=sampler)
         results = FusionModule(config, gaussian).predict_step([*samples, Failure("e", "no")])
         by_name = {result.name: result for result in results}

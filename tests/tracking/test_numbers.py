@@ -33,7 +33,7 @@ def snapshot(index: int, weight: float = 0.25, gain: float = 2.0) -> Snapshot:
     pairs = torch.tensor([[weight, 1 - weight], [gain, -gain]])
     weights, gains = pairs.view(2, 1, 2, 1, 1, 1).expand(-1, -1, -1, -1, 44, 44)
     image = torch.full((1, 1, 44, 44), 0.4)
-    return Snapshot(index, 8, torch.tensor([900 - index]), (1.0,), image, image, gains, weights)
+    return Snapshot(index, 8, 900 - index, 1.0, image, image, gains, weights)
 
 
 def result(name: str = "a", **changes: Any) -> Result:

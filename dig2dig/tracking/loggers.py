@@ -59,6 +59,7 @@ def _wandb_logger(config: WandbConfig, out: Path, record: dict[str, Any]) -> lis
     from wandb import Settings
     from wandb.errors import Error
 
+    os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # it advertises the tracing of language models
     if config.mode == "online" and (reason := _refusal()):
         return _without(reason)
     mark = out / "wandb_id"

@@ -139,8 +139,8 @@ def keep(path: str, key: str, found: Registration) -> None:
     if not path:
         return
     try:
-        known = json.loads(Path(path).read_text())
-    except (OSError, ValueError):
+        known = dict(json.loads(Path(path).read_text()))
+    except (OSError, ValueError, TypeError):
         known = {}
     row = {"matrix": found.matrix.tolist(), "score": found.score, "motion": found.motion, "parallax": found.parallax}
     with suppress(OSError):

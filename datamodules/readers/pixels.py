@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +47,8 @@ def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
         found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(place).parts)]
     else:
         raise FileNotFoundError(f"{place}: no such folder of images, or list of them")
-    kept = [path for path in found if not set(path.parts) & set(exclude or [])]
+    base, out = place if place.is_dir() else place.parent, set(exclude or [])
+    kept = [path for path in found if not set(Path(os.path.relpath(path, base)).parts) & out]
     if not kept:
         raise FileNotFoundError(f"{place}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return kept

@@ -26,7 +26,6 @@ class CasesConfig(BenchmarkConfig):
     datasets: str = common("", "datasets or tasks to use, separated by commas; empty = all")
     half: Literal["all", "first", "second"] = common("all", "half of each dataset; presets were tuned on the first")
     limit: int = common(0, "largest number of pairs of each dataset; 0 = all", least=0)
-    variants: dict[str, str] = common({}, VARIANTS)
     crop: int = common(0, "side of a centre crop of all images, pixels; 0 = whole images", least=0)
 
 
@@ -43,6 +42,7 @@ class QualityConfig(CasesConfig):
         "mean, laplacian, wavelet, guided, mertens, ddfm, ddfm-unstretched, ddfm-paper, peers",
         "methods, separated by commas; peers = all in the peers folders, peers:DIR = images in DIR/NAME.*",
     )
+    variants: dict[str, str] = common({}, VARIANTS)
     stretch: Literal["none", "minmax", "both"] = common("both", "stretch of the luminance of every method's result")
     metrics: Literal["main", "all"] = common("main", "the eight main metrics, or all metrics")
     convention: Literal["standard", "cddfuse", "tang", "vifb"] = common("standard", "form of the metrics")
@@ -78,6 +78,7 @@ class DegradedConfig(CasesConfig):
         "dig2dig-noise, dig2dig-auto, dig2dig, static, mean, laplacian, guided, nlm+laplacian, prior+laplacian",
         "methods, separated by commas; nlm+METHOD and prior+METHOD denoise first",
     )
+    variants: dict[str, str] = common({}, VARIANTS)
     out: str = common("out/degraded", "folder of pictures, results.csv and table.md; a run resumes from it")
 
 

@@ -83,7 +83,7 @@ def measure(folder: Path, file: Path, config: StackConfig) -> tuple[float, float
     watcher.start()
     started = time.perf_counter()
     try:
-        fuse_files(sorted(folder.glob("*.png")), config.task, file, prior)
+        fuse_files(sorted(folder.glob("*.png")), config.task, file, prior, [f"seed={config.seed}"])
     finally:
         seconds = time.perf_counter() - started
         ended.set()

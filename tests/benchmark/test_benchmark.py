@@ -97,7 +97,7 @@ def test_a_stretch_moves_the_mean_but_not_what_is_stretched_already(data: Path, 
 
 
 def test_degraded_end_to_end(data: Path, tmp_path: Path) -> None:
-    chosen = "methods=dig2dig-noise, mean, nlm+laplacian, prior+laplacian"
+    chosen = "methods=dig2dig-noise, mean, nlm+laplacian, prior+dig2dig"
     arguments = ["degraded", f"data={data}", f"out={tmp_path}", chosen, "datasets=ivf", "crop=48", "sigmas=25,50"]
     assert main(arguments) == 0
     rows = {(row["method"], row["name"], row["sigma"]): row for row in table(tmp_path / "results.csv")}

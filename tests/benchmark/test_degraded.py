@@ -26,6 +26,14 @@ def test_gaussian_noise_has_the_level_that_is_told() -> None:
     assert torch.equal(again, noisy)
 
 
+def test_a_dark_source_has_a_quarter_of_the_light() -> None:
+    sample = sample_of(torch.full((2, 1, 200, 200), 0.8))
+    dark, level = degrade(sample, 5.0, DegradedConfig(kind="dark", noisy="first"))
+    assert float(dark[0, 0].mean()) == pytest.approx(0.2, abs=1e-3) and float(dark[0, 1].min()) == pytest.approx(0.8)
+    assert 255 * float(dark[0, 0].std()) == pytest.approx(5, abs=0.1)
+    assert (level * 255).tolist()[0] == pytest.approx([5, 0])
+
+
 def test_thermal_noise_grows_with_the_signal_and_has_stripes() -> None:
     dark, bright = torch.zeros(1, 400, 400), torch.ones(1, 400, 400)
     noisy, level = degrade(sample_of(torch.stack([dark, bright])), 20.0, DegradedConfig(kind="thermal"))

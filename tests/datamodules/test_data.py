@@ -1,6 +1,7 @@
 import functools
 import operator
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -201,6 +202,15 @@ def test_training_crops_depend_on_their_index_alone() -> None:
     assert not torch.equal(first[1]["image"], first[2]["image"])
     grey = [float((image[0] - image[1]).abs().max()) == 0 for image in (first[i]["image"] for i in range(60))]
     assert 5 < sum(grey) < 35  # 30 % by chance
+
+
+def test_folders_are_left_out_below_the_root_alone(tmp_path: Path) -> None:
+    for name in ("keep", "out"):
+        shutil.copytree(EXAMPLES / "infrared_visible" / "visible", tmp_path / "out" / "photos" / name)
+    listed = tmp_path / "out" / "list.txt"
+    listed.write_text("\n".join(str(path) for path in (tmp_path / "out" / "photos").rglob("*.png")))
+    for root in (tmp_path / "out" / "photos", listed):
+        assert {path.parent.name for path in list_images(str(root), exclude=["out"])} == {"keep"}
 
 
 def test_decoded_images_are_kept_while_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,6 +217,12 @@ def test_registrations_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     again = replace(placing, links={}).registration("b")
     np.testing.assert_array_equal(first.image, again.image)
     assert str(first) == str(again)
+    (tmp_path / "align.json").write_text("[]")  # no memory of ours
+    with pytest.raises(TypeError):
+        replace(placing, links={}).registration("b")
+    monkeypatch.undo()
+    assert str(replace(placing, links={}).registration("b")) == str(first)
+    assert json.loads((tmp_path / "align.json").read_text())
 
 
 def test_the_ways_between_two_pictures_of_one_file_are_kept_apart(tmp_path: Path) -> None:

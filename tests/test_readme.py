@@ -77,6 +77,7 @@ REFUSED = {
 
 def as_dig2dig(command: str) -> str:
     """``python infer.py …`` and ``python -m dig2dig.infer …`` as arguments of the command dig2dig."""
+    command = re.sub(r"^python -m docs\.degraded \S+", "benchmark degraded", command)
     return re.sub(r"^(dig2dig |python -m dig2dig\.|python (?=\w+\.py))", "", command).replace(".py ", " ", 1)
 
 

@@ -81,7 +81,7 @@ def fuse_files(
     """
     if out is not None:
         check_picture_file(Path(out))
-        refuse_inputs(str(out), [Path(out)], map(Path, files))
+        refuse_inputs(str(out), [Path(out)], (Path(file) for file in files if isinstance(file, (str, Path))))
     result = fuse_result(files, task, prior, overrides)
     assert result.image is not None and result.sample is not None
     if out is not None:

@@ -172,6 +172,7 @@ class TrainConfig(Checked):
         known = data.names_scenes or bool(self.validate and self.fusion.sources)
         require(known, "no pairs: give data.sources.MODALITY=DIR, data.manifest or data.stacks")
         require(bool(self.weights) or not self.validate, "validate=true needs weights=, as weights=OUT/weights")
+        require(not data.val, "data.val is for priors: weights hold out data.val_share, or take fusion.sources")
         require(not data.mask or bool(data.sources), "data.mask goes with data.sources; a manifest has a column mask")
         require(len(data.sources) != 1, "data.sources: give at least two, as data.sources.visible=DIR")
         require(bool(self.prior), "learned weights need a prior: give prior=bundled, a folder or a hub id")

@@ -27,7 +27,9 @@ def start(config: SpeedConfig, _: Fuser) -> Section:
         taken = {
             "import torch": seconds(config.repeats, "-c", "import torch"),
             "dig2dig --help": seconds(config.repeats, "-m", "dig2dig", "--help"),
-            "dig2dig fuse": seconds(config.repeats, "-m", "dig2dig", "fuse", config.task, *one, "out=OUT/fused.png"),
+            "dig2dig fuse": seconds(
+                config.repeats, "-m", "dig2dig", "fuse", config.task, *one, "out=OUT/fused.png", *chosen(config)
+            ),
             "dig2dig infer": seconds(config.repeats, *infer(config, sides)),
         }
     rows = [{"command": name, "seconds": t, "× import torch": t / taken["import torch"]} for name, t in taken.items()]
@@ -52,6 +54,7 @@ def train(config: SpeedConfig, _: Fuser) -> Section:
     """Steps per second of adapting the prior to the bundled photographs."""
     photos = shipped("examples") / "multi_focus" / "truth"
     command = ["-m", "dig2dig", "train", "configs/finetune.yaml", f"data.root={photos}", "val_every=100000", "out=OUT"]
+    command += [f"prior={config.prior.path}", f"trainer.accelerator={config.device}"]
     taken = [seconds(config.repeats, *command, f"optim.steps={steps}") for steps in (1, 1 + STEPS)]
     text = f"`dig2dig train finetune data.root=DIR`: {1 + STEPS} steps of 4 crops of 96 px less one, median."
     return Section("Training", text, [{"steps per second": STEPS / (taken[1] - taken[0])}])
@@ -60,7 +63,12 @@ def train(config: SpeedConfig, _: Fuser) -> Section:
 def infer(config: SpeedConfig, sides: list[str]) -> list[str]:
     """The command that fuses two folders."""
     sources = [f"sources.{name}={side}" for name, side in zip(("visible", "infrared"), sides, strict=True)]
-    return ["-m", "dig2dig", "infer", f"configs/{config.task}.yaml", *sources, "out=OUT"]
+    return ["-m", "dig2dig", "infer", f"configs/{config.task}.yaml", *sources, "out=OUT", *chosen(config)]
+
+
+def chosen(config: SpeedConfig) -> list[str]:
+    """The prior and the device, as options of a command."""
+    return [f"prior.path={config.prior.path}", f"trainer.accelerator={config.device}"]
 
 
 def pairs(folder: Path, count: int) -> list[str]:

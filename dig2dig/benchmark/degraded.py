@@ -24,6 +24,7 @@ from dig2dig.fusion import comparators
 from dig2dig.fusion.noise import NoiseLevels, cleaned, denoise
 from dig2dig.fusion.resample import smooth
 from dig2dig.fusion.sampler import fuse
+from dig2dig.fusion.weight import weights_sha256
 from dig2dig.metrics import MAIN, fusion_metrics
 from dig2dig.priors.schedule import draw_noise, generators
 from dig2dig.priors.windows import pad
@@ -110,7 +111,8 @@ def score(
     fused = fuser(noisy, lambda sources: run_method(sources, level.to(fuser.device)))
     image = fused.image.clamp(0, 1)
     if method not in clean:
-        _, plain = make(method.replace("-auto", "-noise"), case.task, config, fuser)
+        told = method if method in config.variants else method.replace("-auto", "-noise")
+        _, plain = make(told, case.task, config, fuser)
         no_noise = torch.zeros_like(level).to(fuser.device)
         clean[method] = fuser(sample.sources[None], lambda sources: plain(sources, no_noise)).image.clamp(0, 1)
     picture = Path(config.out) / "pictures" / case.dataset / f"{case.pair.name}_{sigma}_{method}.png"
@@ -143,7 +145,7 @@ def make(method: str, task: str, config: DegradedConfig, fuser: Fuser) -> tuple[
             sources, noise, _ = cleaned(sources, [""] * sources.shape[1], {"": "auto"})
         return fuse(sources, fuser.denoiser, sampler, fuser.seed, noise=noise)
 
-    return repr((sampler, ending)), ours
+    return repr((sampler, ending, weights_sha256(sampler.weights))), ours
 
 
 def prior_estimate(sources: Sources, level: NoiseLevels, fuser: Fuser) -> Sources:

@@ -27,7 +27,7 @@ def write_gallery(
 ) -> Path:
     """Writes ``report.html`` with the pairs of each task on which the reference is worst, and gives its path."""
     path = Path(config.out) / "report.html"
-    made = [case for case in cases if pictures.get((case.dataset, case.pair.name))]
+    made = [case for case in cases if _shown(case, rows, config)]
     cards = [_card(case, pictures, rows, config) for case in worst(made, rows, config)]
     options, usual = flat(asdict(config)), flat(asdict(QualityConfig()))
     changed = [f"{name}={value}" for name, value in options.items() if value != usual.get(name)]

@@ -86,7 +86,7 @@ def open_fuser(config: BenchmarkConfig) -> Fuser:
     """The prior on its device, warmed up."""
     prior, device = config.prior, pick_device(config.device)
     adapter = file_sha256(adapter_file(prior.adapter)) if prior.adapter else ""
-    identity = (prior_sha256(prior.path), adapter, prior.precision, version("dig2dig"))
+    identity = (prior_sha256(prior.path), adapter, prior.precision, str(prior.window), version("dig2dig"))
     fuser = Fuser(open_prior(prior, device), config.seed, device, identity)
     fuser(torch.zeros(1, 2, 1, 64, 64), SamplerConfig(2))
     return fuser

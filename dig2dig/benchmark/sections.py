@@ -120,7 +120,7 @@ def windows(config: SpeedConfig, fuser: Fuser) -> Section:
         difference = 255 * (whole - parts).abs()[0].mean(0)
         picture = Path(config.out) / f"windows_{name.replace(' ', '_')}_{side}.png"
         write_atomically(picture, to_png(to_colours(difference, 0.0, 8.0)))
-        rows.append({"setting": name, "pixels": f"{side} × {side}"} | seams(difference))
+        rows.append({"setting": name, "pixels": f"{side} × {side}"} | seams(difference, fuser.denoiser.multiple))
     text = (
         f"Absolute difference in grey levels of 255, a pair processed whole and in windows of {WINDOW} px that overlap "
         f"by {OVERLAP}. *At seams*: where windows of the full size are blended; *elsewhere*: the rest. The presets "
@@ -130,10 +130,10 @@ def windows(config: SpeedConfig, fuser: Fuser) -> Section:
     return Section("Windows", text, rows)
 
 
-def seams(difference: Tensor) -> dict[str, float]:
+def seams(difference: Tensor, multiple: int) -> dict[str, float]:
     """Mean and largest difference, and the mean where windows meet and elsewhere."""
     side = difference.shape[-1]
-    starts, length = window_starts(side, WINDOW, OVERLAP, 8)
+    starts, length = window_starts(side, WINDOW, OVERLAP, multiple)
     edge = torch.zeros(side, dtype=torch.bool)
     for left, right in itertools.pairwise(starts):
         edge[right : left + length] = True

@@ -20,8 +20,10 @@ from dig2dig.benchmark.datasets import example_pair, names
 from dig2dig.benchmark.methods import GAIN, SCOPES, Fuser, open_fuser
 from dig2dig.benchmark.sections import Contenders, Section, in_loop, in_turn, naive, peak_memory, ratio, sizes, windows
 from dig2dig.benchmark.tables import markdown
+from dig2dig.config import SamplerConfig
 from dig2dig.errors import UserError
 from dig2dig.fusion import comparators
+from dig2dig.fusion.weight import load_weights
 
 SIDE = 256  # pixels of the pair of all sections but the sizes
 
@@ -91,11 +93,17 @@ def cost(config: SpeedConfig, fuser: Fuser) -> Section:
         for name, taken in seconds.items()
     ]
     text = (
-        f"One pair of {SIDE} px, two sources, {ours.steps} steps. *Evaluations* are pixels that passed the network, in "
-        f"images. *Prior in the loop*: `sampler.guidance.sigma_n={config.pull}`, so that each step runs the network. "
+        f"One pair of {SIDE} px, two sources, {steps_of(ours)} steps, {ours.steps} with weights from gains alone. "
+        f"*Evaluations* are pixels that passed the network, in images. *Prior in the loop*: "
+        f"`sampler.guidance.sigma_n={config.pull}`, so that each step runs the network. "
         "The presets use the sources alone: their loop runs no network, and only gains cost evaluations."
     )
     return Section("What a fusion costs", text, rows)
+
+
+def steps_of(setting: SamplerConfig) -> int:
+    """Steps of the loop: learned weights bring their own."""
+    return setting.steps if setting.weights == "gain" else load_weights(setting.weights).settings.steps
 
 
 def forward(fuser: Fuser, count: int = 1) -> Callable[[], Tensor]:
@@ -127,7 +135,7 @@ def profile(config: SpeedConfig, fuser: Fuser) -> Section:
             outside = 1000 * (whole - inside)
             row = {"setting": name, "pixels": f"{side} × {side}", "ms in the network": 1000 * inside}
             row |= {"ms around it": outside, "around it, %": 100 * (1 - inside / whole)}
-            rows.append(row | {"a step, ms": outside / setting.steps})
+            rows.append(row | {"a step, ms": outside / steps_of(setting)})
     for handle in handles:
         handle.remove()
     text = "Wall time inside and around network calls: noise, gains from estimates, smoothing, weights, bands, states."
@@ -178,7 +186,7 @@ def adm(config: SpeedConfig, fuser: Fuser) -> Section:
     ]
     text = (
         f"ADM's architecture, {parameters:,} random weights, a pair of {SIDE} px; precision {denoiser.precision}, "
-        f"offload {str(config.prior.offload).lower()}. Peak memory, on a GPU of its tensors there: "
+        f"offload {str(config.prior.offload).lower()}. Peak memory of all sections so far, on a GPU of tensors there: "
         f"{peak_memory(fuser.device):.2f} GiB."
     )
     return Section("A big prior", text, rows)

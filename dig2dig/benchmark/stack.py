@@ -33,7 +33,7 @@ HEADER = ["megapixels", "K", "PSNR, dB", "mean's", "seconds", "s / source / MP",
 def run(config: StackConfig) -> int:
     """Makes, fuses and measures each stack in a process of its own, and writes table.md and the pictures."""
     out, lines = Path(config.out), []
-    each = [(float(area), int(count)) for area in names(config.megapixels) for count in names(config.counts)]
+    each = [(float(area), int(float(count))) for area in names(config.megapixels) for count in names(config.counts)]
     for area, count in tqdm(each, desc="stacks"):
         with TemporaryDirectory(prefix="dig2dig_") as folder, multiprocessing.get_context("spawn").Pool(1) as pool:
             ideal, mean = pool.apply(make_stack, (Path(folder), area, count))

@@ -25,6 +25,7 @@ from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.resample import smooth
 from dig2dig.fusion.sampler import fuse
 from dig2dig.fusion.statistics import dig_statistics
+from dig2dig.fusion.weight import weights_sha256
 from dig2dig.priors.denoiser import Denoiser
 
 
@@ -34,12 +35,13 @@ def run(config: TheoryConfig) -> int:
     rows, kept = Rows(out / "results.csv", ("scene", "photo", "method")), []
     fuser = open_fuser(config)
     for index, photo in enumerate(tqdm(photos, desc="photos")):
-        known = source_digest(photo), index  # the noise goes by the index
+        known = source_digest(photo), index, fuser.identity  # the noise goes by the index
         pixels = torch.from_numpy(read_image(photo, "RGB").copy()).permute(2, 0, 1).float() / 255
         ideal = centre(pixels, config.crop).to(fuser.device)[None]
         for scene, sources in make_scenes(ideal, config, index).items():
             for method, sampler in methods(config).items():
-                key = hashed(sampler, config.crop, config.blur, config.sigma, config.seed, fuser.identity, known)
+                learned = weights_sha256(sampler.weights)
+                key = hashed(sampler, learned, config.crop, config.blur, config.sigma, config.seed, known)
                 row = rows.find(scene, str(photo), method, key=key)
                 row = row or {"key": key} | measure_bound(sources, ideal, fuser.denoiser, sampler, config.seed)
                 kept.append(rows.put(scene, str(photo), method, row=row))

@@ -85,17 +85,14 @@ def gains(
     found = measure(sources, noises, asked, denoiser, dig, reconstructions, config.grid == "gain", widest)
     if network is None:
         return planned(found, skipped, denoiser.alpha_bar, config, valid, noise)
-    sigmas = noise_level(denoiser.alpha_bar)[asked[skipped:]].tolist()
+    times = asked[skipped:]
+    sigmas = noise_level(denoiser.alpha_bar)[times].tolist()
     space = scale_space(sources, sigmas, config.guidance.scale)
     with denoiser.autocast(sources.device):
         base, *levels = network(space, found.gains, sigmas)
-    return replace(
-        planned(found, skipped, denoiser.alpha_bar, config),
-        weights=said([level.weight for level in levels], config, valid),
-        base=masked(preferred(base.weight, config.prefer), valid),
-        factors=[level.factor[:, None] for level in levels],
-        space=space,
-    )
+    weights = said([level.weight for level in levels], config, valid)
+    base, factors = masked(preferred(base.weight, config.prefer), valid), [level.factor[:, None] for level in levels]
+    return Plan(config, found.after(skipped), weights, base, factors, space, times, denoiser.alpha_bar)
 
 
 def said(weights: list[Maps], config: SamplerConfig, valid: Tensor | None) -> list[Maps]:
@@ -163,7 +160,8 @@ def network_gains(sources: Sources, noises: list[State], denoiser: Denoiser, con
 def network_times(alpha_bar: AlphaBar, config: SamplerConfig) -> Times:
     """Times whose gains learned weights use: one above all steps, and each step's."""
     times = step_times(alpha_bar, config)
-    return torch.cat([time_of_noise_level(alpha_bar, torch.tensor([SIGMA_TOP])).maximum(times[:1] + 1), times])
+    top = time_of_noise_level(alpha_bar, torch.tensor([SIGMA_TOP])).maximum(times[:1] + 1)
+    return torch.cat([top.clamp(max=len(alpha_bar) - 1), times])
 
 
 @dataclass(frozen=True)

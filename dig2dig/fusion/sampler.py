@@ -30,7 +30,6 @@ Watch = Callable[[int, Step, Image | None, Image], None]
 
 
 def ddim_step(
-    x_t: State,
     x0: State,
     eps: State,
     sigma: float,
@@ -97,10 +96,11 @@ def fuse(
     Reference: Cao et al., "Dig2DIG", arXiv:2503.18627.
     """
     config = config or SamplerConfig()
-    if weights is None and config.weights != "gain":
-        weights = load_weights(config.weights).to(sources.device)
-    config = config if weights is None else adopted(config, weights.settings)
     check_sources(sources, denoiser.channels, noisy=noise is not None)
+    if weights is None and config.weights != "gain":
+        weights = load_weights(config.weights)
+    if weights is not None:  # one loaded network may serve several devices
+        weights, config = weights.to(sources.device), adopted(config, weights.settings)
     if noise is not None and (noise.shape != sources.shape[:2] or not ((noise >= 0) & (noise <= 1)).all()):
         raise ValueError("noise must be a tensor of shape (batch, k), its values in [0, 1]")
     if valid is not None and valid.shape != (*sources.shape[:2], 1, *sources.shape[-2:]):
@@ -209,4 +209,4 @@ def next_state(x_t: State, x0_hat: Image, guided: Image, step: Step, research: R
     clean = guided if research.noise == "recomputed" else x0_hat
     eps = (x_t - step.alpha_bar**0.5 * clean) / step.variance**0.5
     fresh = draw() if research.eta > 0 and step.sigma_next > 0 else None
-    return ddim_step(x_t, guided, eps, step.sigma, step.sigma_next, research.eta, fresh)
+    return ddim_step(guided, eps, step.sigma, step.sigma_next, research.eta, fresh)

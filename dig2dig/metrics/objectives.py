@@ -35,7 +35,8 @@ class View:
 
 def mef_ssim(view: View) -> Tensor:
     """Minus MEF-SSIM."""
-    fused, sources = view.levels
+    place = "cpu" if view.fused.device.type == "mps" else view.fused.device  # which has no float64
+    fused, sources = (levels.to(place) for levels in view.levels)
     return -structure.exposure_fusion_similarity(fused.double(), sources.double()).float().mean()
 
 
@@ -45,7 +46,7 @@ def target(view: View) -> Tensor:
 
 
 def mask(view: View) -> Tensor:
-    """Share of the contrast of marked targets that is lost, see :func:`tone.contrast_kept`; 0 where none are marked."""
+    """Share of the contrast of marked targets that is lost, see :func:`tone.targets`; 0 where none are marked."""
     if view.mask is None:
         return view.fused.new_zeros(())
     fused, sources = view.levels

@@ -90,7 +90,9 @@ class WeightModule(Learner):
             levels = self.network(space, self.gains(sources, crops), self.sigmas)
             fused = (composed(space, levels, self.sigmas, scale) + 1) / 2
             view = View(fused, crops["sources"], crops.get("truth"), crops.get("mask"))
-            for name, value in objective(view, self.config.objective).items():
+            with torch.autocast(self.device.type, enabled=False):  # products of colours would be in half
+                found = objective(view, self.config.objective)
+            for name, value in found.items():
                 terms[name] = terms[name] + share * value.detach()
                 total = total + share * value
         shown = dict(zip(["loss", *terms], self.shared(torch.stack([total.detach(), *terms.values()])), strict=True))

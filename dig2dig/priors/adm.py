@@ -86,7 +86,7 @@ ADM_256 = _arguments(256, (3, 6), (256, 256, 512, 512, 1024, 1024), 2, [False] *
 
 def convert(state: State, head_channels: int = 64) -> dict[str, Tensor]:
     """ADM's tensors under ``UNet2DModel``'s names; a key without a place in the architecture is a KeyError."""
-    levels, layers = _sizes(state)
+    layers = _sizes(state)[1]
     converted: dict[str, Tensor] = {}
     for key, tensor in state.items():
         if outer := re.match(rf"({'|'.join(map(re.escape, OUTER))})\.(weight|bias)$", key):
@@ -96,7 +96,7 @@ def convert(state: State, head_channels: int = 64) -> dict[str, Tensor]:
         if not match:
             raise KeyError(key)
         section, block, part, name, kind = match.groups()
-        place = _place(section, int(block or 0), int(part), name in RESIDUAL, levels, layers)
+        place = _place(section, int(block or 0), int(part), name in RESIDUAL, layers)
         if name in RESIDUAL:
             converted[f"{place}.{RESIDUAL[name]}.{kind}"] = tensor
         else:
@@ -104,7 +104,7 @@ def convert(state: State, head_channels: int = 64) -> dict[str, Tensor]:
     return converted
 
 
-def _place(section: str, block: int, part: int, residual: bool, levels: int, layers: int) -> str:
+def _place(section: str, block: int, part: int, residual: bool, layers: int) -> str:
     """The module of ``UNet2DModel`` that a part of a block becomes."""
     if section == "middle_block":
         return f"mid_block.resnets.{part // 2}" if residual else "mid_block.attentions.0"

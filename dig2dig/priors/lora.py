@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save
 
 from dig2dig.atomic import write_atomically
-from dig2dig.errors import PriorError, RunError
+from dig2dig.errors import PriorError, RunError, first_line
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.files import fetched_folder, prior_sha256, read_json, read_weights
 
@@ -74,7 +74,11 @@ def merge_adapter(denoiser: Denoiser, adapter: str, prior: str) -> None:
             f"{folder}: the adapter belongs to {config.get('base_model_name_or_path')} with SHA-256 {expected}, "
             f"not to {prior} with {found}"
         )
-    add_adapter(denoiser, int(config["r"]), float(config["lora_alpha"]))
+    try:
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise PriorError(f"{folder / CONFIG}: r and lora_alpha are no numbers ({first_line(error)})") from error
+    add_adapter(denoiser, rank, alpha)
     try:
         left = _peft().set_peft_model_state_dict(denoiser.network.unet, state)
     except RuntimeError as error:

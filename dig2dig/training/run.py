@@ -164,5 +164,7 @@ def validate(config: TrainConfig) -> None:
     trainer = build_trainer(config.trainer, logger=False, enable_checkpointing=False)
     found = trainer.validate(learning.module, learning.data, verbose=False)
     values = {name.removeprefix("val/"): value for part in found for name, value in part.items()}
+    if not values:
+        raise RunError("nothing is held out to measure: give fusion.sources or data.val_share")
     for name, value in values.items() if trainer.is_global_zero else ():
         print(f"{name:<28} {value:.4g}")

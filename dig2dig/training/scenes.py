@@ -23,6 +23,8 @@ from dig2dig.errors import ImageError, RunError, note
 from dig2dig.fusion.plan import network_gains
 from dig2dig.fusion.resample import resample
 from dig2dig.priors.denoiser import Denoiser
+from dig2dig.priors.files import file_sha256
+from dig2dig.priors.lora import adapter_file
 from dig2dig.priors.schedule import draw_noise, generators
 
 LEAST_SIDE = 64  # pixels: VIF's coarsest window must fit
@@ -107,7 +109,8 @@ def cached(scenes: Iterable[Scene], config: TrainConfig, denoiser: Denoiser, fol
     A scene that cannot be read is reported and left out; it is a RunError if none is left.
     """
     files, live = list[Path](), config.learns_prior
-    settings = f"{config.prior_sha256}/{config.adapter}/{config.fusion.sampler}/{live}"
+    adapter = file_sha256(adapter_file(config.adapter)) if config.adapter else ""
+    settings = f"{config.seed}/{config.prior_sha256}/{adapter}/{config.fusion.sampler}/{live}"
     device = next(iter(denoiser.parameters())).device
     for scene in tqdm([*scenes], desc="gains", unit="scene"):
         try:

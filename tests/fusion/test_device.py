@@ -79,6 +79,13 @@ def test_a_fusion_stays_on_its_device(name: str, masked: bool, moves: type[Moves
         assert all(isinstance(one, Away) for one in maps) and type(step.of(count - 1).weight) is torch.Tensor
 
 
+def test_one_loaded_network_serves_two_devices(moves: type[Moves]) -> None:
+    settings, sources = SamplerConfig(weights="bundled/ivf"), random_sources(0, 1, 2, 1, SIDE, SIDE)
+    module = FusionModule(FusionConfig(sampler=settings), prior()).to(AWAY)
+    fuse(sources, prior(), settings)
+    assert next(iter(module.predict_step([Sample("a", ("visible", "infrared"), sources[0], None)]))).fused is not None
+
+
 @pytest.mark.parametrize("window", [0, 32])
 def test_noisy_colours_in_windows_stay_there(window: int, moves: type[Moves]) -> None:
     sources, noise = random_sources(0, 1, 3, 3, SIDE, SIDE + 5), torch.tensor([[0.1, 0.0, 0.2]])

@@ -15,14 +15,14 @@ from dig2dig.fusion.bands import restoring
 from dig2dig.fusion.gain import LEAST, measure, normalise, pixel_loss, reconstruct
 from dig2dig.fusion.guidance import Step, bands, make_guidance
 from dig2dig.fusion.noise import denoise
-from dig2dig.fusion.plan import REDUCE_ESTIMATES, Plan, Snapshot, gains
+from dig2dig.fusion.plan import REDUCE_ESTIMATES, Plan, Snapshot, gains, network_times
 from dig2dig.fusion.resample import coarseness
 from dig2dig.fusion.sampler import check_sources, fuse, opposite_pairs, sample
 from dig2dig.fusion.statistics import dig_statistics
 from dig2dig.fusion.weight import fusion_weight, scoped
 from dig2dig.priors.build import build_prior
 from dig2dig.priors.denoiser import Denoiser
-from dig2dig.priors.schedule import draw_noise, gain_grid, generators
+from dig2dig.priors.schedule import alpha_bar, draw_noise, gain_grid, generators
 from tests.gaussian import GaussianDenoiser
 from tests.pictures import random_sources
 
@@ -255,6 +255,10 @@ def test_gains_are_normalised_with_a_floor_of_a_hundredth_of_the_mean() -> None:
     for image in normalise(both, "mean"):
         assert image.flatten().tolist() == pytest.approx([3 / mean, 0.005 / mean, -1 / mean, -0.005 / mean], rel=1e-5)
     assert torch.equal(normalise(both, "none"), both) and not normalise(0 * both, "sum").any()
+
+
+def test_no_time_of_learned_weights_lies_beyond_the_schedule() -> None:
+    assert network_times(alpha_bar(steps=50), SamplerConfig(5, sigma_start=1.0)).max() == 49
 
 
 def test_pixel_losses_by_hand() -> None:

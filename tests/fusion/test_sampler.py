@@ -46,7 +46,7 @@ def test_ddim_converges_to_the_exact_solution_for_a_gaussian(signal: torch.Tenso
             now = at(signal, t[None], x_t)
             following = at(signal, times[i + 1][None], x_t) if i + 1 < steps else torch.ones_like(now)
             levels = [float(noise_level(one)) for one in (now, following)]
-            x_t = ddim_step(x_t, x0_hat, (x_t - now.sqrt() * x0_hat) / (1 - now).sqrt(), *levels)
+            x_t = ddim_step(x0_hat, (x_t - now.sqrt() * x0_hat) / (1 - now).sqrt(), *levels)
         errors.append(float((x_t - exact).abs().max()))
     assert errors[0] > 2.5 * errors[1] > 2.5**2 * errors[2]
     assert errors[2] < 0.05
@@ -59,7 +59,7 @@ def test_ddim_step_keeps_the_marginal_variance(signal: torch.Tensor) -> None:
     now, following = signal[700], signal[400]
     levels = [float(noise_level(one)) for one in (now, following)]
     for eta in (0.0, 0.5, 1.0):
-        x_next = ddim_step((1 - now).sqrt() * eps, x0, eps, *levels, eta, fresh if eta else None)
+        x_next = ddim_step(x0, eps, *levels, eta, fresh if eta else None)
         assert float(x_next.var()) == pytest.approx(float(1 - following), rel=0.02)
 
 
@@ -74,7 +74,7 @@ def test_ddim_step_agrees_with_diffusers(signal: torch.Tensor, eta: float) -> No
     theirs = scheduler.step(eps, 500, x_t, eta=eta, variance_noise=fresh).prev_sample
     x0_hat = (x_t - (1 - now).sqrt() * eps) / now.sqrt()
     levels = [float(noise_level(signal[t])) for t in (500, 400)]
-    ours = ddim_step(x_t, x0_hat, eps, *levels, eta, fresh if eta else None)
+    ours = ddim_step(x0_hat, eps, *levels, eta, fresh if eta else None)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 

@@ -73,7 +73,7 @@ def ddim_agreement(reference: torch.nn.Module, checkpoint: Path, side: int) -> f
         signal = at(denoiser.alpha_bar, torch.tensor([t]), ours)
         levels = [float(noise_level(denoiser.alpha_bar)[i]) if i >= 0 else 0.0 for i in (t, t_next)]
         eps = (ours - signal.sqrt() * x0_hat) / (1 - signal).sqrt()
-        ours = ddim_step(ours, x0_hat, eps, *levels)
+        ours = ddim_step(x0_hat, eps, *levels)
     assert theirs.std() > 0.1
     return float((ours - theirs).abs().max() / theirs.abs().max())
 

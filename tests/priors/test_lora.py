@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DModel
+from safetensors.torch import save_file
 
 from dig2dig.__main__ import prior as convert
 from dig2dig.config import PriorConfig
@@ -92,3 +93,11 @@ def test_adapters_of_another_prior_are_refused(attentive: Path, tmp_path: Path) 
         open_prior(PriorConfig("bundled", str(tmp_path)))
     assert convert(["merge", "bundled", str(tmp_path), str(tmp_path / "out")]) == 2
     assert convert([]) == 2
+
+
+@pytest.mark.parametrize("config", [{}, {"r": "x", "lora_alpha": 8}, {"r": 8, "lora_alpha": None}])
+def test_an_adapter_without_its_numbers_is_one_line(config: dict, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"a": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(PriorError, match="r and lora_alpha are no numbers"):
+        open_prior(PriorConfig(adapter=str(tmp_path)))

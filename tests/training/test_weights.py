@@ -19,9 +19,10 @@ from dig2dig.fusion.bands import surroundings, within
 from dig2dig.fusion.sampler import fuse
 from dig2dig.fusion.weight import WeightNetwork, load_weights, scale_space
 from dig2dig.modules.weights import WeightModule, composed, stacked
+from dig2dig.priors.build import build_prior
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import draw_noise, generators
-from dig2dig.training.scenes import training_scenes
+from dig2dig.training.scenes import Scene, cached, training_scenes
 from tests.conftest import EXAMPLES, ROOT
 from tests.training.test_train import Cut
 
@@ -217,8 +218,30 @@ def test_made_scenes_hold_their_truth() -> None:
     assert changed["sources"].shape == (2, 3, 64, 96) and changed["truth"].equal(focus["truth"])
 
 
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_half_precision_leaves_the_objective_whole() -> None:
+    config = load_strictly(TrainConfig, ["weights_mff", "data.root=photos", "data.crop=64"])
+    module = WeightModule(config, build_prior([32], 1, 2))
+    truth = torch.nn.functional.avg_pool2d(torch.rand(3, 64, 64), 5, 1, 2)
+    gains = [torch.rand(2, 1, 64, 64) for _ in range(6)]
+    crop = {"sources": torch.stack([truth, truth.roll(1, -1)]), "truth": truth, "gains": gains, "index": 0}
+    whole = float(module.training_step([crop], 0).detach())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert float(module.training_step([crop], 0).detach()) == pytest.approx(whole, rel=1e-5)
+
+
+def test_gains_of_another_seed_are_measured_anew(tmp_path: Path) -> None:
+    scene, files = Scene("s", lambda: "id", lambda: {"sources": torch.rand(2, 1, 64, 64)}), []
+    for seed in (0, 1):
+        config = load_strictly(TrainConfig, arguments(tmp_path, f"seed={seed}"))
+        files += cached([scene], config, build_prior([32], 1, 2), tmp_path)
+    assert files[0] != files[1]
+
+
 @pytest.mark.parametrize(("options", "words"), [
     (["prior="], "learned weights need a prior"),
+    (["validate=true", "weights=bundled/ivf", "data.val_share=0"], "nothing is held out to measure"),
+    (["data.val=examples"], "data.val is for priors"),
     (["validate=true"], "validate=true needs weights="),
     ([f"data.mask={EXAMPLES / 'multi_exposure' / 'under'}"], "no mask has the name of a pair"),
     (["objective.vfi=1"], "no term vfi"),

@@ -132,15 +132,10 @@ def clearness(a: Structure, b: Structure) -> float:
     return float((near[ry - 1 : ry + 2, rx - 1 : rx + 2].max() - near.mean()) / (near.std() + 1e-12))
 
 
-def enlarging(by: tuple[float, float]) -> np.ndarray:
-    """Pixels of an image to those of the image ``by`` times as wide and high, (3, 3); middles are whole numbers."""
-    (x, y) = by
-    return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
-
-
 def resizing(size: tuple[int, ...], to: tuple[int, ...]) -> np.ndarray:
-    """Pixels of an image of (height, width) to those of the same image at another size."""
-    return enlarging((to[1] / size[1], to[0] / size[0]))
+    """Pixels of an image of (height, width) to those of the same image at another size; middles are whole numbers."""
+    x, y = to[1] / size[1], to[0] / size[0]
+    return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
 
 
 def drawn(image: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -28,10 +28,14 @@ def metadata_of(image: Image.Image) -> Metadata:
     """What an opened image says beside its pixels; a broken part is left out."""
     info = image.info
     xmp, dpi = info.get("xmp") or b"", info.get("dpi")
+    try:
+        exif = clean_exif(image.getexif())
+    except Exception:  # a broken header raises what it likes
+        exif = b""
     sound = isinstance(dpi, tuple) and len(dpi) == 2 and all(1 < float(one) < 1e5 for one in dpi)
     return Metadata(
         icc=info.get("icc_profile") or b"",
-        exif=clean_exif(image.getexif()),
+        exif=exif,
         xmp=upright_xmp(xmp.encode() if isinstance(xmp, str) else bytes(xmp)),
         dpi=(float(dpi[0]), float(dpi[1])) if sound and dpi else None,
     )

@@ -1,6 +1,7 @@
 """Names of scenes from names of files that differ by source: one pattern for each source, found by itself."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +14,19 @@ Keys = Mapping[str, Sequence[str]]
 """Of each modality the names of its files: the path under its source without suffix, parted by slashes."""
 
 
+def folded(name: str) -> str:
+    """A name in lower case; an accent is one letter with its own, as macOS does not have it."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def unpadded(name: str) -> str:
     """A name in lower case, its whole numbers without leading zeros."""
-    return re.sub(r"(?<![\d.])0+(?=\d)", "", name.casefold())
+    return re.sub(r"(?<![\d.])0+(?=\d)", "", folded(name))
 
 
 FOLDS: tuple[tuple[Callable[[str], str], str], ...] = (
     (str, ""),
-    (str.casefold, "upper and lower case count as equal"),
+    (folded, "upper and lower case count as equal"),
     (unpadded, "leading zeros and upper and lower case do not count"),
 )
 """Which names count as equal, from strict to loose, and the line about it."""

@@ -2,13 +2,12 @@
 
 import csv
 import re
-import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from datamodules.folders import Named, example_pattern, is_run, left_out, named_files, safe_names, video_map
-from datamodules.naming import by_table, name_scenes
+from datamodules.naming import by_table, folded, name_scenes
 from datamodules.picture import check_regular
 from datamodules.readers.medical import is_medical
 from datamodules.readers.source import Probes, frame_count, is_source, medical_grid, real, stem
@@ -58,7 +57,9 @@ def scenes(config: InferConfig, tell: Tell = silent) -> list[Pair]:
         pairs = [without_mask(pair) for pair in read_manifest(Path(config.manifest))]
     else:
         pairs = find_stacks(Path(config.stacks)) if config.stacks else find_pairs(config.sources, tell)
-    return part_of(expand(pairs, config.sequence, config.reference), config.shard)
+    found = expand(pairs, config.sequence, config.reference)
+    config.check_names(name for pair in found for name in (*pair.files, *pair.missing))
+    return part_of(found, config.shard)
 
 
 def without_mask(pair: Pair) -> Pair:
@@ -261,24 +262,20 @@ def expand(pairs: Sequence[Pair], sequence: bool = False, reference: str = "") -
             count = lengths.pop() or 0
             some = [replace(pair, name=f"{pair.name}_{i:06d}", frame=i) for i in range(count)]
             frames += as_series(some, pair.name, own_slices(pair, count))
-    return _apart(as_series(frames, "sequence") if sequence else frames)
+    return _apart(as_series(frames, "sequence") if sequence and all(one.frame is None for one in frames) else frames)
 
 
 def _apart(pairs: list[Pair]) -> list[Pair]:
     """Pairs whose results would have one name cannot be fused; names that differ in case are one on many disks."""
     scenes: dict[str, list[str]] = {}
     for name in [*(pair.name for pair in pairs), *({pair.series for pair in pairs} - {""})]:
-        scenes.setdefault(_folded(name), []).append(name)
+        scenes.setdefault(folded(name), []).append(name)
     found = []
     for pair in pairs:
-        names = scenes[_folded(pair.name)]
+        names = scenes[folded(pair.name)]
         twins = f"{pair.name}: {' and '.join(names)} would be one file: rename one of them" if len(names) > 1 else ""
         found.append(replace(pair, problem=pair.problem or twins))
     return found
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def own_slices(pair: Pair, count: int) -> dict[str, Probes]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import cv2
 import numpy as np
 import torch
 
@@ -20,7 +21,7 @@ from datamodules.readers.thermal import both_from_one
 from datamodules.rig import boxed
 from datamodules.validity import check_finite, left_border, without_data
 from dig2dig.color import split
-from dig2dig.errors import AlignmentError, ImageError
+from dig2dig.errors import AlignmentError, ImageError, first_line
 from dig2dig.options import parse_range
 
 Transform = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
@@ -173,9 +174,7 @@ def prepared(
         pixels, told = in_profile_of(picture, pictures[reference])
         found[modality] = replace(picture, pixels=pixels, valid=valid)
         notes += [f"{modality}: {one}" for one in (picture.note, note, told) if one]
-    tags = {modality: picture.metadata.geo for modality, picture in found.items() if picture.metadata.geo}
-    # scale, tie points, transformation and reference system; tags from 42112 on say nothing of the place
-    geo = {modality: repr([tag for tag in known if tag[0] < 42112]) for modality, known in tags.items()}
+    geo = {modality: repr(picture.metadata.geo) for modality, picture in found.items() if picture.metadata.geo}
     if len(set(geo.values())) > 1 and reading.align == "none":
         told = ", ".join(str(pair.files[modality]) for modality in geo)
         raise ImageError(f"{pair.name}: maps of different grids: {told}; warp them to one (gdalwarp), or give align=")
@@ -255,7 +254,8 @@ def aligned(
         raise ImageError(f"{pair.name}: {told}")
     moved, valid, notes = dict(images), dict(valids), list[str]()
     chained = reading.task in STACKS
-    placing = Placing(images, valids, reference, reading.align, chained, digests, known, reading.memory)
+    keys = digests if pair.frame is None else {m: f"{one} {pair.frame}" for m, one in digests.items()}  # one for a film
+    placing = Placing(images, valids, reference, reading.align, chained, keys, known, reading.memory)
     for modality in (modality for modality in images if modality != reference):
         two = [images[m] for m in (reference, modality)]
         empty = pair.series and reading.align in ("auto", "ecc", "phase") and any(one.min() == one.max() for one in two)
@@ -263,9 +263,9 @@ def aligned(
             continue  # a slice or frame without edges to register stays where it lies
         try:
             image, covered, found = placing.place(modality)
-        except AlignmentError as error:
+        except (AlignmentError, cv2.error) as error:  # OpenCV warps no side of 32767 pixels
             frame = f"{pair.name}: " if pair.series else ""
-            raise AlignmentError(f"{frame}{pair.files[modality]}: {error}") from error
+            raise AlignmentError(f"{frame}{pair.files[modality]}: {first_line(error)}") from error
         moved[modality] = aside(image, len(images))
         valid[modality] = None if covered is None else aside(covered, len(images))
         notes += [f"{modality}: {note}" for note in found]

@@ -101,7 +101,7 @@ def simplest(scene: Scene, matrix: np.ndarray, resized: np.ndarray, gain: float)
     onto = view(scene, matrix, side)
     alike = {motion: likeness(scene, tried[motion], onto) for motion in MOTIONS if motion in tried}
     most = max(alike.values())
-    motion = next(motion for motion in alike if alike[motion] >= most * (1 - gain * (1 - most) ** 2))
+    motion = next(motion for motion in alike if alike[motion] >= min(most, most * (1 - gain * (1 - most) ** 2)))
     return tried[motion], motion
 
 

@@ -85,5 +85,5 @@ def _side(grey: np.ndarray, value: float, start: np.ndarray, end: np.ndarray) ->
         return 0
     less, more = np.sort(np.abs(end - start))
     middle = size / 2 - line
-    x, y = (line + 4 * middle / np.linalg.norm(middle, axis=1, keepdims=True)).round().astype(int).T
+    x, y = (line + 4 * middle / np.linalg.norm(middle, axis=1, keepdims=True).clip(4)).round().astype(int).T
     return len(line) if less < 0.25 * more and (np.abs(grey[y, x] - value) >= STEP).mean() > 0.9 else -1

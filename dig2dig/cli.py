@@ -184,8 +184,8 @@ def _override(schema: type, argument: str) -> Any:
     key, _, value = argument.partition("=")
     texts = {name for name, kind, *_ in _options(schema) if kind in (str, str | None, dict[str, str])}
     if {key, key.rpartition(".")[0]} & texts and value not in ("null", "{}"):  # a path like 2024_01 is no number
-        layer = OmegaConf.create()
-        OmegaConf.update(layer, key, _literal(value))
+        layer, home = OmegaConf.create(), value.startswith("~/")  # which no shell expands behind sources.NAME=
+        OmegaConf.update(layer, key, _literal(str(Path(value).expanduser()) if home else value))
         return layer
     try:
         return OmegaConf.from_dotlist([_literal(argument)])

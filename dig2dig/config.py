@@ -280,6 +280,9 @@ class InferConfig(FusionConfig):
         require(placed, f"align must be none, resize, auto, ecc, phase or a rig, as rig.yaml, not {self.align!r}")
         compared = self.ghosts == "keep" or self.task in ("mef", "mff")
         require(compared, f"ghosts=remove compares images of one kind: task=mef or mff, not {self.task}")
+        told = f"save.format={self.save.format} needs the reference's geometry, which save.metadata=false drops"
+        require(self.save.metadata or self.save.format not in ("dcm", "nii"), told)
+        require(not (self.dry_run and self.validate), "dry_run and validate contradict each other: give one of them")
         for modality, text in self.range.items():
             check_range(f"range.{modality}", text)
 

@@ -1,5 +1,6 @@
 """What a user can mend, told in one line."""
 
+import io
 import os
 import select
 import sys
@@ -77,10 +78,13 @@ def usage(text: str, arguments: Sequence[str]) -> int:
 
 
 def told(main: Callable[..., int]) -> Callable[..., int]:
-    """A command that prints a user's mistake in one line and exits with 2; any other exception is raised."""
+    """A command that prints any name, and a user's mistake in one line, then exits with 2; others are raised."""
 
     @wraps(main)
     def run(*arguments: object) -> int:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             return main(*arguments)
         except BrokenPipeError:

@@ -65,8 +65,8 @@ def grid_from(affine: np.ndarray, shape: tuple[int, ...]) -> Grid | None:
     return Grid(grid.size, grid.across, grid.down, grid.origins, abs(float(up @ grid.normal)))
 
 
-def affine_of(grid: Grid, first: int, count: int) -> np.ndarray:
-    """The affine of ``count`` slices of a grid from ``first`` on, for a volume whose axes point right, front and up."""
+def affine_of(grid: Grid, first: int) -> np.ndarray:
+    """The affine of slices of a grid from ``first`` on, for a volume whose axes point right, front and up."""
     affine = np.eye(4)
     height, width = grid.size
     steps = np.diff(grid.origins, axis=0)

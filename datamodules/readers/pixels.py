@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from datamodules.metadata import Metadata, exif_of, metadata_of, orientation_of
 from datamodules.picture import Picture, check_pixels, check_regular, one_line
@@ -36,7 +36,7 @@ def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
     place = Path(root)
     if place.is_file():
         try:
-            lines = filter(None, map(str.strip, place.read_text().splitlines()))
+            lines = filter(None, map(str.strip, place.read_text(encoding="utf-8-sig").splitlines()))
         except UnicodeDecodeError as error:
             raise FileNotFoundError(f"{place}: neither a folder of images nor a text file that lists them") from error
         found = [place.parent / line for line in lines if not line.startswith("#")]
@@ -139,10 +139,10 @@ def _decode(content: bytes, path: Path) -> tuple[np.ndarray, np.ndarray | None, 
             import imagecodecs
 
             pixels, alpha = raw.split(imagecodecs.png_decode(content))
-            turn = orientation_of(image)
-            pixels, alpha = tiff.upright(pixels, turn), None if alpha is None else tiff.upright(alpha, turn)
         else:
             pixels, alpha = _shallow(image)
+        turn = orientation_of(image)
+        pixels, alpha = tiff.upright(pixels, turn), None if alpha is None else tiff.upright(alpha, turn)
         if image.format == "JPEG" and (lost := lost_rows(pixels)):
             what = f"its last {lost} rows are lost: the file was cut; copy it again, or save it as PNG if they are grey"
             raise ImageError(f"{path}: {what}")
@@ -150,8 +150,7 @@ def _decode(content: bytes, path: Path) -> tuple[np.ndarray, np.ndarray | None, 
 
 
 def _shallow(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
-    """8-bit pixels, and alpha where there is one."""
-    image = ImageOps.exif_transpose(image)
+    """8-bit pixels as stored, and alpha where there is one."""
     alpha = np.asarray(image.convert("RGBA").getchannel("A")) if image.has_transparency_data else None
     if image.mode not in ("L", "LA", "1", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"):
         raise ValueError(f"pixels of kind {image.mode}")

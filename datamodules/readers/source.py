@@ -13,7 +13,7 @@ from datamodules.readers import medical, video
 from datamodules.readers.palettes import without_palette
 from datamodules.readers.pixels import image_size, is_image, read_picture
 from datamodules.readers.thermal import is_infrared, is_radiometric, read_thermal, thermal_size
-from datamodules.validity import without_data
+from datamodules.validity import check_finite, without_data
 from dig2dig.errors import ImageError
 from dig2dig.options import parse_range
 
@@ -110,9 +110,10 @@ def series_range(probes: Probes, wanted: str, modality: str = "") -> str:
     for path, frame in probes:
         try:
             picture = read_source(path, frame, modality=modality)
+            valid, _ = without_data(picture.pixels, picture.valid, parse_range(wanted)[1])
+            check_finite(picture.pixels, valid, str(path))
         except ImageError:  # reported when the frame itself is read
             continue
-        valid, _ = without_data(picture.pixels, picture.valid, parse_range(wanted)[1])
         if valid is None or valid.any():
             pictures.append(picture.pixels)
             valids.append(valid)

@@ -12,7 +12,7 @@ from datamodules.validity import without_data
 from dig2dig.errors import ImageError
 
 STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113)  # GeoTIFF, and GDAL's metadata and no-data value
+GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)  # scale, tie points, transformation and reference system
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is told in one line of ours
 
 
@@ -78,6 +78,8 @@ def _stored(page: Any) -> np.ndarray:
     axes = page.axes
     if set(axes) - set("YXS"):
         raise ImageError(f"holds a volume of axes {axes}; pictures of two axes are read")
+    if values.dtype.kind not in "buif":
+        raise ImageError(f"holds {values.dtype} values; integers and floating point are read")
     values = np.moveaxis(values, axes.index("S"), -1) if "S" in axes else values[..., None]
     bits = int(np.min(page.bitspersample))
     if int(page.photometric) == 3:  # places in a palette

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,6 +23,11 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
 
 
+def _capture(path: Path) -> cv2.VideoCapture:
+    name: Any = os.fsencode(path.absolute())  # as text, a name that is not UTF-8 would end the process
+    return cv2.VideoCapture(name)
+
+
 class Video:
     """An open video: ``count`` of frames, at least 1, and ``rate`` a second, 25 where the header has none.
 
@@ -30,7 +36,7 @@ class Video:
 
     def __init__(self, path: Path) -> None:
         self.path, self.lock = path, threading.Lock()
-        self.capture, self.next, self.broken = cv2.VideoCapture(str(path)), 0, sys.maxsize
+        self.capture, self.next, self.broken = _capture(path), 0, sys.maxsize
         self.count = int(self.capture.get(cv2.CAP_PROP_FRAME_COUNT)) if self.capture.isOpened() else 0
         if self.count < 1:
             raise ImageError(f"{path}: not a video that OpenCV reads; convert it to MP4 or to a folder of frames")
@@ -46,7 +52,7 @@ class Video:
         """Frame ``index``, 8-bit RGB."""
         with self.lock:
             if index < self.next:
-                self.capture, self.next = cv2.VideoCapture(str(self.path)), 0
+                self.capture, self.next = _capture(self.path), 0
             while self.next < index and self.capture.grab():
                 self.next += 1
             done, frame = self.capture.read() if self.next == index < self.broken else (False, None)
@@ -76,13 +82,14 @@ def write_video(path: Path, frames: Iterable[np.ndarray], rate: float) -> None:
     """Writes 8-bit frames, grey or RGB, as MP4 with even sides, whole or not at all; OSError if that fails."""
     writer = None
     with replacing(path) as part:
+        name: Any = os.fsencode(part)
         try:
             for frame in frames:
                 colour = cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR if frame.ndim == 2 else cv2.COLOR_RGB2BGR)
                 odd = (colour.shape[0] % 2, colour.shape[1] % 2)
                 colour = cv2.copyMakeBorder(colour, 0, odd[0], 0, odd[1], cv2.BORDER_REPLICATE)
                 if writer is None:
-                    writer = cv2.VideoWriter(str(part), cv2.VideoWriter.fourcc(*"mp4v"), rate, colour.shape[1::-1])
+                    writer = cv2.VideoWriter(name, cv2.VideoWriter.fourcc(*"mp4v"), rate, colour.shape[1::-1])
                 writer.write(colour)
             if writer is None or not writer.isOpened():
                 raise OSError(f"{path}: the video cannot be written")

@@ -11,8 +11,6 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 BEAT = 0.5  # seconds in which a page that left is noticed
 _left: ContextVar[Event | None] = ContextVar("left", default=None)  # set when nobody waits for this thread's work
-
-
 _running: dict[Thread, Event] = {}
 
 

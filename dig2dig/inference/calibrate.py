@@ -11,8 +11,8 @@ from datamodules.pairing import Pair, scenes
 from datamodules.pairs import Reading, prepared, reference_of, scaled
 from datamodules.placing import Placing
 from datamodules.readers.source import read_source
-from datamodules.rig import Rig, calibrate, write_rig
-from dig2dig.atomic import refuse_inputs
+from datamodules.rig import Rig, calibrate, read_rig, write_rig
+from dig2dig.atomic import is_file, refuse_inputs
 from dig2dig.config import InferConfig
 from dig2dig.errors import AlignmentError, ImageError, UserError, note
 
@@ -24,7 +24,9 @@ def write_calibration(config: InferConfig) -> int:
     path = Path(config.out)
     if path.suffix.lower() not in (".yaml", ".yml"):
         raise UserError(f"out={path}: give a file for the rig, as out=rig.yaml")
-    pairs = [pair for pair in scenes(config, note) if not pair.problem and len(pair.files) > 1]
+    if is_file(path):
+        read_rig(path)  # nothing but a rig is replaced
+    pairs = [pair for pair in scenes(config, note) if not (pair.problem or pair.missing) and len(pair.files) > 1]
     refuse_inputs(config.out, [path], [file for pair in pairs for file in pair.files.values()])
     chosen = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, min(MOST, len(pairs))).astype(int))]
     found: dict[str, list[Registration]] = {}

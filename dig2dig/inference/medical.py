@@ -153,7 +153,7 @@ def nifti_bytes(volume: np.ndarray, reference: Path, first: int = 0) -> bytes:
     values = values[:, ::-1, ::-1].transpose(2, 1, 0)  # to the right, to the front, up
     grid = medical.grid_of(reference)
     told = grid is not None and grid.size == (height, width) and first + count <= len(grid.origins)
-    affine = affine_of(grid, first, count) if grid is not None and told else np.eye(4)
+    affine = affine_of(grid, first) if grid is not None and told else np.eye(4)
     image: Any = nibabel.Nifti1Image(values, affine, dtype=values.dtype)
     image.set_sform(affine, 1 if told else 0)  # in the scanner's axes, or unknown
     image.set_qform(affine, 1 if told else 0)

@@ -36,10 +36,12 @@ def _stays_inside(name: object) -> bool:
     return 1 <= len(parts) <= 2 and parts[0] not in ("", ".", "..") and parts[-1] not in (".", "..")
 
 
-def claim(out: Path, names: Collection[str], owned: Collection[str], overwrite: bool | None = None) -> None:
+def claim(
+    out: Path, names: Collection[str], owned: Collection[str], overwrite: bool | None = None, dry: bool = False
+) -> None:
     """Records the names as this run's; RunError if one is there that no run made, or if a folder of ours is a link.
 
-    ``overwrite`` takes what is there; None where there is no such option.
+    ``overwrite`` takes what is there; None where there is no such option. ``dry`` records nothing.
     """
     folders = {out / name.split("/")[0] for name in names if "/" in name}
     if link := next((folder for folder in sorted(folders) if stat.S_ISLNK(mode_of(folder))), None):
@@ -48,7 +50,8 @@ def claim(out: Path, names: Collection[str], owned: Collection[str], overwrite: 
     if foreign and not overwrite:
         told = f"out={out} holds {foreign[0]}, which no run of dig2dig wrote"
         raise RunError(f"{told}; give another folder{'' if overwrite is None else ', or overwrite=true'}")
-    record(out, {*names, *(name for name in owned if _is_there(out / name))})
+    if not dry:
+        record(out, {*names, *(name for name in owned if _is_there(out / name))})
 
 
 def record(out: Path, names: Iterable[str]) -> None:

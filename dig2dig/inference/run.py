@@ -58,11 +58,12 @@ def infer(config: InferConfig, command: Sequence[str], open_report: Callable[[Ru
     given = [Path(argument) for argument in command if "=" not in argument and is_file(Path(argument))]
     try:
         pairs = scenes(config, note)
-        config.check_names(name for pair in pairs for name in (*pair.files, *pair.missing))
         if config.validate:
             return validate(config, FusionDataModule(pairs, reading(config), config.batch_size, config.workers))
         if config.dry_run:
-            list_pairs(find_run(config, pairs, given))
+            run = find_run(config, pairs, given)
+            run.claim(open_report(run).written)
+            list_pairs(run)
             return 0
         with heed_signals(), lock(Path(config.out)):
             run = find_run(config, pairs, given)

@@ -43,7 +43,7 @@ class Run:
         """Records what the run will write; RunError if that would replace something that no run wrote."""
         tables = [f"summary.{number}.csv" for number in range(processes)] if processes > 1 else []
         names = {*names_of(self.config, self.pairs, self.shown), *report, *tables}
-        claim(self.out, names, self.owned, self.config.overwrite)
+        claim(self.out, names, self.owned, self.config.overwrite, self.config.dry_run)
 
     def start(self) -> None:
         """Writes ``OUT/run.yaml``, and ``OUT/summary.csv`` with the rows that stay valid, no other."""

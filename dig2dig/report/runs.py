@@ -9,7 +9,7 @@ from typing import Any
 from datamodules.pairing import scenes
 from dig2dig.cli import flat, from_yaml, read_record, to_yaml
 from dig2dig.config import InferConfig
-from dig2dig.errors import PairingError, UserError
+from dig2dig.errors import UserError
 from dig2dig.inference.state import Run
 from dig2dig.inference.table import read_summary
 from dig2dig.metrics import ALL, METRICS
@@ -54,7 +54,7 @@ def run_page(run: Run, rows: Rows, command: str) -> Page:
     done = {name: row for name, row in sorted(rows.items()) if row["status"] == "done"}
     found = {name: read_fragment(out, name, run.key, row.get("inputs", "")) for name, row in done.items()}
     chosen = sorted(done, key=lambda name: (found[name] is None, name))[: config.report.pairs]
-    files = {pair.name: pair.files for pair in run.pairs}
+    files = {pair.name: pair.files for pair in run.pairs if pair.frame is None}  # no other frame
     rest = [(name, row) for name, row in done.items() if name not in chosen]
     cards = []
     for name in sorted(chosen):
@@ -162,8 +162,8 @@ def comparison(runs: Sequence[Finished], folder: Path, pairs: int, command: str)
     files: dict[str, dict[str, Path]] = {}
     for run in reversed(runs):
         try:
-            files |= {pair.name: pair.files for pair in scenes(run.config)}
-        except (PairingError, OSError):  # the sources are no longer there
+            files |= {pair.name: pair.files for pair in scenes(run.config) if pair.frame is None}
+        except (UserError, OSError):  # the sources are no longer there
             continue
     rows = [(f"{run.label}: {name}", row) for run in runs for name, row in sorted(run.rows.items())]
     count = Counter(name for run in runs for name, row in run.rows.items() if row["status"] == "done")

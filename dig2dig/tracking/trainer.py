@@ -1,9 +1,7 @@
 """Lightning's trainer, and what a process needs before it starts one."""
 
-import io
 import logging
 import os
-import sys
 import warnings
 from dataclasses import asdict, replace
 from typing import Any
@@ -33,10 +31,7 @@ ADVICE = (  # parts of Lightning's advice that does not apply here
 
 
 def prepare() -> None:
-    """Hides Lightning's messages about itself, but no warning about a user's mistake; any name can be printed."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    """Hides Lightning's messages about itself, but no warning about a user's mistake."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for advice in ADVICE:

@@ -49,8 +49,9 @@ def test_a_foreign_file_is_refused_unless_overwriting_is_asked_for(name: str, tm
     out = pair(tmp_path) / "out"
     out.mkdir()
     (out / name).write_text("mine")
-    assert run(tmp_path) == 2
-    assert f"holds {name}, which no run of dig2dig wrote" in capsys.readouterr().err
+    for option in ("dry_run=true", "dry_run=false"):
+        assert run(tmp_path, option) == 2
+        assert f"holds {name}, which no run of dig2dig wrote" in capsys.readouterr().err
     assert everything(out) == {str(out / name): b"mine"}
     assert run(tmp_path, "overwrite=true") == 0
     assert (out / name).read_bytes() != b"mine" and run(tmp_path) == 0

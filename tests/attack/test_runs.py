@@ -176,3 +176,27 @@ def test_folders_that_are_not_utf8_resume(tmp_path: Path) -> None:
     assert run(folder, *options) == 0 and len(times) == 2
     assert {path.name: path.stat().st_mtime_ns for path in (folder / "out").glob("*.png")} == times
     assert infer.main([str(folder / "out" / "run.yaml"), f"out={folder / 'again'}", "save.weights=false"]) == 0
+
+
+def test_one_call_prints_names_that_are_not_utf8(tmp_path: Path, tiny: Path) -> None:
+    for seed, name in enumerate((b"v\xff.png", b"i\xff.png")):
+        save(tmp_path / "one.png", picture(seed, height=24))
+        try:
+            (tmp_path / "one.png").rename(tmp_path / os.fsdecode(name))
+        except OSError:
+            pytest.skip("the file system takes UTF-8 alone")
+    files = [os.fsdecode(name) for name in (b"v\xff.png", b"i\xff.png")]
+    call = [
+        sys.executable,
+        "-m",
+        "dig2dig",
+        "fuse",
+        "ivf",
+        *files,
+        os.fsdecode(b"out=o\xff.png"),
+        f"prior.path={tiny}",
+        *FAST,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and r"o\udcff.png: " in done.stdout, done.stderr

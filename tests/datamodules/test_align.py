@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules.align import Registration, clearness, enlarging, misregistration, rescale, small, structure
+from datamodules.align import Registration, clearness, misregistration, rescale, resizing, small, structure
 from datamodules.readers.pixels import convert, read_image
 from datamodules.register import LEAST_GAIN, register
 from dig2dig.errors import AlignmentError
@@ -107,7 +107,7 @@ def test_words_say_what_was_done_to_the_source(matrix: np.ndarray, said: str) ->
 
 
 def test_words_of_a_source_of_another_size() -> None:
-    half = enlarging((0.5, 0.5))
+    half = resizing((2, 2), (1, 1))
     assert words(half, (40, 50)).startswith("moved by 0, 0 px, scaled to 200 % (")
     assert words(half @ shift(-6, 4), (40, 50)).startswith("moved by 6, -4 px, scaled to 200 % (")
 
@@ -170,3 +170,12 @@ def test_runs_resize_register_refuse_and_warn(tmp_path: Path, capsys: pytest.Cap
     assert f"{width}x{height}" in (line := capsys.readouterr().err) and f"{width // 2}x{height // 2}" in line
     assert run(tmp_path, "align=resize", f"out={tmp_path / 'resize'}") == 0
     assert f"infrared: resized from {width // 2}x{height // 2}" in rows(tmp_path / "resize")["a"]["note"]
+
+
+def test_a_side_that_cannot_be_warped_is_told(tmp_path: Path) -> None:
+    (tmp_path / "rig.yaml").write_text("size: [8, 8]\nsources: {infrared: {size: [8, 8], box: [0, 0, 8, 8]}}")
+    for seed, side in enumerate(("visible", "infrared")):
+        pixels = np.random.default_rng(seed).integers(0, 255, (8, 32768, 4), np.uint8)
+        save(tmp_path / side / "a.png", pixels | np.array([0, 0, 0, 128], np.uint8) * (pixels[..., :1] > 9))
+    assert run(tmp_path, f"align={tmp_path / 'rig.yaml'}") == 1
+    assert "SHRT_MAX" in rows(tmp_path / "out")["a"]["reason"]

@@ -298,7 +298,7 @@ def test_images_are_listed_by_a_file_and_split_by_stem(tmp_path: Path) -> None:
     for side in ("ir", "vi"):
         for i in range(40):
             write(tmp_path / side / f"{i}.png", 8, 8)
-    (tmp_path / "some.txt").write_text("# held out\nir/3.png\n\nir/5.png\n")
+    (tmp_path / "some.txt").write_text("# held out\nir/3.png\n\nir/5.png\n", encoding="utf-8-sig")  # Notepad's
     assert list_images(str(tmp_path / "some.txt")) == [tmp_path / "ir" / "3.png", tmp_path / "ir" / "5.png"]
     (tmp_path / "lost.txt").write_text("ir/300.png")
     with pytest.raises(FileNotFoundError, match=r"names .*300\.png"):

@@ -1,6 +1,7 @@
 """Names as people have them: layouts of data sets and cameras, and which files pair."""
 
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -368,3 +369,10 @@ def test_a_run_prints_how_it_pairs_and_goes_on_by_the_same_names(tmp_path: Path,
         printed = capsys.readouterr()
         assert told in printed.err and f"2 fused{before}, 0 failed" in printed.out
     assert set(rows(tmp_path / "out")) == {"1", "2"}
+
+
+def test_an_accent_is_one_letter_or_two(tmp_path: Path) -> None:
+    for side, form in (("visible", "NFC"), ("infrared", "NFD")):
+        make(tmp_path / side, [f"{unicodedata.normalize(form, name)}.png" for name in ("b", "é")])
+    pairs = find_pairs({side: str(tmp_path / side) for side in ("visible", "infrared")})
+    assert [(pair.name, pair.missing) for pair in pairs] == [("b", ()), ("é", ())]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from datamodules.align import Registration, drawn, enlarging, resizing
+from datamodules.align import Registration, drawn, resizing
 from datamodules.parallax import disagreement, parallax
 from datamodules.placing import Placing
 from datamodules.register import register
@@ -142,7 +142,7 @@ def registration(matrix: np.ndarray) -> Registration:
 
 
 def test_a_rig_is_the_median_of_its_frames(tmp_path: Path) -> None:
-    half = enlarging((0.5, 0.5))
+    half = resizing((2, 2), (1, 1))
     frames = [registration(half @ shift(dx, 0)) for dx in (2, 2.2, 1.9, 2, 9)]
     mount = calibrate(frames, (80, 100))
     np.testing.assert_allclose(mount.matrix, half @ shift(2, 0), atol=1e-3)
@@ -257,3 +257,23 @@ def test_runs_calibrate_and_use_a_rig(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "no sources in the rig" in capsys.readouterr().err
     assert main(["rig", "ivf", *sources, f"out={tmp_path / 'rig'}"]) == 2
     assert "as out=rig.yaml" in capsys.readouterr().err
+
+
+def test_stripes_across_stripes_are_refused() -> None:
+    """All that they have in common is less than nothing: edges that stand upright on edges that lie."""
+    y, x = np.mgrid[:240, :320] // 20 % 2
+    noise = np.random.default_rng(0).normal(0.3, 0.008, (2, 240, 320))
+    for how in ("ecc", "auto"):
+        with pytest.raises(AlignmentError, match="does not register"):
+            register(*(noise + 0.5 * np.stack([x, y])).astype(np.float32), how)
+
+
+def test_nothing_but_a_rig_is_replaced_by_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for side, image in zip(("visible", "infrared"), thermal(), strict=True):
+        save(tmp_path / side / "a.png", np.round(255 * image).astype(np.uint8))
+    sources = {side: str(tmp_path / side) for side in ("visible", "infrared")}
+    config = tmp_path / "mine.yaml"
+    config.write_text(yaml.safe_dump({"sources": sources, "out": str(config)}))
+    before = config.read_bytes()
+    assert main(["rig", "ivf", str(config)]) == 2 and "no size in the rig" in capsys.readouterr().err
+    assert config.read_bytes() == before

@@ -151,3 +151,8 @@ def test_a_jpeg_that_was_cut_is_found(tmp_path: Path) -> None:
     path.write_bytes(content.getvalue()[: len(content.getvalue()) // 2] + b"\xff\xd9")
     with pytest.raises(ImageError, match="rows are lost"):
         read_picture(path)
+
+
+def test_complex_values_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="holds complex64 values"):
+        read_picture(stored(tmp_path, GREY.astype(np.complex64)))

@@ -278,3 +278,13 @@ def test_masks_move_with_their_images(tmp_path: Path) -> None:
     sample = read(files, transform=crop)
     assert sample.valid is not None and sample.valid.shape == (2, 1, 60, 60)
     assert not sample.valid[1, 0, :, :7].any() and sample.valid[1, 0, :, 10:].all() and sample.valid[0].all()
+
+
+@pytest.mark.parametrize("size", [(480, 640), (4, 300), (1080, 1920)])
+def test_a_border_through_the_middle_is_no_fault(size: tuple[int, int]) -> None:
+    grey = np.random.default_rng(0).uniform(0.3, 1, size).astype(np.float32)
+    for half in (np.s_[: size[0] // 2], np.s_[:, : size[1] // 2]):
+        cut = grey.copy()
+        cut[half] = 0
+        inside = left_border(cut)
+        assert inside is None or not inside[half].any()

@@ -234,6 +234,9 @@ def test_what_contradicts_itself_is_one_line(tmp_path: Path, capsys: pytest.Capt
         ([a, b, "sampler.grid=gain", "sampler.dig.kind=static"], "needs gains"),
         ([a, b, str(tmp_path / "tagged.yaml")], "not a readable YAML file"),
         ([a, b, "out=/proc/nowhere"], "/proc/nowhere"),
+        ([a, b, "save.format=nii", "save.metadata=false"], "which save.metadata=false drops"),
+        ([a, b, "dry_run=true", "validate=true"], "contradict each other"),
+        ([a, "sources.infrared=~/nowhere"], f"{Path.home()}/nowhere"),
     ):
         try:
             code: object = infer.main([str(ROOT / "configs" / "ivf.yaml"), f"out={tmp_path / 'out'}", *arguments])
@@ -328,6 +331,10 @@ def test_options_for_sources_that_no_scene_has_are_refused(tmp_path: Path, capsy
         assert infer.main([config, f"stacks={tmp_path / 'stacks'}", argument, f"out={tmp_path / 'out'}"]) == 2
         printed = capsys.readouterr().err.strip()
         assert printed == f"error: {argument.partition('=')[0]}: no source is called 3; there are 1, 2"
+    for seed, name in enumerate("abc"):
+        save(tmp_path / "stacks" / "three" / f"{name}.png", picture(seed))
+    given = [config, f"stacks={tmp_path / 'stacks'}", "prefer.3=2", f"out={tmp_path / 'out'}", "dry_run=true"]
+    assert [infer.main([*given, f"shard={part}/2"]) for part in (1, 2)] == [0, 0]  # another part has the third
     (tmp_path / "deep" / "scene" / "near").mkdir(parents=True)
     save(tmp_path / "deep" / "scene" / "near" / "a.png", picture(1))
     (pair,) = find_stacks(tmp_path / "deep")

@@ -189,3 +189,19 @@ def test_exif_that_a_jpeg_cannot_hold_is_told_and_left_out() -> None:
 def test_a_picture_too_large_for_its_format_is_told() -> None:
     with pytest.raises(UserError, match=r"a picture of 17000x2 cannot be stored as \.webp"):
         encode(torch.zeros(1, 2, 17000), ".webp", 8)
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "jpeg"])
+def test_a_picture_with_broken_exif_is_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    Image.new("RGB", (32, 24), (9, 99, 199)).save(path, exif=b"Exif\0\0no TIFF")
+    assert read_picture(path).pixels.shape == (24, 32, 3) and not read_picture(path).metadata.exif
+
+
+def test_a_result_has_no_value_of_no_data_of_its_source(tmp_path: Path) -> None:
+    """Its values are others: black, which is data, may be the same number."""
+    tags = [(*GEO[0], True), (42113, "s", 0, "0", True)]
+    tifffile.imwrite(tmp_path / "a.tif", picture(1).astype(np.uint16) * 100 + 900, extratags=tags)
+    read = read_picture(tmp_path / "a.tif")
+    (tmp_path / "b.tif").write_bytes(encode(torch.zeros(1, 32, 32), ".tif", 16, read.metadata))
+    assert read.metadata.geo == GEO[:1] and read_picture(tmp_path / "b.tif").valid is None

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 
 from datamodules.pairing import expand, find_pairs
 from datamodules.pairs import Failure, Reading, pair_digest, read_pair
@@ -242,3 +243,48 @@ def test_open_videos_do_not_block_a_process_that_reads_ahead(tmp_path: Path) -> 
         assert reader.exitcode == 0
     finally:
         reader.kill()
+
+
+def test_each_frame_is_registered_by_itself(tmp_path: Path) -> None:
+    still = cv2.resize(cv2.imread(str(ROOT / "examples/infrared_visible/visible/00537D.png"), 0), (320, 240))
+    frames.write_video(tmp_path / "a.mp4", [still] * 3, 25.0)
+    frames.write_video(tmp_path / "b.mp4", [np.roll(still, 6 * i, 1) for i in range(3)], 25.0)
+    found = []
+    for pair in expand(find_pairs({side: str(tmp_path / f"{side}.mp4") for side in "ab"})):
+        sample = read_pair(pair, Reading(align="phase", memory=str(tmp_path / "align.json")))
+        assert not isinstance(sample, Failure)
+        found.append(sample.note.partition(" px")[0])
+    assert found == ["b: moved by 0, 0", "b: moved by -6, 0", "b: moved by -12, 0"]
+
+
+def test_a_frame_that_is_not_finite_leaves_the_range_of_the_others(tmp_path: Path) -> None:
+    for side, seed in (("a", 0), ("b", 1)):
+        for i in range(3):
+            (tmp_path / side).mkdir(exist_ok=True)
+            degrees = 20 + picture(seed + i, height=32, width=32).astype(np.float32) / 25
+            degrees[5, 5] = np.nan if (side, i) == ("b", 0) else 20
+            tifffile.imwrite(tmp_path / side / f"{i}.tif", degrees)
+    pairs = expand(find_pairs({side: str(tmp_path / side) for side in "ab"}), sequence=True)
+    broken, *samples = [read_pair(pair, Reading()) for pair in pairs]
+    assert isinstance(broken, Failure) and "1 pixels are NaN" in broken.reason
+    assert all(not isinstance(one, Failure) and one.sources[1].std() > 0.1 for one in samples)
+
+
+def test_films_of_a_sequence_stay_films(tmp_path: Path) -> None:
+    for side, seed in (("visible", 1), ("infrared", 2)):
+        film(tmp_path / side / "one.mp4", seed, 2)
+        film(tmp_path / side / "two.mp4", seed + 2, 3)
+    pairs = expand(find_pairs({side: str(tmp_path / side) for side in ("visible", "infrared")}), sequence=True)
+    assert [pair.series for pair in pairs] == ["one"] * 2 + ["two"] * 3
+
+
+def test_a_film_may_have_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    film(tmp_path / "a.mp4", 1)
+    odd = tmp_path / os.fsdecode(b"\xff.mp4")
+    try:
+        odd.write_bytes((tmp_path / "a.mp4").read_bytes())
+    except OSError:
+        pytest.skip("the file system takes UTF-8 alone")
+    assert frames.opened(odd).count == 5
+    film(tmp_path / os.fsdecode(b"\xfe") / "b.mp4", 1)
+    assert frames.opened(tmp_path / os.fsdecode(b"\xfe") / "b.mp4").count == 5

@@ -14,6 +14,7 @@ from PIL import Image
 
 import infer
 from datamodules.readers.pixels import read_image
+from datamodules.readers.video import write_video
 from dig2dig.modules.fuser import Fuser
 from dig2dig.modules.fusion import FusionModule
 from dig2dig.report.__main__ import main as compare
@@ -263,3 +264,14 @@ def test_large_pictures_are_shown_without_metrics_and_small(tmp_path: Path, monk
     monkeypatch.setattr("dig2dig.report.pictures.MEASURED", 70_000)
     card = view_of_files("p", sources, results, tmp_path)
     assert card.facts == ["1200×60", "too large for metrics"] and card.panels[2].scores == {}
+
+
+def test_frames_of_a_film_are_not_compared_with_its_first_frame(tmp_path: Path, tiny: Path) -> None:
+    for side in ("visible", "infrared"):
+        shown = np.random.default_rng(len(side)).integers(0, 255, (3, 48, 64), np.uint8)
+        write_video(tmp_path / f"{side}.mp4", list(shown), 25.0)
+    sources = [f"sources.{side}={tmp_path / side}.mp4" for side in ("visible", "infrared")]
+    for pairs in ("report.pairs=1", "report.pairs=3"):  # the others have no fragment
+        assert infer.main([*FAST, *sources, f"prior.path={tiny}", f"out={tmp_path / 'out'}", pairs]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count('class="card"') == 3 and page.count('class="panel source"') == 2

@@ -23,13 +23,11 @@ def start(config: SpeedConfig, _: Fuser) -> Section:
     """Seconds of commands on one small pair, beside the import of torch alone."""
     with TemporaryDirectory() as folder:
         sides = pairs(Path(folder), 1)
-        one = [str(Path(side) / "0.png") for side in sides]
+        one = [*(str(Path(side) / "0.png") for side in sides), *chosen(config)]
         taken = {
             "import torch": seconds(config.repeats, "-c", "import torch"),
             "dig2dig --help": seconds(config.repeats, "-m", "dig2dig", "--help"),
-            "dig2dig fuse": seconds(
-                config.repeats, "-m", "dig2dig", "fuse", config.task, *one, "out=OUT/fused.png", *chosen(config)
-            ),
+            "dig2dig fuse": seconds(config.repeats, "-m", "dig2dig", "fuse", config.task, *one, "out=OUT/fused.png"),
             "dig2dig infer": seconds(config.repeats, *infer(config, sides)),
         }
     rows = [{"command": name, "seconds": t, "× import torch": t / taken["import torch"]} for name, t in taken.items()]

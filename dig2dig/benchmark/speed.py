@@ -20,10 +20,8 @@ from dig2dig.benchmark.datasets import example_pair, names
 from dig2dig.benchmark.methods import GAIN, SCOPES, Fuser, open_fuser
 from dig2dig.benchmark.sections import Contenders, Section, in_loop, in_turn, naive, peak_memory, ratio, sizes, windows
 from dig2dig.benchmark.tables import markdown
-from dig2dig.config import SamplerConfig
 from dig2dig.errors import UserError
 from dig2dig.fusion import comparators
-from dig2dig.fusion.weight import load_weights
 
 SIDE = 256  # pixels of the pair of all sections but the sizes
 
@@ -93,17 +91,11 @@ def cost(config: SpeedConfig, fuser: Fuser) -> Section:
         for name, taken in seconds.items()
     ]
     text = (
-        f"One pair of {SIDE} px, two sources, {steps_of(ours)} steps, {ours.steps} with weights from gains alone. "
-        f"*Evaluations* are pixels that passed the network, in images. *Prior in the loop*: "
-        f"`sampler.guidance.sigma_n={config.pull}`, so that each step runs the network. "
+        f"One pair of {SIDE} px, two sources. *Evaluations* are pixels that passed the network, in images. *Prior in "
+        f"the loop*: `sampler.guidance.sigma_n={config.pull}`, so that each of {ours.steps} steps runs the network. "
         "The presets use the sources alone: their loop runs no network, and only gains cost evaluations."
     )
     return Section("What a fusion costs", text, rows)
-
-
-def steps_of(setting: SamplerConfig) -> int:
-    """Steps of the loop: learned weights bring their own."""
-    return setting.steps if setting.weights == "gain" else load_weights(setting.weights).settings.steps
 
 
 def forward(fuser: Fuser, count: int = 1) -> Callable[[], Tensor]:
@@ -114,7 +106,7 @@ def forward(fuser: Fuser, count: int = 1) -> Callable[[], Tensor]:
 
 
 def profile(config: SpeedConfig, fuser: Fuser) -> Section:
-    """Time of a step inside the network, and around it."""
+    """Time inside the network, and around it."""
     moments: list[float] = []
 
     def note(*_: object) -> None:
@@ -132,10 +124,8 @@ def profile(config: SpeedConfig, fuser: Fuser) -> Section:
                 whole = fuser(sources, setting).seconds
                 found.append((np.sum(np.diff(moments)[::2]), whole))
             inside, whole = np.median(found[1:], axis=0).tolist()
-            outside = 1000 * (whole - inside)
             row = {"setting": name, "pixels": f"{side} × {side}", "ms in the network": 1000 * inside}
-            row |= {"ms around it": outside, "around it, %": 100 * (1 - inside / whole)}
-            rows.append(row | {"a step, ms": outside / steps_of(setting)})
+            rows.append(row | {"ms around it": 1000 * (whole - inside), "around it, %": 100 * (1 - inside / whole)})
     for handle in handles:
         handle.remove()
     text = "Wall time inside and around network calls: noise, gains from estimates, smoothing, weights, bands, states."

@@ -79,7 +79,7 @@ def normalise(gain: Gains, kind: str) -> Gains:
 class Measured:
     """What the denoiser learns about each source at each time that was measured.
 
-    Maps keep the resolution that they were measured or smoothed at; :class:`Lookup` upsamples them.
+    Maps keep the resolution that they were measured or smoothed at.
     """
 
     times: Times  # decreasing time indices, shape (n,)
@@ -185,31 +185,17 @@ def measure(
     return Measured(times.cpu(), gains, means, costs if cost else None)
 
 
-class Lookup:
-    """Maps of the size of the sources at any time, interpolated linearly in the log of the noise level.
+def at_time(maps: list[Maps], times: Times, t: int, alpha_bar: AlphaBar) -> Maps:
+    """Maps of decreasing times at any time: linear in the log of the noise level, at the finer of two resolutions.
 
-    Beyond what was measured, the nearest time counts. Without a size, maps keep theirs.
+    Beyond their times, the nearest one counts.
     """
-
-    def __init__(self, measured: Measured, t: int, alpha_bar: AlphaBar, size: Sequence[int] | None = None) -> None:
-        fineness = -noise_level(alpha_bar).log()
-        known, wanted = fineness[measured.times], fineness[t]
-        last = len(known) - 1
-        self.right = int(torch.searchsorted(known, wanted).clamp(min(1, last), last))
-        left = known[max(self.right - 1, 0)]
-        self.share = float(((wanted - left) / (known[self.right] - left).clamp(min=1e-12)).clamp(0, 1))
-        self.size = size
-
-    def __call__(self, maps: list[Maps]) -> Maps:
-        """The maps at this time."""
-        one = _between(maps, self.right, self.share)
-        return resample(one, *self.size) if self.size else one
-
-
-def _between(maps: list[Maps], right: int, share: float) -> Tensor:
-    """Between one map and the next, at the finer of their resolutions."""
-    left, high = maps[max(right - 1, 0)], maps[right]
+    fineness, last = -noise_level(alpha_bar).log(), len(times) - 1
+    known, wanted = fineness[times], fineness[t]
+    right = int(torch.searchsorted(known, wanted).clamp(min(1, last), last))
+    left = max(right - 1, 0)
+    share = float(((wanted - known[left]) / (known[right] - known[left]).clamp(min=1e-12)).clamp(0, 1))
     if share in (0, 1):
-        return high if share else left
-    height, width = max(left.shape[-2:], high.shape[-2:])
-    return resample(left, height, width).lerp(resample(high, height, width), share)
+        return maps[right if share else left]
+    size = max(maps[left].shape[-2:], maps[right].shape[-2:])
+    return resample(maps[left], *size).lerp(resample(maps[right], *size), share)

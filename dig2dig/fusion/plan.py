@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from dig2dig.config import SamplerConfig
-from dig2dig.fusion.gain import Lookup, Measured, measure
+from dig2dig.fusion.gain import Measured, at_time, measure
 from dig2dig.fusion.guidance import Step
 from dig2dig.fusion.noise import NoiseLevels
-from dig2dig.fusion.resample import resize
+from dig2dig.fusion.resample import resample, resize
 from dig2dig.fusion.weight import WeightNetwork, fusion_weight, masked, preferred, scale_space, scaled, scoped, shares
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import AlphaBar, Times, gain_grid, noise_level, time_grid, time_of_noise_level
@@ -35,16 +35,15 @@ class Plan:
     times: Times  # time index of each step
     schedule: AlphaBar  # the prior's schedule
 
+    def at(self, maps: list[Maps], t: int) -> Maps:
+        """Maps of the measured times at any time."""
+        return at_time(maps, self.measured.times, t, self.schedule)
+
     def step(self, i: int, x_t: State | None, sources: Sources) -> Step:
         """What a guidance may use in step i."""
         size, estimates = sources.shape[-2:], self.measured.estimates
         t, *following = self.times[i : i + 2].tolist()
-        now = Lookup(self.measured, t, self.schedule)
-        estimate, estimate_next = None, None
-        if estimates is not None:
-            estimate, estimate_next = Lookup(self.measured, t, self.schedule, size)(estimates), sources
-            if following:
-                estimate_next = Lookup(self.measured, following[0], self.schedule, size)(estimates)
+        shown = [resample(self.at(estimates, one), *size) for one in (t, *following)] if estimates else [None]
         sigmas = [*noise_level(self.schedule)[[t, *following]].tolist(), 0.0]
         return Step(
             t=t,
@@ -52,11 +51,11 @@ class Plan:
             sigma_next=sigmas[1],
             x_t=x_t,
             sources=sources,
-            weights=now(self.weights),
-            estimate=estimate,
-            estimate_next=estimate_next,
+            weights=self.at(self.weights, t),
+            estimate=shown[0],
+            estimate_next=(*shown, sources)[1] if estimates else None,
             base=self.base,
-            factor=None if self.factors is None else now(self.factors)[:, 0],
+            factor=None if self.factors is None else self.at(self.factors, t)[:, 0],
             space=None if self.space is None else self.space[i : i + 2],
         )
 
@@ -85,14 +84,13 @@ def gains(
     found = measure(sources, noises, asked, denoiser, dig, reconstructions, config.grid == "gain", widest)
     if network is None:
         return planned(found, skipped, denoiser.alpha_bar, config, valid, noise)
-    times = asked[skipped:]
-    sigmas = noise_level(denoiser.alpha_bar)[times].tolist()
+    sigmas = noise_level(denoiser.alpha_bar)[asked[skipped:]].tolist()
     space = scale_space(sources, sigmas, config.guidance.scale)
     with denoiser.autocast(sources.device):
         base, *levels = network(space, found.gains, sigmas)
     weights = said([level.weight for level in levels], config, valid)
     base, factors = masked(preferred(base.weight, config.prefer), valid), [level.factor[:, None] for level in levels]
-    return Plan(config, found.after(skipped), weights, base, factors, space, times, denoiser.alpha_bar)
+    return Plan(config, found.after(skipped), weights, base, factors, space, asked[skipped:], denoiser.alpha_bar)
 
 
 def said(weights: list[Maps], config: SamplerConfig, valid: Tensor | None) -> list[Maps]:
@@ -201,7 +199,7 @@ class Snapshot:
 
 def snapshot(plan: Plan, i: int, step: Step, x0_hat: Image | None, guided: Image) -> Snapshot:
     """Step i for an observer, still padded."""
-    gain = Lookup(plan.measured, step.t, plan.schedule, step.weight.shape[-2:])(plan.measured.gains)
+    gain = resample(plan.at(plan.measured.gains, step.t), *step.weight.shape[-2:])
     images = [None if x is None else ((x.detach() + 1) / 2).clamp(0, 1) for x in (x0_hat, guided)]
     assert images[1] is not None
     return Snapshot(i, len(plan.times), step.t, step.sigma, images[0], images[1], gain, step.weight)

@@ -10,7 +10,7 @@ from torch import Tensor
 from dig2dig.cli import release_freed_memory
 from dig2dig.config import SamplerConfig
 from dig2dig.fusion.bands import BandSum, blurred, surroundings, within
-from dig2dig.fusion.gain import Lookup, Measured, measure, normalise
+from dig2dig.fusion.gain import Measured, measure, normalise
 from dig2dig.fusion.guidance import TONES
 from dig2dig.fusion.plan import Plan, gain_times, planned
 from dig2dig.fusion.resample import resample
@@ -57,8 +57,8 @@ def composed(load: Load, count: int, plan: Plan) -> Image:
     """The weighted bands of all sources, added source by source; see ``guidance.bands`` for the equation."""
     config, scale = plan.config, plan.config.guidance.scale
     sigmas = [*noise_level(plan.schedule)[plan.times].tolist(), 0.0]
-    now = [Lookup(plan.measured, t, plan.schedule) for t in plan.times.tolist()]
-    sums = [BandSum(config.guidance.energy) for _ in now]
+    times = plan.times.tolist()
+    sums = [BandSum(config.guidance.energy) for _ in times]
 
     def added(k: int) -> Tensor:
         """What source k gives to the base; its bands are added to the sums."""
@@ -66,7 +66,7 @@ def composed(load: Load, count: int, plan: Plan) -> Image:
         base = seen = blurred(source, sigmas[0], scale)
         for i, total in enumerate(sums):
             sharper = blurred(source, sigmas[i + 1], scale)
-            total.add(sharper, seen, now[i]([maps[:, k : k + 1] for maps in plan.weights]))
+            total.add(sharper, seen, plan.at([maps[:, k : k + 1] for maps in plan.weights], times[i]))
             seen = sharper
         share = 1 / count if plan.base is None else resample(plan.base[:, k : k + 1], *base.shape[-2:])
         return (share * base)[:, 0]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dig2dig.config import DigConfig
-from dig2dig.fusion.gain import Lookup, Measured, information_gain, measure, pixel_loss, reconstruct
+from dig2dig.fusion.gain import at_time, information_gain, measure, pixel_loss, reconstruct
 from dig2dig.fusion.resample import coarseness, downsample, resample, smooth
 from dig2dig.fusion.weight import fusion_weight
 from dig2dig.priors.denoiser import Denoiser
@@ -74,7 +74,7 @@ def test_weights_from_small_images_are_near_those_of_whole_ones(bundled: Denoise
         for reduce in (0.0, DigConfig().reduce):
             measured = measure(sources, [noise], times, bundled, DigConfig(reduce=reduce), estimates=False)
             maps = [fusion_weight(gain, DigConfig().temperature) for gain in measured.gains]
-            weights = [Lookup(measured, int(t), bundled.alpha_bar, (128, 128))(maps) for t in times]
+            weights = [resample(at_time(maps, measured.times, int(t), bundled.alpha_bar), 128, 128) for t in times]
             found.append(torch.stack(weights)[:, 0, 0].flatten())
             cost.append(sum(seen))
             seen.clear()
@@ -103,19 +103,18 @@ def test_lookup_gives_what_was_measured_and_is_linear_between(gaussian: Gaussian
     """Whatever the resolution of the maps; beyond the ends the nearest counts."""
     times = torch.tensor([900, 400, 100])
     maps = [torch.rand(2, 2, 1, side, side) for side in (1, 4, 8)]
-    measured = Measured(times, maps)
 
-    def at_time(t: int) -> torch.Tensor:
-        return Lookup(measured, t, signal, (8, 8))(maps)
+    def found(t: int) -> torch.Tensor:
+        return resample(at_time(maps, times, t, signal), 8, 8)
 
     for i, t in enumerate(times.tolist()):
-        torch.testing.assert_close(at_time(t), resample(maps[i], 8, 8))
-    torch.testing.assert_close(at_time(999), resample(maps[0], 8, 8))
-    torch.testing.assert_close(at_time(10), maps[2])
+        torch.testing.assert_close(found(t), resample(maps[i], 8, 8))
+    torch.testing.assert_close(found(999), resample(maps[0], 8, 8))
+    torch.testing.assert_close(found(10), maps[2])
     level = noise_level(signal).log()
     share = float((level[900] - level[600]) / (level[900] - level[400]))
     expected = resample(maps[0], 8, 8).lerp(resample(maps[1], 8, 8), share)
-    torch.testing.assert_close(at_time(600), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found(600), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_early_gains_are_smoothed_more(gaussian: GaussianDenoiser) -> None:

@@ -84,6 +84,6 @@ def orientation_of(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 where the tag is broken."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError):
+    except Exception:  # a broken header raises what it likes
         return 1
     return found if found in range(1, 9) else 1

@@ -240,7 +240,7 @@ def _checked(pair: Pair, place: str) -> Pair:
 
 
 def expand(pairs: Sequence[Pair], sequence: bool = False, reference: str = "") -> list[Pair]:
-    """Videos and volumes become a series of pairs, ``NAME_000000`` and so on; with ``sequence`` all pairs are one.
+    """Videos and volumes become a series of pairs, ``NAME_000000`` and so on; with ``sequence`` the others are one.
 
     Volumes that tell where they lie have the slices of the reference.
     """
@@ -262,7 +262,10 @@ def expand(pairs: Sequence[Pair], sequence: bool = False, reference: str = "") -
             count = lengths.pop() or 0
             some = [replace(pair, name=f"{pair.name}_{i:06d}", frame=i) for i in range(count)]
             frames += as_series(some, pair.name, own_slices(pair, count))
-    return _apart(as_series(frames, "sequence") if sequence and all(one.frame is None for one in frames) else frames)
+    if sequence and (stills := [one for one in frames if one.frame is None]):
+        series = iter(as_series(stills, "sequence"))
+        frames = [next(series) if one.frame is None else one for one in frames]
+    return _apart(frames)
 
 
 def _apart(pairs: list[Pair]) -> list[Pair]:

@@ -144,4 +144,4 @@ def keep(path: str, key: str, found: Registration) -> None:
         known = {}
     row = {"matrix": found.matrix.tolist(), "score": found.score, "motion": found.motion, "parallax": found.parallax}
     with suppress(OSError):
-        write_atomically(Path(path), json.dumps(known | {key: row}, indent=0).encode())
+        write_atomically(Path(path), json.dumps(known | {key: row}).encode())

@@ -22,8 +22,9 @@ def of_sources(method: Method) -> Denoise:
     """Applies a method to each noisy source (1, k, c, h, w)."""
 
     def run(sources: Tensor, level: Tensor) -> Tensor:
-        pairs = zip(sources[0], level[0].tolist(), strict=True)
-        return torch.stack([method(one[None], sigma)[0] if sigma else one for one, sigma in pairs])[None]
+        pairs = zip(sources[0].cpu(), level[0].tolist(), strict=True)
+        clean = [method(one[None], sigma)[0] if sigma else one for one, sigma in pairs]
+        return torch.stack(clean)[None].to(sources)
 
     return run
 

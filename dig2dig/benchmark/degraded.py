@@ -111,8 +111,8 @@ def score(
     fused = fuser(noisy, lambda sources: run_method(sources, level.to(fuser.device)))
     image = fused.image.clamp(0, 1)
     if method not in clean:
-        told = method if method in config.variants else method.replace("-auto", "-noise")
-        _, plain = make(told, case.task, config, fuser)
+        known = method if method in config.variants else method.replace("-auto", "-noise")
+        _, plain = make(known, case.task, config, fuser)
         no_noise = torch.zeros_like(level).to(fuser.device)
         clean[method] = fuser(sample.sources[None], lambda sources: plain(sources, no_noise)).image.clamp(0, 1)
     picture = Path(config.out) / "pictures" / case.dataset / f"{case.pair.name}_{sigma}_{method}.png"
@@ -168,8 +168,7 @@ def non_local_means(sources: Sources, level: NoiseLevels) -> Sources:
     return torch.from_numpy(np.stack(cleaned)).to(sources).view(sources.shape)
 
 
-DENOISERS: dict[str, Denoise] = {"nlm": non_local_means}
-"""What may come before a method, as in ``nlm+laplacian``; ``prior`` too. A source of level 0 stays as it is."""
+DENOISERS: dict[str, Denoise] = {"nlm": non_local_means}  # what may come before a method, as in nlm+laplacian
 
 
 def tables(rows: list[Row], config: DegradedConfig) -> str:

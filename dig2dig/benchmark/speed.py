@@ -174,9 +174,6 @@ def adm(config: SpeedConfig, fuser: Fuser) -> Section:
         {"setting": name, "seconds": float(np.median(taken)), "× bare network": ratio(taken, bare)}
         for name, taken in seconds.items()
     ]
-    text = (
-        f"ADM's architecture, {parameters:,} random weights, a pair of {SIDE} px; precision {denoiser.precision}, "
-        f"offload {str(config.prior.offload).lower()}. Peak memory of all sections so far, on a GPU of tensors there: "
-        f"{peak_memory(fuser.device):.2f} GiB."
-    )
+    text = f"ADM's architecture, {parameters:,} random weights, a pair of {SIDE} px; precision {denoiser.precision}, "
+    text += f"offload {config.prior.offload}. Peak memory of all sections so far: {peak_memory(fuser.device):.2f} GiB."
     return Section("A big prior", text, rows)

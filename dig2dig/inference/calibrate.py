@@ -26,7 +26,9 @@ def write_calibration(config: InferConfig) -> int:
         raise UserError(f"out={path}: give a file for the rig, as out=rig.yaml")
     if is_file(path):
         read_rig(path)  # nothing but a rig is replaced
-    pairs = [pair for pair in scenes(config, note) if not (pair.problem or pair.missing) and len(pair.files) > 1]
+    first = config.reference or next(iter(config.sources), "")  # a frame without it would have another reference
+    found_pairs = [pair for pair in scenes(config, note) if not pair.problem and len(pair.files) > 1]
+    pairs = [pair for pair in found_pairs if not pair.missing or first in pair.files]
     refuse_inputs(config.out, [path], [file for pair in pairs for file in pair.files.values()])
     chosen = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, min(MOST, len(pairs))).astype(int))]
     found: dict[str, list[Registration]] = {}

@@ -97,7 +97,8 @@ def fuse_pairs(run: Run, report: Report, command: Sequence[str]) -> int:
     close(trainer.loggers)
     if not trainer.is_global_zero:
         return 0
-    sort_log(run.out / "log" / "metrics.csv")
+    if (log := run.out / "log" / "metrics.csv").is_file():
+        sort_log(log)
     join_series(run.out, run.pairs, writer.rows, config.reference)
     report.conclude(writer.rows, command)
     settle(run.out)

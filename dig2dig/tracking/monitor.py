@@ -66,8 +66,6 @@ def shown(outputs: Any) -> list[Result]:
 
 def sort_log(path: Path) -> None:
     """Puts the rows of ``metrics.csv`` into the order of their steps; of repeated ones, as after a kill, the last."""
-    if not path.is_file():
-        return
     with path.open(newline="") as file:
         table = csv.DictReader(file)
         rows = {int(row["step"]): row for row in table}

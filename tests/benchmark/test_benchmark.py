@@ -97,12 +97,14 @@ def test_a_stretch_moves_the_mean_but_not_what_is_stretched_already(data: Path, 
 
 
 def test_degraded_end_to_end(data: Path, tmp_path: Path) -> None:
-    chosen = "methods=dig2dig-noise, mean, nlm+laplacian, prior+dig2dig"
+    chosen = "methods=dig2dig-noise, mean, nlm+laplacian, prior+laplacian, prior+dig2dig"
     arguments = ["degraded", f"data={data}", f"out={tmp_path}", chosen, "datasets=ivf", "crop=48", "sigmas=25,50"]
     assert main(arguments) == 0
     rows = {(row["method"], row["name"], row["sigma"]): row for row in table(tmp_path / "results.csv")}
-    assert len(rows) == 4 * 2 * 2
+    assert len(rows) == 5 * 2 * 2
     for name in ("a", "b"):
+        told, before = (float(rows[method, name, "25"]["PSNR"]) for method in ("dig2dig-noise", "prior+dig2dig"))
+        assert before == pytest.approx(told, abs=0.5)
         clean, blind = (float(rows[method, name, "50"]["SSIM"]) for method in ("dig2dig-noise", "mean"))
         assert clean > blind
         noise = 20 * math.log10(255 / (25 / 2**0.5))  # of the mean of two sources; clipping takes some away

@@ -14,7 +14,7 @@ import infer
 from datamodules.metadata import Metadata
 from datamodules.pairing import Pair
 from datamodules.pairs import Failure, Reading, read_pair
-from datamodules.readers.pixels import read_picture
+from datamodules.readers.pixels import image_size, read_picture
 from dig2dig.api import fuse_files
 from dig2dig.errors import UserError
 from dig2dig.inference.encode import encode, lost
@@ -192,10 +192,12 @@ def test_a_picture_too_large_for_its_format_is_told() -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "webp", "jpeg"])
-def test_a_picture_with_broken_exif_is_read(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("exif", [b"no TIFF", b"II*\0", b"II+\0\x08\0\0\0"])
+def test_a_picture_with_broken_exif_is_read(tmp_path: Path, kind: str, exif: bytes) -> None:
     path = tmp_path / f"a.{kind}"
-    Image.new("RGB", (32, 24), (9, 99, 199)).save(path, exif=b"Exif\0\0no TIFF")
+    Image.new("RGB", (32, 24), (9, 99, 199)).save(path, exif=b"Exif\0\0" + exif)
     assert read_picture(path).pixels.shape == (24, 32, 3) and not read_picture(path).metadata.exif
+    assert image_size(path) == (24, 32)
 
 
 def test_a_result_has_no_value_of_no_data_of_its_source(tmp_path: Path) -> None:

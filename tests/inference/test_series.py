@@ -274,8 +274,12 @@ def test_films_of_a_sequence_stay_films(tmp_path: Path) -> None:
     for side, seed in (("visible", 1), ("infrared", 2)):
         film(tmp_path / side / "one.mp4", seed, 2)
         film(tmp_path / side / "two.mp4", seed + 2, 3)
+        for i in range(2):
+            cv2.imwrite(str(tmp_path / side / f"still{i}.png"), picture(seed + i))
     pairs = expand(find_pairs({side: str(tmp_path / side) for side in ("visible", "infrared")}), sequence=True)
-    assert [pair.series for pair in pairs] == ["one"] * 2 + ["two"] * 3
+    found = {pair.name: pair.series for pair in pairs}
+    assert sorted(found.values()) == ["one"] * 2 + ["sequence"] * 2 + ["two"] * 3
+    assert found["still0"] == found["still1"] == "sequence"
 
 
 def test_a_film_may_have_a_name_that_is_not_utf8(tmp_path: Path) -> None:

@@ -153,7 +153,6 @@ def test_inference_shows_chosen_pairs_with_their_scores(steps_shown, tmp_path: P
 def test_a_log_is_in_order_and_of_repeated_steps_the_last_counts(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("a,step\n1,5\n2,0\n3,5\n")
     sort_log(tmp_path / "metrics.csv")
-    sort_log(tmp_path / "none.csv")
     assert (tmp_path / "metrics.csv").read_text() == "a,step\n2,0\n3,5\n"
 
 

@@ -98,8 +98,7 @@ def _measured(rows: Rows, case: Case, warp: int, name: str, seed: int) -> Row:
     except AlignmentError as error:
         row = {"refused": str(error)}
     row |= {"side": str(max(moved.fixed.shape)), "seconds": f"{time.process_time() - started:.2f}"}
-    row |= {"key": _key(case, seed)}
-    row = rows.put(case.dataset, case.pair.name, name, row=row)
+    row = rows.put(case.dataset, case.pair.name, name, row=row | {"key": _key(case, seed)})
     rows.save()
     return row
 

@@ -74,9 +74,7 @@ def guided_filter(image: Tensor, guide: Tensor, radius: int, epsilon: float) -> 
 
 def downsample(images: Tensor, factor: int) -> Tensor:
     """Area means of images (..., c, h, w) on a grid ``factor`` times coarser, its size rounded up."""
-    if factor == 1:
-        return images
-    return resample(images, *(math.ceil(side / factor) for side in images.shape[-2:]))
+    return images if factor == 1 else resample(images, *(math.ceil(side / factor) for side in images.shape[-2:]))
 
 
 def grouped(count: int, size: torch.Size) -> list[slice]:

@@ -30,12 +30,7 @@ Watch = Callable[[int, Step, Image | None, Image], None]
 
 
 def ddim_step(
-    x0: State,
-    eps: State,
-    sigma: float,
-    sigma_next: float,
-    eta: float = 0.0,
-    fresh: State | None = None,
+    x0: State, eps: State, sigma: float, sigma_next: float, eta: float = 0.0, fresh: State | None = None
 ) -> State:
     r"""From the state at t to the state at the next time s.
 
@@ -143,8 +138,7 @@ def check_sources(sources: object, channels: int, noisy: bool = False) -> None:
     """Raises a ValueError if a prior of so many channels cannot fuse the sources; noisy ones may leave [0, 1]."""
     shape = "sources must be a floating-point tensor of shape (batch, k, channels, height, width) in [0, 1]"
     if not isinstance(sources, Tensor) or not sources.is_floating_point():
-        kind = sources.dtype if isinstance(sources, Tensor) else type(sources).__name__
-        raise ValueError(f"{shape}, not {kind}")
+        raise ValueError(f"{shape}, not {sources.dtype if isinstance(sources, Tensor) else type(sources).__name__}")
     if sources.ndim != 5 or 0 in sources.shape:
         raise ValueError(f"{shape}, not {tuple(sources.shape)}")
     if sources.shape[1] < 2:

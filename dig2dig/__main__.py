@@ -86,7 +86,7 @@ def fuse(arguments: list[str]) -> int:
     if any(file.is_dir() for file in files):
         named = (f"sources.{name}={file}" for name, file in named_sources(task, files).items())
         return infer([task, *named, *options], command=("dig2dig", "infer"))
-    target = Path(out or f"fused{suffix_of('reference', files[0].suffix.lower())}")
+    target = Path(out or f"fused{suffix_of('reference', files[0].suffix.lower())}").expanduser()
     check_picture_file(target)
     if target.resolve() in [file.resolve() for file in files] or (not out and target.exists()):
         raise UserError(f"{target} exists: give another file, as out=result.png")

@@ -22,7 +22,7 @@ from dig2dig.options import read_yaml
 T = TypeVar("T")
 
 SHORT = {"research", "tone"}  # options of the sampler that may stand at the top
-HUB_ID = re.compile(r"(?!bundled/)[\w.-]+/[\w.-]+(@[\w.-]+)?")
+HUB_ID = re.compile(r"(?!bundled/|\.)[\w.-]+/[\w.-]+(@[\w.-]+)?")
 RECORD = "record"  # top-level key of a run.yaml that holds facts, not options; load ignores it
 
 
@@ -184,8 +184,8 @@ def _override(schema: type, argument: str) -> Any:
     key, _, value = argument.partition("=")
     texts = {name for name, kind, *_ in _options(schema) if kind in (str, str | None, dict[str, str])}
     if {key, key.rpartition(".")[0]} & texts and value not in ("null", "{}"):  # a path like 2024_01 is no number
-        layer, home = OmegaConf.create(), value.startswith("~/")  # which no shell expands behind sources.NAME=
-        OmegaConf.update(layer, key, _literal(str(Path(value).expanduser()) if home else value))
+        layer = OmegaConf.create()
+        OmegaConf.update(layer, key, _literal(_home(value)))
         return layer
     try:
         return OmegaConf.from_dotlist([_literal(argument)])
@@ -203,7 +203,14 @@ def _file(path: str) -> Any:
     found = Path(path) if is_file(Path(path)) else preset_file(path)
     if found is None:
         raise UserError(f"no config file '{path}': arguments are YAML files or key=value")
-    return read_yaml(found)
+    return _home(read_yaml(found))
+
+
+def _home(values: Any) -> Any:
+    """Values in which ``~/``, that no shell expands in a file or behind ``sources.NAME=``, is the home folder."""
+    if isinstance(values, dict):
+        return {name: _home(value) for name, value in values.items()}
+    return str(Path(values).expanduser()) if isinstance(values, str) and values.startswith("~/") else values
 
 
 def _unknown(schema: type, layer: Any, key: str) -> str:

@@ -71,10 +71,10 @@ LARGEST = 2**63 - 1
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without dates, without names that stand twice, and without aliases, which let a small file grow."""
+    """YAML without dates, numbers like 2024_01, names that stand twice, and aliases, which let a small file grow."""
 
     yaml_implicit_resolvers: ClassVar = {
-        first: [one for one in ways if not one[0].endswith(":timestamp")]
+        first: [one for one in ways if not one[0].endswith((":timestamp", ":int"))]
         for first, ways in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -88,6 +88,9 @@ class _Loader(yaml.SafeLoader):
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise yaml.YAMLError(f"{twice} stands there twice")
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"-?(0|[1-9]\d*)$"), list("-0123456789"))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -104,6 +107,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def check_plain(name: str, value: object) -> None:
     """Refuses numbers that no computation survives, and text that no file system takes."""
     if isinstance(value, (list, dict)):
+        for key, one in value.items() if isinstance(value, dict) else ():
+            require(not isinstance(one, (list, dict)), f"{name}.{key} must be one value, not {one}")
         for one in (*value, *value.values()) if isinstance(value, dict) else value:
             check_plain(name, one)
     elif isinstance(value, (int, float)):

@@ -7,9 +7,10 @@ import pytest
 
 from dig2dig.benchmark.config import QualityConfig
 from dig2dig.benchmark.methods import sampler_of
-from dig2dig.cli import from_yaml, help_text, load, to_yaml
+from dig2dig.cli import from_yaml, help_text, is_hub_id, load, load_strictly, to_yaml
 from dig2dig.config import DigConfig, GuidanceConfig, InferConfig, PriorConfig, ResearchConfig, SamplerConfig
 from dig2dig.config_train import TrainConfig
+from dig2dig.errors import UserError
 from dig2dig.metrics.objectives import TERMS
 
 ROOT = Path(__file__).parents[1]
@@ -205,3 +206,26 @@ def test_noise_is_of_a_source_and_a_number_or_auto(argument: str, line: str, cap
 def test_a_training_fuses_with_the_bundled_weights_of_its_task() -> None:
     config = load(TrainConfig, ["data.root=DIR", "fusion.task=mif", "fusion.sampler.weights=bundled"])
     assert config.fusion.sampler.weights == "bundled/ivf"
+
+
+def test_home_in_a_file_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("out: ~/o\nsources: {visible: ~/v, infrared: i}")
+    config = load_strictly(InferConfig, [str(tmp_path / "c.yaml")])
+    assert (config.out, config.sources["visible"]) == (f"{tmp_path}/o", f"{tmp_path}/v")
+
+
+@pytest.mark.parametrize("text", ["2024_01", "007", "12:30:00"])
+def test_a_path_in_a_file_is_no_number(text: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"out: {text}\nseed: 12\nsources: {{a: 1, b: -2}}")
+    config = load_strictly(InferConfig, [str(tmp_path / "c.yaml")])
+    assert config.out == text and config.seed == 12 and config.sources == {"a": "1", "b": "-2"}
+
+
+def test_a_group_in_the_place_of_a_value_is_one_line() -> None:
+    with pytest.raises(UserError, match="sources.my must be one value"):
+        load_strictly(InferConfig, [*SOURCES, "sources.my.cam=v"])
+
+
+def test_a_path_that_begins_with_a_dot_is_no_hub_id() -> None:
+    assert not is_hub_id("./nope") and not is_hub_id("../nope") and is_hub_id("owner/name")

@@ -96,9 +96,7 @@ def measure_size(config: SpeedConfig, area: float, channels: int) -> tuple[float
 
 def peak_memory(device: torch.device) -> float:
     """GiB at the peak so far: of the process, or of its tensors on a GPU; NaN where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return of_process("VmHWM")
+    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else of_process("VmHWM")
 
 
 def of_process(what: str) -> float:

@@ -65,9 +65,7 @@ class Step:
 
     def start(self, images: Sources) -> Image:
         """The weighted sum of what the sources show before the first step."""
-        if self.base is None:
-            return images.mean(1)
-        return (resample(self.base, *images.shape[-2:]) * images).sum(1)
+        return images.mean(1) if self.base is None else (resample(self.base, *images.shape[-2:]) * images).sum(1)
 
 
 Guidance = Callable[[Tensor, Step, Any], tuple[Tensor, Any]]

@@ -46,8 +46,8 @@ def measure(files: Sequence[Path], config: MetricsConfig) -> None:
             raise UserError(f"{file}: {note or 'some pixels hold no data'}; metrics are of whole pictures")
         check_finite(picture.pixels, None, str(file))
         pixels.append(picture.pixels)
-    if pixels[0].dtype.kind == "f" and pixels[0].max() > 1:
-        raise UserError(f"{files[0]}: floating point beyond 1; a fused picture has values in [0, 1], or whole numbers")
+    if pixels[0].dtype.kind == "f" and not 0 <= pixels[0].min() <= pixels[0].max() <= 1:
+        raise UserError(f"{files[0]}: values outside of [0, 1]; a fused picture has values in [0, 1], or whole numbers")
     for file, image in zip(files[1:], pixels[1:], strict=True):
         (h, w), (height, width) = image.shape[:2], pixels[0].shape[:2]
         if (h, w) != (height, width):
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     files = [Path(argument) for argument in argv if argument not in options]
     if argv == ["table"]:
         print("\n".join(row(metric) for metric in METRICS.values()))
-    elif len(files) < 3:
+    elif len(files) < 3 or {"--help", "-h"} & set(argv):
         return usage(__doc__ or "", argv)
     else:
         measure(files, load_strictly(MetricsConfig, options))

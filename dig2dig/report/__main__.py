@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
         return usage(__doc__ or "", argv)
     given = dict(argument.split("=", 1) for argument in argv if argument.startswith(("out=", "pairs=")))
     folders = [argument for argument in argv if not argument.startswith(("out=", "pairs="))]
-    path, pairs = Path(given.get("out", "comparison.html")), given.get("pairs", "20")
+    path, pairs = Path(given.get("out", "comparison.html")).expanduser(), given.get("pairs", "20")
     if len(folders) < 2:
         raise UserError("give at least two folders that infer.py wrote")
     if not pairs.isdecimal() or int(pairs) < 1:

@@ -62,7 +62,7 @@ def test_mistakes_are_told_in_one_line(files: list[str], tmp_path: Path, capsys:
     for arguments, line in (
         ([*files, holed], "10.0 % of the pixels hold -9999, taken for no data; metrics are of whole pictures"),
         ([*files, broken], "200 pixels are NaN"),
-        ([bright, *files[1:]], "floating point beyond 1"),
+        ([bright, *files[1:]], "values outside of [0, 1]"),
         ([*files, other], f"{other} has 30×20 pixels, {files[0]} has 50×40"),
         ([*files[:2], str(tmp_path / "lost.png")], "lost.png"),
         ([*files, "convention=mine"], "convention"),

@@ -223,7 +223,7 @@ def test_a_path_in_a_file_is_no_number(text: str, tmp_path: Path) -> None:
 
 
 def test_a_group_in_the_place_of_a_value_is_one_line() -> None:
-    with pytest.raises(UserError, match="sources.my must be one value"):
+    with pytest.raises(UserError, match=r"sources\.my must be one value"):
         load_strictly(InferConfig, [*SOURCES, "sources.my.cam=v"])
 
 

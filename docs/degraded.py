@@ -9,7 +9,6 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,17 +41,8 @@ def of_colour(method: Method) -> Method:
     return run
 
 
-def grey_too(noisy: Tensor, sigma: float) -> Tensor:
-    """BM3D of colour or grey images."""
-    if noisy.shape[1] == 3:
-        return bm3d()(noisy, sigma)
-    import bm3d as package  # pyright: ignore[reportMissingImports]
-
-    return torch.from_numpy(np.asarray(package.bm3d(noisy[0, 0].double().numpy(), sigma)))[None, None].float()
-
-
 if __name__ == "__main__":
     DENOISERS["ffdnet"] = of_sources(of_colour(ffdnet(Path(sys.argv[1]))))
     if find_spec("bm3d"):
-        DENOISERS["bm3d"] = of_sources(grey_too)
+        DENOISERS["bm3d"] = of_sources(bm3d())
     raise SystemExit(main(["degraded", *sys.argv[2:]]))

@@ -31,12 +31,14 @@ Method = Callable[[Tensor, float], Tensor]  # a noisy image (1, 3, h, w), about 
 
 
 def bm3d() -> Method:
-    """Block matching of colour images; ImportError without the package."""
+    """Block matching of colour or grey images; ImportError without the package."""
+    from bm3d import bm3d as grey  # pyright: ignore[reportMissingImports]
     from bm3d import bm3d_rgb  # pyright: ignore[reportMissingImports]
 
     def run(noisy: Tensor, sigma: float) -> Tensor:
-        found = bm3d_rgb(noisy[0].permute(1, 2, 0).double().numpy(), sigma)
-        return torch.from_numpy(np.asarray(found)).permute(2, 0, 1)[None].float()
+        pixels = noisy[0].permute(1, 2, 0).double().numpy()
+        found = bm3d_rgb(pixels, sigma) if noisy.shape[1] == 3 else grey(pixels[..., 0], sigma)
+        return torch.from_numpy(np.atleast_3d(found)).permute(2, 0, 1)[None].float()
 
     return run
 

@@ -83,7 +83,9 @@ def test_one_loaded_network_serves_two_devices(moves: type[Moves]) -> None:
     settings, sources = SamplerConfig(weights="bundled/ivf"), random_sources(0, 1, 2, 1, SIDE, SIDE)
     module = FusionModule(FusionConfig(sampler=settings), prior()).to(AWAY)
     fuse(sources, prior(), settings)
-    assert next(iter(module.predict_step([Sample("a", ("visible", "infrared"), sources[0], None)]))).fused is not None
+    (result,) = module.predict_step([Sample("a", ("visible", "infrared"), sources[0], None)])
+    assert result.fused is not None
+    torch.testing.assert_close(result.fused.cpu(), fuse(sources, prior(), settings, result.seed)[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("window", [0, 32])

@@ -86,11 +86,12 @@ class Measured:
     gains: list[Maps]  # normalised gain of each source to the next time, n maps (b, k, 1, h / f, w / f)
     estimates: list[Maps] | None = None  # reconstructions of the noised sources, (b, k, c, h / f, w / f) in [-1, 1]
     cost: Float[Tensor, " m"] | None = None  # mean absolute ``gain`` of each step
+    total: Float[Tensor, "b k"] | None = None  # what is gained of each source in all, where it is asked for
 
     def after(self, count: int) -> "Measured":
         """Without the first ``count`` times."""
         estimates, cost = self.estimates and self.estimates[count:], None if self.cost is None else self.cost[count:]
-        return Measured(self.times[count:], self.gains[count:], estimates, cost)
+        return Measured(self.times[count:], self.gains[count:], estimates, cost, self.total)
 
 
 def reconstruct(
@@ -157,14 +158,16 @@ def measure(
     """Gains of all sources in [-1, 1] at decreasing times, averaged over noise draws, before any sampling.
 
     Without ``estimates``, the reconstructions themselves, static weights need no network. ``cost`` asks for the mean
-    gain of each step, to place steps by it. Smoothing follows the noise level up to ``sigma_most``.
+    gain of each step, to place steps by it. Smoothing follows the noise level up to ``sigma_most``. Where ``dig.share``
+    is set, ``total`` is had too: how much of the residual's variance over the image goes from the first time to the
+    last. What no estimate shows, noise and what is finer than the smallest images, is none of it.
     """
     b, k, _, h, w = sources.shape
     sigmas = noise_level(denoiser.alpha_bar)[times.cpu()].tolist()
     radii = [config.smoothing + config.smoothing_noise * min(sigma, sigma_most) for sigma in sigmas]
     grids = [coarseness(radius) for radius in radii]
     gains = [sources.new_zeros(b, k, 1, *(-(-side // grid) for side in (h, w))) for grid in grids]
-    costs, means = sources.new_zeros(len(times)), None
+    costs, total, means = sources.new_zeros(len(times)), sources.new_zeros(b, k), None
     alone = config.kind == "residual" and not cost  # else estimates of two times are compared, and must be as sharp
     for noise in noises if estimates or config.kind != "static" else []:
         draw = reconstruct(sources, noise, times, denoiser, config.reduce, grids if alone and not estimates else ())
@@ -174,6 +177,10 @@ def measure(
                 following = here if alone else resample([*draw, sources][i + 1][:, one], h, w)
                 gain = information_gain(here, following, sources[:, one], config.kind, config.loss)
                 gains[i][:, one] += downsample(gain, grids[i]) / len(noises)
+                if config.share > 0 and i == 0:
+                    last = [*draw, sources][max(1, len(times) - 1)][:, one]
+                    left = [(x - sources[:, one]).var((-2, -1), correction=0) for x in (here, resample(last, h, w))]
+                    total[:, one] += (left[0] - left[1]).mean(2) / len(noises)
                 if cost:
                     change = information_gain(here, following, sources[:, one])
                     costs[i] += change.abs().mean() * change.shape[1] / (k * len(noises))
@@ -182,7 +189,7 @@ def measure(
             means = [*each] if means is None else [a + b for a, b in zip(means, each, strict=True)]
     each = zip(gains, radii, grids, strict=True)
     gains = [normalise(smooth(gain, radius / grid), config.normalise) for gain, radius, grid in each]
-    return Measured(times.cpu(), gains, means, costs if cost else None)
+    return Measured(times.cpu(), gains, means, costs if cost else None, total if config.share > 0 else None)
 
 
 def at_time(maps: list[Maps], times: Times, t: int, alpha_bar: AlphaBar) -> Maps:

@@ -9,9 +9,8 @@ from torch import Tensor
 from dig2dig.config import SamplerConfig
 from dig2dig.fusion.gain import Measured, at_time, measure
 from dig2dig.fusion.guidance import Step
-from dig2dig.fusion.noise import NoiseLevels
 from dig2dig.fusion.resample import resample, resize
-from dig2dig.fusion.weight import WeightNetwork, fusion_weight, masked, preferred, scale_space, scaled, scoped, shares
+from dig2dig.fusion.weight import WeightNetwork, fusion_weight, masked, preferred, scale_space, scaled, scoped
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import AlphaBar, Times, gain_grid, noise_level, time_grid, time_of_noise_level
 from dig2dig.shapes import Gains, Image, Maps, Sources, State, Weights
@@ -68,13 +67,12 @@ def gains(
     reconstructions: bool = False,
     network: WeightNetwork | None = None,
     valid: Tensor | None = None,
-    noise: NoiseLevels | None = None,
 ) -> Plan:
     """Gains and weights of all sources, and the times of the steps, before any of them.
 
     Sources are in [-1, 1] and padded; gains are averaged over ``noises``. ``reconstructions`` says whether the guidance
     uses the sources' estimates themselves. A network makes the weights; without it, a softmax does. Where a source is
-    not ``valid``, (b, k, 1, h, w), it weighs nothing. ``noise`` is that of the sources before they were denoised.
+    not ``valid``, (b, k, 1, h, w), it weighs nothing.
     """
     dig = config.dig
     asked, skipped = gain_times(denoiser.alpha_bar, config, network is not None)
@@ -83,7 +81,7 @@ def gains(
     widest = float(noise_level(denoiser.alpha_bar)[asked[skipped]])
     found = measure(sources, noises, asked, denoiser, dig, reconstructions, config.grid == "gain", widest)
     if network is None:
-        return planned(found, skipped, denoiser.alpha_bar, config, valid, noise)
+        return planned(found, skipped, denoiser.alpha_bar, config, valid)
     sigmas = noise_level(denoiser.alpha_bar)[asked[skipped:]].tolist()
     space = scale_space(sources, sigmas, config.guidance.scale)
     with denoiser.autocast(sources.device):
@@ -99,17 +97,12 @@ def said(weights: list[Maps], config: SamplerConfig, valid: Tensor | None) -> li
 
 
 def planned(
-    found: Measured,
-    skipped: int,
-    schedule: AlphaBar,
-    config: SamplerConfig,
-    valid: Tensor | None = None,
-    noise: NoiseLevels | None = None,
+    found: Measured, skipped: int, schedule: AlphaBar, config: SamplerConfig, valid: Tensor | None = None
 ) -> Plan:
     """The plan of weights from a softmax of the gains; the first ``skipped`` times are for the base alone.
 
-    For the share of a source in all gains, times count whose noise is above that of the sources: of what is finer,
-    denoising took more from a source with less contrast.
+    The base follows how much there is to learn of a whole source, to the power of ``dig.share``. A clipped exposure
+    has little to give. One number for a whole source makes no halo, and keeps the order of tones that sources agree on.
     """
     dig, measured, like = config.dig, found.after(skipped), found.gains[0]
     weights = said([fusion_weight(gain, dig.temperature) for gain in measured.gains], config, valid)
@@ -120,11 +113,9 @@ def planned(
         size = weights[0].shape[-2:] if valid is not None else (1, 1)
         base = like.new_full((*like.shape[:3], *size), 1 / like.shape[1])
     if base is not None:
-        counted = None
-        if noise is not None:
-            counted = noise_level(schedule)[measured.times, None] >= 2 * noise.amax(1).cpu()  # [-1, 1] is twice as wide
-            counted[0] = True
-        base = masked(preferred(scaled(base, shares(measured.gains, dig.share, counted)), config.prefer), valid)
+        if found.total is not None:
+            base = scaled(base, found.total.clamp(min=1e-8)[..., None, None, None] ** dig.share)
+        base = masked(preferred(base, config.prefer), valid)
     times = step_times(schedule, config)
     if measured.cost is not None and len(measured.times) > 1:
         times = gain_grid(measured.cost, measured.times, config.steps)

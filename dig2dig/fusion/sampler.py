@@ -123,7 +123,7 @@ def fuse(
         return ((one_by_one + 1) / 2).clamp_(0, 1)[..., :h, :w]
     with torch.no_grad():
         clean = clean if noise is None else denoise(clean, noise, denoiser, draw())
-        plan = gains(clean, noises, denoiser, config, needs(guide, "reconstructions"), weights, masks, noise)
+        plan = gains(clean, noises, denoiser, config, needs(guide, "reconstructions"), weights, masks)
     del noises
     watch = observe and (lambda *step: observe(snapshot(plan, *step).cropped(h, w)))
     if needs(guide, "estimate") or (observe and estimates):

@@ -47,7 +47,8 @@ def stream(
     parts = [measure(fresh(k), noises, asked, denoiser, dig, estimates=False, sigma_most=widest) for k in range(count)]
     noises.clear()
     gains = [normalise(torch.cat([part.gains.pop(0) for part in parts], 1), config.dig.normalise) for _ in asked]
-    plan = planned(Measured(parts[0].times, gains), skipped, denoiser.alpha_bar, config, valid)
+    total = torch.cat([part.total for part in parts if part.total is not None], 1) if dig.share > 0 else None
+    plan = planned(Measured(parts[0].times, gains, total=total), skipped, denoiser.alpha_bar, config, valid)
     plan.measured.gains.clear()
     gains.clear()
     return bounded(composed(fresh, count, plan), fresh, count)

@@ -75,20 +75,6 @@ def masked(weights: Weights, valid: Tensor | None) -> Weights:
     return scaled(weights, torch.cat([resample(one.to(weights), *size) for one in valid.split(1, 1)], 1) + 1e-6)
 
 
-def shares(gains: Sequence[Maps], exponent: float, counted: Tensor | None = None) -> Maps:
-    r"""One factor for each source: its share of the gains at all pixels and at the times that count, to a power.
-
-    .. math:: s_k = \Big(\frac{1}{T} \sum_t \frac{\bar g_k(t)}{\sum_j \bar g_j(t)}\Big)^p
-
-    with the mean of the gains over the image; ``counted`` says which of the T times count for each image, (T, b). A
-    clipped exposure has little to give, so its share is small. One number for a whole source makes no halo, and keeps
-    the order of tones on which the sources agree.
-    """
-    means = torch.stack([gain.mean((2, 3, 4), keepdim=True) for gain in gains]).clamp(min=1e-6)
-    each = torch.ones_like(means[:, :, :1]) if counted is None else counted.to(means)[..., None, None, None, None]
-    return (each * means / means.sum(2, keepdim=True)).sum(0).div(each.sum(0)) ** exponent
-
-
 @dataclass(frozen=True)
 class Level:
     """What learned weights say of one level: the base, or the band of one step."""

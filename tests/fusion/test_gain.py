@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from dig2dig.config import DigConfig
 from dig2dig.fusion.gain import at_time, information_gain, measure, pixel_loss, reconstruct
+from dig2dig.fusion.noise import denoise
 from dig2dig.fusion.resample import coarseness, downsample, resample, smooth
 from dig2dig.fusion.weight import fusion_weight
 from dig2dig.priors.denoiser import Denoiser
@@ -178,3 +181,35 @@ def test_estimates_that_are_compared_are_equally_sharp(bundled: Denoiser) -> Non
             measure(sources, [torch.randn(1, 3, 256, 256)], times, bundled, DigConfig(kind=kind), False, cost)
     handle.remove()
     assert seen == [4 * 2 * 64**2] * 3
+
+
+@pytest.mark.parametrize("times", [[800, 300, 20], [800]])
+def test_the_total_gain_is_the_variance_removed(
+    gaussian: GaussianDenoiser, signal: torch.Tensor, times: list[int]
+) -> None:
+    """Whatever the loss of the gains; of one time, all that is left there."""
+    sources, config = torch.rand(2, 3, 1, 8, 8) * 2 - 1, DigConfig(loss="l1", share=1.0, reduce=0.0)
+    total = measure(sources, [torch.zeros(2, 1, 8, 8)], torch.tensor(times), gaussian, config).total
+    a = at(signal, torch.tensor([times[0], times[-1]]), sources).flatten()
+    left = ((1 - a) / (a * 0.25 + 1 - a)).square()
+    removed = left[0] - left[1] if len(times) > 1 else left[0]
+    torch.testing.assert_close(total, removed * sources.var((-2, -1), correction=0).mean(2), rtol=1e-3, atol=1e-6)
+
+
+def test_noise_is_no_gain(bundled: Denoiser) -> None:
+    """What no level predicts, the noise of a sensor, leaves the total gain; so does its removal."""
+    clean = 2 * crop_of("multi_focus", 0, 0, 128, "far", "near") - 1
+    draw, fresh = (torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    times, config = time_grid("logsnr", 4, bundled.alpha_bar, 8.0, 0.03), DigConfig(loss="l1", share=1.0)
+
+    def ratio(sources: torch.Tensor, **changes) -> float:
+        with torch.no_grad():
+            found = measure(sources, [draw], times, bundled, replace(config, **changes), estimates=False)
+        return float(found.total[0, 0] / found.total[0, 1]) if found.total is not None else torch.nan
+
+    noisy = clean + torch.randn(clean.shape, generator=torch.Generator().manual_seed(2)) * 2 * 5 / 255
+    strong = clean + torch.randn(clean.shape, generator=torch.Generator().manual_seed(3)) * 2 * 25 / 255
+    with torch.no_grad():
+        cleaned = denoise(strong, torch.full((1, 2), 25 / 255), bundled, fresh)
+    assert ratio(noisy) == pytest.approx(ratio(clean), rel=0.01)
+    assert ratio(cleaned) == pytest.approx(ratio(clean), rel=0.03)

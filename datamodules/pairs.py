@@ -1,6 +1,6 @@
 """One scene, read: its sources aligned and scaled, with all that the result needs beside them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -24,7 +24,6 @@ from dig2dig.color import split
 from dig2dig.errors import AlignmentError, ImageError, first_line
 from dig2dig.options import parse_range
 
-Transform = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 Images = dict[str, np.ndarray]  # by modality
 Valids = dict[str, Valid]  # pixels of each that show the scene
 STACKS = ("mef", "mff")  # tasks whose sources share one range: the brightness between exposures is the information
@@ -43,7 +42,6 @@ class Reading:
     ghosts: Literal["remove", "keep"] = "keep"  # what moves within a stack is shown once, or as it is
     metadata: bool = True  # whether the result keeps what the reference's file says beside its pixels
     memory: str = ""  # file that keeps registrations from run to run
-    transform: Transform | None = None  # applied to the sources and their masks of valid pixels together
 
 
 @dataclass(frozen=True)
@@ -93,9 +91,9 @@ def read_pair(pair: Pair, reading: Reading) -> Sample | Failure:
         return Failure(pair.name, str(error))
     except MemoryError:
         return Failure(pair.name, f"{pair.name}: not enough memory to read its sources")
-    arrays, masks = transformed(list(images.values()), list(valids.values()), reading.transform)
-    tensors = [torch.from_numpy(np.atleast_3d(np.ascontiguousarray(array)).transpose(2, 0, 1)) for array in arrays]
-    valid = stacked(masks, tensors[0].shape[-2:])
+    arrays = map(np.ascontiguousarray, images.values())
+    tensors = [torch.from_numpy(np.atleast_3d(array).transpose(2, 0, 1)) for array in arrays]
+    valid = stacked(list(valids.values()), tensors[0].shape[-2:])
     sources, chroma = split(tensors, reading.task, valid, room)
     picture = pictures[reference]
     return Sample(
@@ -116,16 +114,6 @@ def read_pair(pair: Pair, reading: Reading) -> Sample | Failure:
 def kept(picture: Picture, count: int) -> Picture:
     """One of ``count`` pictures, its pixels on disk if that are too many."""
     return replace(picture, pixels=aside(picture.pixels, count))
-
-
-def transformed(images: list[np.ndarray], valids: list[Valid], transform: Transform | None) -> tuple[list, list[Valid]]:
-    """Images and their valid pixels after a transform, which moves them together."""
-    if transform is None:
-        return images, valids
-    known = [valid.astype(np.float32) for valid in valids if valid is not None]
-    moved = transform([*images, *known])
-    masks = iter(moved[len(images) :])
-    return moved[: len(images)], [None if valid is None else next(masks) > 0.99 for valid in valids]
 
 
 def stacked(valids: Sequence[Valid], size: Sequence[int]) -> torch.Tensor | None:

@@ -5,7 +5,6 @@ that has it at the reference's place in all sources.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -35,16 +34,6 @@ Masks = Sequence[NDArray[np.bool_]]
 COLUMNS = ("PSNR, kept", "PSNR, removed", "least", "found", "right", "share", "most", "change", "most", "fused", "most")
 
 
-@dataclass(frozen=True)
-class Moved:
-    """A stack in which a thing moves."""
-
-    sources: list[np.ndarray]
-    reference: int
-    truth: list[np.ndarray]  # the same with the thing at the reference's place in all sources
-    discs: list[NDArray[np.bool_]]  # where each source shows another thing than the reference
-
-
 def run(config: GhostsConfig) -> int:
     """Measures every stack and writes table.md, and pictures of the made stacks."""
     fuser, out, failed = open_fuser(config), Path(config.out), list[str]()
@@ -71,9 +60,10 @@ def measured(case: Case, fuser: Fuser, config: GhostsConfig) -> list[float]:
     """PSNR kept and removed, found, right, and of the static stack: share, change of sources and of the result."""
     sample, slack = read_case(case, colour=True), SLACK[case.task]
     static, cropped = (arrays(images) for images in (sample.sources, centre(sample.sources, config.crop)))
-    made = move(cropped, best_exposed(cropped), config.seed)
-    removed, masks = shown_once(made.sources, made.reference, slack=slack)
-    truth, *tried = (fused(images, case.task, fuser) for images in (made.truth, made.sources, removed))
+    reference = best_exposed(cropped)
+    sources, ideal, discs = move(cropped, reference, config.seed)
+    removed, masks = shown_once(sources, reference, slack=slack)
+    truth, *tried = (fused(images, case.task, fuser) for images in (ideal, sources, removed))
     shown = torch.cat([truth, *tried], -1)
     write_atomically(Path(config.out) / "pictures" / f"{case.dataset}_{case.pair.name}.png", to_png(to_pixels(shown)))
     scores = [float(-10 * (image - truth).square().mean().clamp(min=1e-10).log10()) for image in tried]
@@ -81,7 +71,7 @@ def measured(case: Case, fuser: Fuser, config: GhostsConfig) -> list[float]:
     change = max(float(np.abs(a - b).mean()) for a, b in zip(still, static, strict=True))
     after, before = (fused(images, case.task, fuser) for images in (still, static)) if change else (truth, truth)
     gap = float((after - before).abs().mean())
-    return [*scores, *agreement(made, masks), 100 * max(mask.mean() for mask in wrong), 255 * change, 255 * gap]
+    return [*scores, *agreement(discs, masks), 100 * max(mask.mean() for mask in wrong), 255 * change, 255 * gap]
 
 
 def arrays(images: Tensor) -> list[np.ndarray]:
@@ -98,8 +88,8 @@ def summary(values: np.ndarray) -> list[str]:
     return [*psnr, *counts, *(f"{number:.2f}" for pair in pairs for number in pair)]
 
 
-def move(static: Images, reference: int, seed: int) -> Moved:
-    """The stack with a disc of itself pasted at a place of its own in each source."""
+def move(static: Images, reference: int, seed: int) -> tuple[Images, Images, Masks]:
+    """The stack with a disc of itself at another place in each source, and at the reference's; where the two differ."""
     height, width = static[0].shape[:2]
     radius = max(6, round(RADIUS * min(height, width)))
     y, x = patch_of(static[reference], radius)
@@ -117,7 +107,7 @@ def move(static: Images, reference: int, seed: int) -> Moved:
     sources = [pasted(image, *place) for image, place in zip(static, places, strict=True)]
     truth = [pasted(image, *places[reference]) for image in static]
     gaps = [np.abs(a - b) for a, b in zip(sources, truth, strict=True)]
-    return Moved(sources, reference, truth, [(gap if gap.ndim == 2 else gap.max(-1)) > SEEN for gap in gaps])
+    return sources, truth, [(gap if gap.ndim == 2 else gap.max(-1)) > SEEN for gap in gaps]
 
 
 def patch_of(image: np.ndarray, radius: int) -> tuple[int, int]:
@@ -131,9 +121,9 @@ def patch_of(image: np.ndarray, radius: int) -> tuple[int, int]:
     return int(row) + radius, int(column) + radius
 
 
-def agreement(made: Moved, masks: Masks) -> tuple[float, float]:
+def agreement(discs: Masks, masks: Masks) -> tuple[float, float]:
     """Share of the moving pixels that are marked, and of the marked ones that move or lie close to what does."""
-    kernel, marked, moved = np.ones((2 * MARGIN + 1,) * 2, np.uint8), np.stack(masks), np.stack(made.discs)
+    kernel, marked, moved = np.ones((2 * MARGIN + 1,) * 2, np.uint8), np.stack(masks), np.stack(discs)
     near = np.stack([cv2.dilate(disc.astype(np.uint8), kernel) > 0 for disc in moved])
     hit, right = (marked & moved).sum(), (marked & near).sum()
     return float(hit / moved.sum()) if moved.any() else np.nan, float(right / marked.sum()) if marked.any() else np.nan

@@ -6,7 +6,6 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import tifffile
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
@@ -15,6 +14,7 @@ from torch import Tensor
 from datamodules.metadata import KEPT, Metadata, raw_text
 from dig2dig.color import to_pixels
 from dig2dig.errors import UserError
+from dig2dig.tracking.panels import to_png
 
 DEEP = (".png", ".tif", ".tiff")  # formats that hold 16 bits; the others get 8
 PICTURES = (*DEEP, ".jpg", ".jpeg", ".webp", ".bmp")  # formats of results; of any other source it becomes a PNG
@@ -57,9 +57,10 @@ def encode(
         pixels = np.concatenate([colours, alpha], 2)
     try:
         if suffix == ".png":
-            return _png(pixels, metadata, kept)
+            content, start = to_png(pixels), 8 + 25  # signature and header
+            return content[:start] + _chunks(metadata, kept) + content[start:]
         return _tiff(pixels, metadata, kept) if suffix in DEEP else _pillow(pixels, suffix, metadata, kept)
-    except (OSError, ValueError, cv2.error, struct.error) as error:  # WebP and JPEG have largest sizes
+    except (OSError, ValueError, RuntimeError, struct.error) as error:  # WebP and JPEG have largest sizes
         height, width = pixels.shape[:2]
         raise UserError(f"a picture of {width}x{height} cannot be stored as {suffix}") from error
 
@@ -102,22 +103,6 @@ def _pillow(pixels: np.ndarray, suffix: str, metadata: Metadata, icc: bytes) -> 
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     image.save(content, PILLOW[suffix], quality=QUALITY, subsampling=0, **settings)
     return content.getvalue()
-
-
-def _png(pixels: np.ndarray, metadata: Metadata, icc: bytes) -> bytes:
-    """By OpenCV, since Pillow has no 16-bit colour; the chunks of metadata go behind the header."""
-    if pixels.shape[2] == 2:  # OpenCV knows no grey with alpha
-        import imagecodecs
-
-        content = bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels)))
-    else:
-        order = (2, 1, 0, 3)[: pixels.shape[2]] if pixels.shape[2] > 1 else (0,)
-        done, encoded = cv2.imencode(".png", pixels[..., list(order)])
-        if not done:
-            raise ValueError("not encoded")
-        content = encoded.tobytes()
-    start = 8 + 25  # signature and header
-    return content[:start] + _chunks(metadata, icc) + content[start:]
 
 
 def _chunks(metadata: Metadata, icc: bytes) -> bytes:

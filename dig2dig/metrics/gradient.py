@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from dig2dig.metrics.levels import Scores, both, eight_bit, grey_levels, sobel
-from dig2dig.shapes import Image, Sources
+from dig2dig.metrics.levels import Grey, Levels, Scores, eight_bit, grey_levels, sobel
+from dig2dig.shapes import Image
 
 
 def standard_deviation(fused: Image) -> Scores:
@@ -67,8 +67,8 @@ def _edges(levels: Tensor, border: str) -> tuple[Tensor, Tensor]:
     return strength, torch.where(upright, math.pi / 2, torch.atan(y / torch.where(upright, 1.0, x)))
 
 
-def gradient_preservation(fused: Image, sources: Sources) -> Scores:
-    r"""Qabf: the share of the sources' edges, in strength and angle, that the fused image keeps.
+def gradient_preservation(f: Grey, s: Levels) -> Scores:
+    r"""Qabf: the share of the sources' edges, in strength and angle, that the fused image keeps. Differentiable.
 
     .. math:: Q = \frac{\sum_k \sum_x g_k\, Q^g_k Q^a_k}{\sum_k \sum_x g_k}
 
@@ -76,13 +76,7 @@ def gradient_preservation(fused: Image, sources: Sources) -> Scores:
 
     Reference: Xydeas and Petrovic, "Objective image fusion performance measure", 2000.
     """
-    f, s = both(fused, sources)
-    return gradient_preservation_of(f.float(), s.float()).double()  # whole numbers: derivatives and squares stay exact
-
-
-def gradient_preservation_of(fused: Tensor, sources: Tensor) -> Scores:
-    """:func:`gradient_preservation` of grey levels; differentiable."""
-    (f, angle_f), (s, angle_s) = (_edges(levels, "constant") for levels in (fused, sources))
+    (f, angle_f), (s, angle_s) = (_edges(levels, "constant") for levels in (f, s))
     small, large = torch.minimum(s, f), torch.maximum(s, f)
     ratio = torch.where(small == large, large, small / torch.where(large > 0, large, 1.0))
     turn = 1 - (angle_s - angle_f).abs() / (math.pi / 2)
@@ -91,8 +85,8 @@ def gradient_preservation_of(fused: Tensor, sources: Tensor) -> Scores:
     return torch.where(total > 0, (kept * s).sum((1, 2, 3)) / total.clamp(min=1e-12), 0.0)
 
 
-def fusion_artefacts(fused: Image, sources: Sources) -> Scores:
-    r"""Nabf: the share of edges in the fused image that are stronger than in any source.
+def fusion_artefacts(f: Grey, s: Levels) -> Scores:
+    r"""Nabf: the share of edges in the fused image that are stronger than in any source. Differentiable.
 
     .. math:: N = \frac{\sum_k \sum_{x: g_F > g_j \forall j} w_k (1 - Q_k)}{\sum_k \sum_x w_k}
 
@@ -101,13 +95,7 @@ def fusion_artefacts(fused: Image, sources: Sources) -> Scores:
     Reference: Shreyamsha Kumar, "Multifocus and multispectral image fusion based on pixel significance using discrete
     cosine harmonic wavelet transform", 2013.
     """
-    f, s = both(fused, sources)
-    return fusion_artefacts_of(f.float(), s.float()).double()  # whole numbers: derivatives and squares stay exact
-
-
-def fusion_artefacts_of(fused: Tensor, sources: Tensor) -> Scores:
-    """:func:`fusion_artefacts` of grey levels; differentiable."""
-    (f, angle_f), (s, angle_s) = (_edges(levels / 8, "reflect") for levels in (fused, sources))
+    (f, angle_f), (s, angle_s) = (_edges(levels / 8, "reflect") for levels in (f, s))
     small, large = torch.minimum(s, f), torch.maximum(s, f)
     ratio = torch.where(small > 0, small / torch.where(large > 0, large, 1.0), 0.0)
     turn = ((angle_s - angle_f).abs() - math.pi / 2).abs() * 2 / math.pi
@@ -117,6 +105,6 @@ def fusion_artefacts_of(fused: Tensor, sources: Tensor) -> Scores:
     return (new * (1 - kept) * importance).sum((1, 2, 3)) / importance.sum((1, 2, 3))
 
 
-def fusion_artefacts_misplaced(fused: Image, sources: Sources) -> Scores:
+def fusion_artefacts_misplaced(f: Grey, s: Levels) -> Scores:
     """Nabf with the first source in the place of the fused image, as a common script has it by mistake."""
-    return fusion_artefacts(sources[:, 0], torch.cat([sources[:, 1:], fused[:, None]], 1))
+    return fusion_artefacts(s[:, :1], torch.cat([s[:, 1:], f], 1))

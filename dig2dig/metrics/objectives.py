@@ -142,9 +142,9 @@ def _metric(score: Callable[[Tensor, Tensor], Tensor], sign: int = -1) -> Callab
 TERMS: dict[str, Callable[[View], Tensor]] = {
     "vif": _metric(perception.visual_information),
     "ssim": _metric(structure.similarity),
-    "qabf": _metric(gradient.gradient_preservation_of),
+    "qabf": _metric(gradient.gradient_preservation),
     "scd": _metric(structure.correlation_of_differences),
-    "artefact": _metric(gradient.fusion_artefacts_of, 1),
+    "artefact": _metric(gradient.fusion_artefacts, 1),
     "halo": _metric(tone.halo_of, 1),
     "order": _metric(tone.order_of, 1),
 }

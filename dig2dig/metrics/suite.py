@@ -45,6 +45,10 @@ def _jointly(score: Callable[[Grey, Levels], Scores]) -> Score:
     return lambda fused, sources: score(*both(fused, sources))
 
 
+def _singly(score: Callable[[Grey, Levels], Scores]) -> Score:  # derivatives and squares of whole numbers stay exact
+    return lambda fused, sources: score(*(levels.float() for levels in both(fused, sources))).double()
+
+
 def _sum(score: Callable[[Grey, Levels], PerSource]) -> Score:
     return lambda fused, sources: score(*both(fused, sources)).sum(1)
 
@@ -76,15 +80,15 @@ _TABLE = (
            many="sum"),
     Metric("VIF", _sum(perception.visual_information), "information of a source that passes, pixel domain, four scales",
            "[0, about K]", "Sheikh 2006", many="sum", smallest=41),
-    Metric("Qabf", gradient.gradient_preservation, "kept strength and angle of edges, by Sobel", "[0, 1]",
+    Metric("Qabf", _singly(gradient.gradient_preservation), "kept strength and angle of edges, by Sobel", "[0, 1]",
            "Xydeas 2000", many="mean, weighted by edge strength", smallest=3,
-           variants=_vifb(gradient.gradient_preservation)),
+           variants=_vifb(_singly(gradient.gradient_preservation))),
     Metric("SSIM", _mean(structure.similarity), "structural similarity, 7×7 windows", "[-1, 1]", "Wang 2004",
            many="mean", smallest=11,
            variants={"cddfuse": _sum(structure.similarity)} | _vifb(_sum(structure.similarity_gaussian))),
-    Metric("Nabf", gradient.fusion_artefacts, "edges stronger than in every source, not explained by any", "[0, 1]",
-           "Shreyamsha Kumar 2013", higher_is_better=False, many="mean, weighted by edge strength", smallest=3,
-           variants={"tang": gradient.fusion_artefacts_misplaced}),
+    Metric("Nabf", _singly(gradient.fusion_artefacts), "edges stronger than in every source, not explained by any",
+           "[0, 1]", "Shreyamsha Kumar 2013", higher_is_better=False, many="mean, weighted by edge strength",
+           smallest=3, variants={"tang": _singly(gradient.fusion_artefacts_misplaced)}),
     Metric("AG", _alone(gradient.average_gradient), "mean gradient by central differences", "[0, 255] levels",
            "Cui 2015", variants={"tang": _MATLAB} | _vifb(_MATLAB)),
     Metric("EI", _alone(gradient.edge_intensity), "mean gradient by Sobel", "[0, 1443] levels", "Rajalingam 2018",

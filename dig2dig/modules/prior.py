@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dig2dig.config import PriorConfig
 from dig2dig.config_train import AdaptConfig, TrainConfig
 from dig2dig.modules.learner import Learner
 from dig2dig.modules.results import Result
 from dig2dig.priors.build import build_prior, recompute
 from dig2dig.priors.counter import draws
 from dig2dig.priors.denoiser import Denoiser
-from dig2dig.priors.load import load_prior
-from dig2dig.priors.lora import add_adapter, merge_adapter
+from dig2dig.priors.load import open_prior
+from dig2dig.priors.lora import add_adapter
 from dig2dig.priors.loss import diffusion_loss, draw_times, loss_weight, psnr_by_noise
 from dig2dig.priors.schedule import at, noise_level
 
@@ -28,10 +29,7 @@ def starting_prior(config: TrainConfig) -> Denoiser:
     if not config.prior:
         net = config.network
         return build_prior(net.channels, net.layers, net.patch, net.prediction)
-    denoiser = load_prior(config.prior, config.prior_sha256, "fp32")
-    if config.adapter:
-        merge_adapter(denoiser, config.adapter, config.prior)
-    return denoiser
+    return open_prior(PriorConfig(config.prior, config.adapter, config.prior_sha256, "fp32"))
 
 
 def choose_weights(denoiser: Denoiser, adapt: AdaptConfig) -> Denoiser:
@@ -91,8 +89,7 @@ class PriorModule(Learner):
     def validation_step(self, batch: Any, _: int, dataloader_idx: int = 0) -> dict[str, list[Result]] | None:
         """Denoising PSNR of images at the usual noise levels, or scores of fused pairs."""
         if isinstance(batch, dict):
-            found = psnr_by_noise(self.denoiser, batch)
-            rows = range(len(batch["image"]))
-            self.scores.rows += [{f"val/{name}": float(psnr[i]) for name, psnr in found.items()} for i in rows]
+            rows = psnr_by_noise(self.denoiser, batch)
+            self.scores.rows += [{f"val/{name}": psnr for name, psnr in row.items()} for row in rows]
             return None
         return self.score(batch, self.denoiser)

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
 
 from dig2dig.atomic import write_atomically
@@ -24,8 +23,8 @@ def _peft() -> Any:
     return peft
 
 
-def add_adapter(denoiser: Denoiser, rank: int, alpha: float) -> None:
-    r"""Freezes a prior and puts trainable adapters beside its convolutions and attention.
+def add_adapter(denoiser: Denoiser, rank: int, alpha: float) -> Any:
+    r"""Freezes a prior and puts trainable adapters beside its convolutions and attention; gives peft's tuner of them.
 
     .. math:: W' = W + \frac{\alpha}{r} B A, \qquad B = 0 \text{ at the start}
 
@@ -33,9 +32,10 @@ def add_adapter(denoiser: Denoiser, rank: int, alpha: float) -> None:
     """
     peft = _peft()
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS)
-    peft.inject_adapter_in_model(config, denoiser.network.unet)
+    tuner = peft.LoraModel(denoiser.network.unet, config, "default")
     for name, parameter in denoiser.named_parameters():
         parameter.requires_grad_("lora_" in name)
+    return tuner
 
 
 def save_adapter(denoiser: Denoiser, folder: Path, prior: str, rank: int, alpha: float) -> None:
@@ -78,25 +78,11 @@ def merge_adapter(denoiser: Denoiser, adapter: str, prior: str) -> None:
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
     except (KeyError, TypeError, ValueError) as error:
         raise PriorError(f"{folder / CONFIG}: r and lora_alpha are no numbers ({first_line(error)})") from error
-    add_adapter(denoiser, rank, alpha)
+    tuner = add_adapter(denoiser, rank, alpha)
     try:
         left = _peft().set_peft_model_state_dict(denoiser.network.unet, state)
     except RuntimeError as error:
         raise PriorError(f"{folder}: adapters do not fit the prior ({str(error).splitlines()[-1].strip()})") from error
     if left.unexpected_keys or any("lora_" in name for name in left.missing_keys):
         raise PriorError(f"{folder}: adapters do not fit the prior: other layers than this prior has")
-    merge(denoiser)
-
-
-def merge(denoiser: Denoiser) -> None:
-    """Turns every adapted layer back into a plain one whose weights hold the sum."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    unet: Any = denoiser.network.unet
-    with torch.no_grad():
-        for name, layer in list(unet.named_modules()):
-            if isinstance(layer, BaseTunerLayer):
-                layer.merge(safe_merge=True)
-                parent, _, child = name.rpartition(".")
-                setattr(unet.get_submodule(parent), child, layer.get_base_layer())
-    denoiser.requires_grad_(False)
+    tuner.merge_and_unload(safe_merge=True)  # into plain layers, whose weights hold the sum

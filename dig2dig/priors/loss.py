@@ -1,7 +1,6 @@
 """What a prior is trained on: which noise levels, the distance to the network's target, and how levels are weighted."""
 
 import math
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Literal
 
@@ -74,16 +73,10 @@ def denoising_psnr(denoiser: Denoiser, images: Image, noise: Image, sigma: float
     return -10 * torch.log10((estimate - images).square().flatten(1).mean(1))
 
 
-def psnr_by_noise(denoiser: Denoiser, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+@torch.no_grad()
+def psnr_by_noise(denoiser: Denoiser, batch: dict[str, Tensor]) -> list[dict[str, float]]:
     """``psnr_SIGMA`` of each image at the usual noise levels, one noise draw for each image."""
     images = batch["image"]
     noise = draw_noise(images.shape[1:], generators(batch["index"].tolist(), len(images)), images)
-    return {f"psnr_{sigma}": denoising_psnr(denoiser, images, noise, float(sigma)) for sigma in VALIDATION_SIGMAS}
-
-
-def validation_psnr(denoiser: Denoiser, batches: Iterable[dict[str, Tensor]]) -> dict[str, float]:
-    """Mean over all images of ``psnr_by_noise``, outside of any training."""
-    with torch.no_grad():
-        rows = [psnr_by_noise(denoiser, batch) for batch in batches]
-    names = rows[0] if rows else {}
-    return {name: float(torch.cat([row[name] for row in rows]).mean()) for name in names}
+    found = {f"psnr_{sigma}": denoising_psnr(denoiser, images, noise, float(sigma)) for sigma in VALIDATION_SIGMAS}
+    return [{name: float(psnr[i]) for name, psnr in found.items()} for i in range(len(images))]

@@ -2,24 +2,27 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from datamodules.image_data import ImageDataModule, shared_out
 from datamodules.pair_data import PairDataset
 from datamodules.pairing import Pair, find_pairs
 from datamodules.pairs import Reading, Sample
-from datamodules.transforms import PairTransform, validation_crop
 from dig2dig.atomic import write_atomically
 from dig2dig.config_train import TrainConfig
 from dig2dig.errors import RunError, note
 from dig2dig.modules.prior import PriorModule, choose_weights, starting_prior
+from dig2dig.modules.scores import means
 from dig2dig.priors.build import save_prior
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.lora import save_adapter
-from dig2dig.priors.loss import validation_psnr
+from dig2dig.priors.loss import psnr_by_noise
 from dig2dig.tracking.trainer import build_trainer
 from dig2dig.training.card import Facts, model_card
 from dig2dig.training.checkpoints import export_folder, finish
@@ -29,17 +32,30 @@ def fusion_samples(config: TrainConfig, held_out: Sequence[Pair] = ()) -> list[S
     """The pairs that are fused at each validation, cropped; pairs that cannot be read are reported and left out."""
     fusion = config.fusion
     found = find_pairs(fusion.sources, note) if fusion.sources else held_out
-    transform = PairTransform(validation_crop(fusion.crop)) if fusion.crop else None
-    pairs = PairDataset(found, Reading(fusion.task, True, transform=transform))
+    pairs = PairDataset(found, Reading(fusion.task, True))
     samples: list[Sample] = []
     for item in (pairs[index] for index in range(len(pairs))):
         if len(samples) == config.logger.pairs:
             break
         if isinstance(item, Sample):
-            samples.append(item)
+            samples.append(cropped(item, fusion.crop) if fusion.crop else item)
         else:
             print(f"skipped: {item.reason}", file=sys.stderr)
     return samples
+
+
+def cropped(sample: Sample, side: int) -> Sample:
+    """The centre of a scene, reflected where it is smaller."""
+    rows, columns = (_middle(length, side) for length in sample.sources.shape[-2:])
+    found = ((name, getattr(sample, name)) for name in ("sources", "chroma", "valid"))
+    return replace(sample, **{name: images[..., rows, :][..., columns] for name, images in found if images is not None})
+
+
+def _middle(length: int, side: int) -> Tensor:
+    """The places of the middle of an axis."""
+    short = max(side - length, 0)
+    places = np.pad(np.arange(length), (short // 2, short - short // 2), "reflect")
+    return torch.from_numpy(places)[max(length - side, 0) // 2 :][:side]
 
 
 def device_of(config: TrainConfig) -> torch.device:
@@ -92,7 +108,7 @@ class PriorLearning:
         denoiser = denoiser.to(device).eval()
         loader = shared_out(self.data.val, None, 4)
         batches = ({name: value.to(device) for name, value in batch.items()} for batch in loader)
-        return validation_psnr(denoiser, batches)
+        return means([row for batch in batches for row in psnr_by_noise(denoiser, batch)])
 
 
 def check_sizes(config: TrainConfig, denoiser: Denoiser) -> None:

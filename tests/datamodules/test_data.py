@@ -31,9 +31,10 @@ from datamodules.pairing import Pair, find_pairs
 from datamodules.pairs import Failure, Reading, Sample, read_pair
 from datamodules.readers import video
 from datamodules.readers.pixels import image_size, list_images, read_image
-from datamodules.transforms import PairTransform, training_crops, validation_crop
+from datamodules.transforms import training_crops, validation_crop
 from dig2dig.config_train import ImageDataConfig
 from dig2dig.errors import ImageError, PairingError
+from dig2dig.training.prior import cropped
 from tests.conftest import EXAMPLES
 
 
@@ -334,20 +335,6 @@ def test_a_folder_too_small_for_its_share_holds_one_image_out(seed: int, tmp_pat
     assert data.val.paths == val
 
 
-def test_sources_of_a_pair_move_together_and_change_apart() -> None:
-    """One spatial transform for all sources."""
-    import albumentations as A
-
-    grid = np.arange(40 * 30, dtype=np.uint8).reshape(40, 30)
-    sources = [grid, np.stack([grid] * 3, -1), 255 - grid]
-    spatial = A.Compose([A.RandomCrop(16, 16), A.HorizontalFlip(p=0.5), A.Transpose(p=0.5)], seed=3)
-    for _ in range(5):
-        grey, colour, inverted = PairTransform(spatial)(sources)
-        assert grey.shape == (16, 16) and colour.shape == (16, 16, 3)
-        np.testing.assert_array_equal(colour, np.stack([grey] * 3, -1))
-        np.testing.assert_array_equal(inverted, 255 - grey)
-
-
 @pytest.mark.parametrize("module", ["datamodules.image_data", "datamodules.transforms", "dig2dig.training.run"])
 def test_no_import_looks_anything_up_on_the_network(module: str) -> None:
     """albumentations asks the package index for its newest version when it is imported, unless it is told not to."""
@@ -361,13 +348,17 @@ def test_no_import_looks_anything_up_on_the_network(module: str) -> None:
 
 def test_validation_pairs_are_cropped_together() -> None:
     pairs = find_pairs({name: str(EXAMPLES / "infrared_visible" / name) for name in ("visible", "infrared")})
-    cropped = Reading(transform=PairTransform(validation_crop(64)))
-    sample, whole = (PairDataset(pairs, reading)[0] for reading in (cropped, Reading()))
-    assert isinstance(sample, Sample) and isinstance(whole, Sample)
+    whole = PairDataset(pairs, Reading())[0]
+    assert isinstance(whole, Sample)
+    sample = cropped(whole, 64)
     h, w = whole.sources.shape[-2:]
     middle = whole.sources[..., (h - 64) // 2 : (h + 64) // 2, (w - 64) // 2 : (w + 64) // 2]
     torch.testing.assert_close(sample.sources, middle)
     assert sample.chroma is not None and sample.chroma.shape == (2, 64, 64)
+    for side in (w - 1, w + 7, h + w):  # reflected where it is smaller
+        pixels = whole.sources[0].permute(1, 2, 0).numpy()
+        expected = torch.from_numpy(validation_crop(side)(image=pixels)["image"])
+        torch.testing.assert_close(cropped(whole, side).sources[0].permute(1, 2, 0), expected.view(side, side, 1))
 
 
 @pytest.mark.parametrize(("task", "align"), [("mef", "ecc"), ("mff", "none")])

@@ -12,13 +12,13 @@ from datamodules.pairing import Pair
 from datamodules.pairs import Failure, Reading, Sample, read_pair
 from datamodules.ranges import limits, one_range, to_unit
 from datamodules.readers.pixels import read_picture
-from datamodules.transforms import PairTransform, validation_crop
 from datamodules.validity import left_border, without_data
 from dig2dig.api import preset
 from dig2dig.fusion.resample import filled
 from dig2dig.fusion.sampler import fuse
 from dig2dig.options import parse_range
 from dig2dig.priors.denoiser import Denoiser
+from dig2dig.training.prior import cropped
 from tests.conftest import SHARED
 from tests.corpus import picture
 from tests.pictures import crop_of
@@ -274,8 +274,7 @@ def test_masks_move_with_their_images(tmp_path: Path) -> None:
     values[:, :9] = 0
     files = {"visible": save(tmp_path / "v.png", picture(2, height=64, width=64))}
     files["infrared"] = save(tmp_path / "i.tif", values)
-    crop = PairTransform(validation_crop(60))
-    sample = read(files, transform=crop)
+    sample = cropped(read(files), 60)
     assert sample.valid is not None and sample.valid.shape == (2, 1, 60, 60)
     assert not sample.valid[1, 0, :, :7].any() and sample.valid[1, 0, :, 10:].all() and sample.valid[0].all()
 

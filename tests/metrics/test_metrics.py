@@ -123,14 +123,13 @@ def test_constant_images_give_finite_values() -> None:
 
 
 def test_nabf_counts_only_edges_that_no_source_has() -> None:
-    step = torch.zeros(1, 1, 32, 32)
+    step, nabf = torch.zeros(1, 1, 32, 32), METRICS["Nabf"]
     step[..., 16:] = 0.5
     flat = torch.zeros_like(step)
-    assert float(gradient.fusion_artefacts(step, torch.stack([step, flat], 1))) == 0
-    assert float(gradient.fusion_artefacts(step, torch.stack([flat, flat], 1))) > 0.05
-    order = torch.stack([step, flat], 1)
-    defect = gradient.fusion_artefacts_misplaced(flat, order)
-    assert float(defect) == float(gradient.fusion_artefacts(step, torch.stack([flat, flat], 1)))
+    assert float(nabf(step, torch.stack([step, flat], 1))) == 0
+    assert float(nabf(step, torch.stack([flat, flat], 1))) > 0.05
+    defect = nabf(flat, torch.stack([step, flat], 1), "tang")
+    assert float(defect) == float(nabf(step, torch.stack([flat, flat], 1)))
 
 
 def test_grey_levels_are_those_of_an_8_bit_file() -> None:

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from dig2dig.modules.scores import means
 from dig2dig.priors.build import SCHEDULE, as_denoiser, build_prior, save_prior
 from dig2dig.priors.denoiser import Denoiser, Layout
 from dig2dig.priors.load import load_prior
-from dig2dig.priors.lora import add_adapter, merge
-from dig2dig.priors.loss import denoising_psnr, diffusion_loss, draw_times, loss_weight, psnr_by_noise, validation_psnr
+from dig2dig.priors.lora import add_adapter
+from dig2dig.priors.loss import denoising_psnr, diffusion_loss, draw_times, loss_weight, psnr_by_noise
 from dig2dig.priors.schedule import add_noise, alpha_bar, noise_level, time_grid, time_of_noise_level
 from dig2dig.priors.windows import Windows, in_windows, window_shares, window_starts
 from tests.gaussian import GaussianDenoiser
@@ -161,20 +162,20 @@ def test_validation_draws_each_images_noise_from_its_index_and_weighs_images_ali
     images, index = torch.rand(3, 1, 8, 8), torch.tensor([4, 0, 7])
     noise = torch.stack([torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(i)) for i in (4, 0, 7)])
     found = psnr_by_noise(denoiser, {"image": images, "index": index})
-    assert list(found) == ["psnr_15", "psnr_25", "psnr_50", "psnr_100"]
+    assert [list(row) for row in found] == 3 * [["psnr_15", "psnr_25", "psnr_50", "psnr_100"]]
     for sigma in (15, 100):
-        torch.testing.assert_close(found[f"psnr_{sigma}"], denoising_psnr(denoiser, images, noise, float(sigma)))
-    batches = [{"image": images[part], "index": index[part]} for part in (slice(0, 2), slice(2, 3))]
-    means = validation_psnr(denoiser, batches)
-    assert means["psnr_25"] == pytest.approx(float(found["psnr_25"].mean()), rel=1e-5)
-    assert validation_psnr(denoiser, []) == {}
+        expected = denoising_psnr(denoiser, images, noise, float(sigma)).tolist()
+        assert [row[f"psnr_{sigma}"] for row in found] == pytest.approx(expected)
+    parts = [{"image": images[part], "index": index[part]} for part in (slice(0, 2), slice(2, 3))]
+    apart = means([row for part in parts for row in psnr_by_noise(denoiser, part)])
+    assert apart == pytest.approx(means(found), rel=1e-5) and means([]) == {}
 
 
 def test_an_adapter_adds_alpha_over_rank_times_its_product() -> None:
     """W' = W + alpha / rank · B A, for a convolution and after the merge."""
     denoiser = build_prior([32], 3, 2)
     before = {name: weight.clone() for name, weight in denoiser.named_parameters()}
-    add_adapter(denoiser, 4, 12.0)
+    tuner = add_adapter(denoiser, 4, 12.0)
     low = {name: weight for name, weight in denoiser.named_parameters() if "lora_" in name}
     with torch.no_grad():
         for weight in low.values():
@@ -184,7 +185,7 @@ def test_an_adapter_adds_alpha_over_rank_times_its_product() -> None:
         for name, weight in low.items()
         if "lora_A" in name
     }
-    merge(denoiser)
+    tuner.merge_and_unload(safe_merge=True)
     changed = 0
     for name, weight in denoiser.named_parameters():
         product = products.get(name)

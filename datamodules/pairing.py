@@ -192,7 +192,7 @@ def read_manifest(path: Path) -> list[Pair]:
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             table = csv.DictReader(file, skipinitialspace=True)
             modalities = [column for column in table.fieldnames or [] if column and column != "name"]
-            rows = list(table)
+            rows = [(table.line_num, row) for row in table if any(row.values())]  # Excel adds rows of commas
     except ImageError as error:
         raise PairingError(f"manifest: {error}") from error
     except (OSError, csv.Error) as error:
@@ -203,7 +203,7 @@ def read_manifest(path: Path) -> list[Pair]:
     if len(modalities) < 2 or not rows:
         raise PairingError(f"manifest: {path} needs a line of modalities, as name,visible,infrared, and rows under it")
     pairs: dict[str, Pair] = {}
-    for number, row in enumerate(rows, 2):
+    for number, row in rows:
         place = f"{path}, line {number}"
         files = {modality: path.parent / row[modality] for modality in modalities if row[modality]}
         first = stem(next(iter(files.values()))) if files else f"line {number}"
@@ -234,9 +234,9 @@ def _checked(pair: Pair, place: str) -> Pair:
     """Notes what is wrong with a row of a manifest or with a stack."""
     if Path(pair.name).name != pair.name or pair.name in (".", "..") or "\0" in pair.name:
         return replace(pair, name=Path(pair.name).name or place, problem=f"{place}: name '{pair.name}' is no file name")
-    few = f"{place}: {pair.name} has {len(pair.files)} of at least 2 sources"
+    few = f"{place}: {pair.name} has {(count := len(pair.files.keys() - {MASK}))} of at least 2 sources"
     few += "" if pair.files else "; folders that hold a source each are given as sources.NAME=DIR"
-    return replace(pair, problem=few if len(pair.files) < 2 else "")
+    return replace(pair, problem=few if count < 2 else "")
 
 
 def expand(pairs: Sequence[Pair], sequence: bool = False, reference: str = "") -> list[Pair]:

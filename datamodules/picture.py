@@ -73,11 +73,13 @@ def one_line(path: Path, kind: str = "image") -> Iterator[None]:
 
 
 def check_regular(path: Path) -> None:
-    """Refuses pipes, sockets and devices unopened: to read them could wait for ever."""
+    """Refuses pipes, sockets and devices unopened, for which a reader could wait for ever, and empty files."""
     with one_line(path):
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
             raise ImageError(f"{path}: is a pipe, a socket or a device; give a file")
+        if stat.S_ISREG(found.st_mode) and not found.st_size:
+            raise ImageError(f"{path}: empty file; copy it again")
 
 
 def version(path: Path) -> tuple[int, int, int]:

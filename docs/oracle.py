@@ -16,6 +16,7 @@ from dig2dig.benchmark.methods import Fuser, open_fuser, sampler_of
 from dig2dig.benchmark.tables import markdown
 from dig2dig.color import luminance
 from dig2dig.config import SamplerConfig
+from dig2dig.errors import told
 from dig2dig.fusion.guidance import Step, make_guidance
 from dig2dig.fusion.sampler import fuse
 from dig2dig.metrics import fusion_metrics
@@ -37,7 +38,7 @@ def with_weights_of(clean: Sources, estimates: Sources, fuser: Fuser, config: Sa
     return fuse(clean, fuser.denoiser, config, fuser.seed, guidance=swapped)
 
 
-def main() -> None:
+def main() -> int:
     """Prints means over the second halves, 256 px, as the table of degraded sources has them."""
     config = DegradedConfig(half="second", crop=256, limit=2, datasets="multi_focus")
     fuser, preset = open_fuser(config), sampler_of("dig2dig", "mff", {})
@@ -65,7 +66,8 @@ def main() -> None:
         means = {name: torch.tensor(values).mean(0).tolist() for name, values in found.items()}
         lines += [[f"{sigma:g}", name, *(f"{value:.4g}" for value in row)] for name, row in means.items()]
     print(markdown(["sigma", "method", *SHOWN, "PSNR to the preset, clean"], lines))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(told(main)())

@@ -16,6 +16,7 @@ from dig2dig.benchmark.degraded import degrade
 from dig2dig.benchmark.methods import open_fuser, sampler_of
 from dig2dig.benchmark.tables import Row, collect, means_table
 from dig2dig.color import luminance
+from dig2dig.errors import told
 from dig2dig.fusion.guidance import Guidance, Step, make_guidance, proximal
 from dig2dig.fusion.resample import smooth
 from dig2dig.fusion.sampler import fuse
@@ -42,7 +43,7 @@ def residual(x0_hat: Tensor, step: Step, state: Any, *, plain: Guidance, sigma_n
 residual.needs_reconstructions = False  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def main() -> None:
+def main() -> int:
     """Fuses pairs of the second halves, 256 px, and prints a table for each task and kind of sources."""
     config = DegradedConfig(half="second", crop=256, limit=2)
     fuser, rows = open_fuser(config), dict[tuple[str, str], list[Row]]()
@@ -63,7 +64,8 @@ def main() -> None:
                 rows.setdefault((case.task, kind), []).append(row)
     for (task, kind), found in sorted(rows.items()):
         print(f"## {task}, {kind}\n\n{means_table(collect(found))}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(told(main)())

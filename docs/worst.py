@@ -14,6 +14,7 @@ from datamodules.readers.pixels import read_image
 from dig2dig.benchmark.config import QualityConfig
 from dig2dig.benchmark.datasets import find_cases
 from dig2dig.benchmark.gallery import worst
+from dig2dig.errors import told
 from dig2dig.tracking.panels import row
 from docs.figures import write_jpeg
 
@@ -28,7 +29,7 @@ def tile(file: Path) -> np.ndarray:
     return cv2.resize(pixels, (WIDTH, round(WIDTH * pixels.shape[0] / pixels.shape[1])), interpolation=cv2.INTER_AREA)
 
 
-def main(out: Path) -> None:
+def main(out: Path) -> int:
     """Writes a sheet for each set: sources, a classical fusion, ours; the worst pair first."""
     with (out / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -40,7 +41,10 @@ def main(out: Path) -> None:
             files = case.pair.files | made
             lines.append(row([tile(one) for one in files.values()], [f"{case.pair.name} {one}" for one in files]))
         write_jpeg(Path(__file__).parent / "results" / f"worst_{dataset}.jpg", np.vstack(lines))
+    return 0
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        raise SystemExit(__doc__)
+    raise SystemExit(told(main)(Path(sys.argv[1])))

@@ -2,6 +2,8 @@
 
 import html
 import re
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +41,22 @@ def test_the_page_of_the_api_lists_every_public_name_at_home() -> None:
     homes = {f"dig2dig.{home}.{name}" for home, name in re.findall(r"^from \.([\w.]+) import (\w+) as", stub, re.M)}
     assert len(homes) == 15 and homes <= listed
     assert len(dig2dig.__all__) == 15 and "The 15 public names" in text
+
+
+@pytest.mark.parametrize("name", ["worst", "denoising", "degraded"])
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_scripts_of_the_pages_say_how_they_are_called(name: str, arguments: list[str], monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", [name, *arguments])
+    with pytest.raises(SystemExit, match=f"python -m docs.{name}"):
+        runpy.run_module(f"docs.{name}", run_name="__main__")
+
+
+@pytest.mark.parametrize("name", ["oracle", "residual"])
+def test_scripts_of_the_pages_tell_that_there_is_no_data(name: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_module(f"docs.{name}", run_name="__main__")
+    assert "it has no dataset" in capsys.readouterr().err
 
 
 def test_every_page_is_in_the_site() -> None:

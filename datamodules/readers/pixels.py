@@ -79,8 +79,6 @@ def read_picture(path: Path) -> Picture:
     check_regular(path)
     with one_line(path):
         content = path.read_bytes()
-        if not content:
-            raise ImageError(f"{path}: empty file; copy it again")
         if kind := raw.kind_of(path, content[:16]):
             pixels, valid, metadata, notes = raw.read_photo(content, kind, MAX_PIXELS)
         elif content[:4] in tiff.STARTS:

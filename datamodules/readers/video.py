@@ -38,9 +38,14 @@ class Video:
         self.path, self.lock = path, threading.Lock()
         self.capture, self.next, self.broken = _capture(path), 0, sys.maxsize
         self.count = int(self.capture.get(cv2.CAP_PROP_FRAME_COUNT)) if self.capture.isOpened() else 0
+        self.rate = float(self.capture.get(cv2.CAP_PROP_FPS)) or 25.0
+        if (kind := path.suffix.lower()) in {".mkv", ".webm", ".mpg", ".mpeg"}:  # their headers do not count frames
+            times = [self.capture.get(cv2.CAP_PROP_POS_MSEC) for _ in iter(self.capture.grab, False)]
+            self.capture, self.count = _capture(path), len(times)
+            last = max(times[1:], default=0.0) if kind in {".mkv", ".webm"} else 0.0  # milliseconds
+            self.rate = round(1000 * (len(times) - 1) / last, 2) if last else self.rate
         if self.count < 1:
             raise ImageError(f"{path}: not a video that OpenCV reads; convert it to MP4 or to a folder of frames")
-        self.rate = float(self.capture.get(cv2.CAP_PROP_FPS)) or 25.0
 
     @cached_property
     def size(self) -> tuple[int, int]:

@@ -4,6 +4,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
@@ -53,6 +54,10 @@ ALIGNMENTS = {
 CONTROLS = {
     "align=resize or auto brings them to one": "choose under 'If they do not lie on each other' what to do",
     "align=auto registers": "'find scale and place' registers them",
+    "align=ecc registers": "'find the homography' registers it",
+    "=keep keeps": "=keep in the command keeps",
+    "=nodata=nan": "=nodata=nan to infer.py",
+    "cannot be read (No such file or directory)": "no longer on the page: drop it again",
     "onto the reference": "onto the first image",
     ": take a colour prior": "; choose 'infrared-visible' or 'medical', or start the page with a colour prior",
 }
@@ -113,13 +118,10 @@ def fuse_order(
     if isinstance(sample, Failure):
         raise UserError(in_page_terms(sample.reason.removeprefix(f"{pair.name}: "), folder, order.names))
     shown = [data_uri(source, SIDE, QUALITY) for source in sample.sources]
-
-    def watch(step: Snapshot) -> None:
-        show(describe(step, shown, captions(order.names)))
-
+    tracing = Tracing(side=SIDE, watch=lambda step: show(describe(step, shown, captions(order.names))))
     with AT_WORK:
         check()
-        (result,) = Fuser(denoiser, config, Tracing(side=SIDE, watch=watch)).fuse([sample], denoiser.device)
+        (result,) = Fuser(denoiser, config, tracing).fuse([sample], denoiser.device)
     return finish(result, order.names, folder, command(order, list(pair.files), options))
 
 
@@ -180,26 +182,22 @@ def admit(order: Order, limits: AppConfig, folder: Path) -> Pair:
 def in_page_terms(text: str, folder: Path, names: Sequence[str]) -> str:
     """A message about files under the names with which they were dropped, about controls instead of options."""
     files = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-    pattern = rf"{re.escape(str(folder))}/\d+/({files})|\b(?:source|infrared)_(\d+)\b"
+    pattern = rf"{re.escape(str(folder))}/\d+/({files})|(?<!range\.)\b(?:source|infrared)_(\d+)\b"
     text = re.sub(pattern, lambda match: match[1] or names[int(match[2]) - 1], text)
     for option, control in CONTROLS.items():
         text = text.replace(option, control)
     return text
 
 
-def guess_task(files: Sequence[str] | None, task: str, limits: AppConfig | None = None) -> str:
-    """``mef`` for three or more colour pictures of one size, unless a task other than the first is chosen."""
+def guess_task(files: Sequence[str] | None, limits: AppConfig | None = None) -> str:
+    """``mef`` for three or more colour pictures of one size, else the first task."""
     paths, most = [Path(file) for file in files or []], limits or AppConfig()
-    if task != "ivf" or not 2 < len(paths) <= most.images:
-        return task
-    try:
-        sizes = {image_size(path) for path in paths}  # of their headers: nothing large is decoded
-        if len(sizes) > 1 or math.prod(sizes.pop()) > most.megapixels * 1e6:
-            return task
-        colour = all(len(read_picture(path).pixels.shape) == 3 for path in paths)
-    except ImageError:
-        return task
-    return "mef" if colour else task
+    with suppress(ImageError):
+        sizes = {image_size(path) for path in paths if 2 < len(paths) <= most.images}
+        alike = len(sizes) == 1 and math.prod(sizes.pop()) <= most.megapixels * 1e6  # nothing large is decoded
+        if alike and all(len(read_picture(path).pixels.shape) == 3 for path in paths):
+            return "mef"
+    return "ivf"
 
 
 def captions(names: Sequence[str]) -> list[str]:

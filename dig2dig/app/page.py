@@ -29,7 +29,7 @@ def build(config: AppConfig, denoiser: Denoiser, folder: Path) -> gr.Blocks:
     quiet: Any = {"queue": False, "show_progress": "hidden"}
     with gr.Blocks(title="dig2dig", analytics_enabled=False, delete_cache=(60, 60 * config.minutes)) as page:
         gr.Markdown(INTRO)
-        names = gr.State([])
+        names, was, now = gr.State([]), gr.State("ivf"), gr.State("ivf")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 files, task, tone, prefer, align, seed = controls(config)
@@ -39,7 +39,9 @@ def build(config: AppConfig, denoiser: Denoiser, folder: Path) -> gr.Blocks:
             with gr.Column(scale=5, min_width=320):
                 results = empty_results()
         files.change(names_of, files, names, preprocess=False, **quiet)
-        files.change(partial(guess_task, limits=config), [files, task], task, **quiet)
+        sent = files.change(partial(guess_task, limits=config), files, now, **quiet)
+        # what is chosen by then stays: only the first task and the guess before this one give way
+        sent.then(lambda at, old, new: (new if at in ("ivf", old) else at, new), [task, was, now], [task, was], **quiet)
         run = button.click(
             partial(fuse, config, denoiser, folder),
             [files, names, task, tone, prefer, align, seed],

@@ -23,7 +23,7 @@ from dig2dig.benchmark.config import AlignConfig
 from dig2dig.benchmark.datasets import Case, find_cases
 from dig2dig.benchmark.methods import hashed
 from dig2dig.benchmark.tables import Row, Rows, markdown
-from dig2dig.errors import AlignmentError
+from dig2dig.errors import AlignmentError, PairingError
 
 KINDS = ("similarity", "with perspective")  # motions of even warps and of odd ones
 
@@ -50,6 +50,8 @@ def run(config: AlignConfig) -> int:
     rows = Rows(Path(config.out) / "results.csv", ("dataset", "name", "warp"))
     found = find_cases(config.data, config.datasets, limit=config.limit)
     cases = [case for case in found if case.task in ("ivf", "mif") and len(_files(case)) == 2]
+    if not cases:
+        raise PairingError("data: no pairs of vi or visible and ir or infrared, of CT or PET and MRI; see datasets=")
     todo = [(case, warp, f"{KINDS[warp % 2]} {warp}") for case in cases for warp in range(config.warps)]
     kept = [
         rows.find(case.dataset, case.pair.name, name, key=_key(case, config.seed))

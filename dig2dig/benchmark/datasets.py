@@ -60,6 +60,8 @@ def find_cases(data: str, datasets: str = "", half: str = "all", limit: int = 0)
                     note(f"{dataset.name}: {len(alone)} left out, with one source alone, as {alone[0]}")
                 split = math.ceil(len(pairs) / 2)
                 pairs = {"all": pairs, "first": pairs[:split], "second": pairs[split:]}[half]
+                if pairs and dataset.name in (case.dataset for case in cases):  # pictures and rows go by this name
+                    raise PairingError(f"data: two tasks have a {dataset.name}: rename one, or give datasets={folder}")
                 cases += [Case(task, dataset.name, pair, dataset) for pair in pairs[: limit or None]]
     if wanted - known or not cases:
         missing = ", ".join(sorted(wanted - known)) or "/".join(TASKS)

@@ -23,6 +23,7 @@ from dig2dig.benchmark.datasets import Case, centre, find_cases, noted, read_cas
 from dig2dig.benchmark.methods import Fuser, open_fuser
 from dig2dig.benchmark.tables import markdown
 from dig2dig.color import merge, split, to_pixels
+from dig2dig.errors import PairingError
 from dig2dig.tracking.panels import to_png
 
 RADIUS = 0.08  # of the disc, as a share of the shorter side
@@ -38,11 +39,12 @@ def run(config: GhostsConfig) -> int:
     """Measures every stack and writes table.md, and pictures of the made stacks."""
     fuser, out, failed = open_fuser(config), Path(config.out), list[str]()
     rows: dict[str, list[list[float]]] = {}
-    cases = find_cases(config.data, config.datasets, config.half, config.limit)
-    for case in tqdm([case for case in cases if case.task in SLACK], desc="stacks"):
+    found = find_cases(config.data, config.datasets, config.half, config.limit)
+    if not (cases := [case for case in found if case.task in SLACK]):
+        raise PairingError("data: no stacks of multi_exposure or multi_focus; see datasets=")
+    for case in tqdm(cases, desc="stacks"):
         with noted(failed):
-            found = measured(case, fuser, config)
-            rows.setdefault(f"{case.dataset} ({case.task})", []).append(found)
+            rows.setdefault(f"{case.dataset} ({case.task})", []).append(measured(case, fuser, config))
     lines = [[name, str(len(values)), *summary(np.array(values))] for name, values in rows.items()]
     text = (
         "A disc of each stack, at another place in each source; PSNR to the fusion with the disc at the reference's "

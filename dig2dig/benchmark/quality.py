@@ -35,8 +35,8 @@ def run(config: QualityConfig) -> int:
     compared = any(method in (config.reference, "peers") or method.startswith("peers:") for method in methods)
     if not methods or (config.reference != "dig2dig" and not compared):
         raise UserError(f"reference={config.reference} is none of the methods" if methods else "methods= is empty")
-    for method in methods:
-        sampler_of(method, "ivf", config.variants)  # refuses an unknown name before any work
+    for task, method in {(case.task, method): case for case in cases for method in methods}:
+        sampler_of(method, task, config.variants)  # refuses what is no method of a task before any work
     kept, failed = list[Row](), list[str]()
     judge = Judge(config, open_fuser(config), Rows(out / "results.csv"), failed)
     for case in tqdm(cases, desc="pairs"):
@@ -84,7 +84,9 @@ class Judge:
         pictures = self.peers(case, method) if method.startswith("peers") else self.own(case, sample, method)
         stretches = ("none", "minmax") if self.config.stretch == "both" else (self.config.stretch,)
         for picture in pictures:
-            self.pictures.setdefault((case.dataset, case.pair.name), {})[picture.method] = picture.path
+            made = self.pictures.setdefault((case.dataset, case.pair.name), {})
+            if not (other := made.setdefault(picture.method, picture.path)).samefile(picture.path):
+                raise UserError(f"methods: {other} and {picture.path} are of one name: rename a folder")
             for stretch in stretches:
                 with noted(self.failed):
                     if not (stretch == "minmax" and picture.method == "ddfm-unstretched"):  # would be ddfm twice
@@ -93,7 +95,7 @@ class Judge:
     def peers(self, case: Case, method: str) -> Iterator[Picture]:
         """Pictures of this case by others."""
         folder = method.partition(":")[2]
-        files = Path(folder).glob("*") if folder else (case.folder / "peers").glob("*/*")
+        files = Path(folder).absolute().glob("*") if folder else (case.folder / "peers").glob("*/*")
         found = {file.parent.name: file for file in sorted(files) if file.stem == case.pair.name and is_image(file)}
         digest = digest_of(case)
         for peer, path in found.items():
@@ -117,6 +119,7 @@ class Judge:
         if path.is_file() and earlier:
             yield Picture(method, path, key, {name: earlier[name] for name in COST})
             return
+        self.rows.drop(case.dataset, case.pair.name, method)
         name = repr(setting) if setting else method
         if name not in self.fused:
             self.fused[name] = self.fuser(sample.sources[None], setting or comparators.CLASSICAL[method])

@@ -12,6 +12,7 @@ from scipy.stats import rankdata, wilcoxon
 
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import QualityConfig
+from dig2dig.errors import RunError
 from dig2dig.metrics import ALL, MAIN, METRICS
 
 Row = dict[str, str]
@@ -27,15 +28,23 @@ class Rows:
 
     def __init__(self, path: Path, identity: tuple[str, ...] = IDENTITY) -> None:
         self.path, self.identity = path, identity
-        known = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records") if path.is_file() else []
-        self.rows: dict[tuple[str, ...], Row] = {tuple(row[column] for column in identity): row for row in known}
+        empty = pd.DataFrame(columns=identity)
+        known = pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else empty
+        if not {*identity} <= {*known}:
+            raise RunError(f"{path}: not a table of this benchmark; give another out=")
+        self.rows: dict[tuple[str, ...], Row] = {tuple(r[c] for c in identity): r for r in known.to_dict("records")}
 
     def find(self, *identity: str, key: str = "") -> Row | None:
         """The row of an identity, or the first row whose identity starts with these columns; none of another key."""
-        found = self.rows.get(identity)
-        if len(identity) < len(self.identity):
-            found = next((row for known, row in self.rows.items() if known[: len(identity)] == identity), None)
+        starts = (row for known, row in self.rows.items() if known[: len(identity)] == identity)
+        found = self.rows.get(identity) or next(starts, None)
         return found if found and key in ("", found.get("key")) else None
+
+    def drop(self, *identity: str) -> None:
+        """Removes rows whose identity starts with these columns, on disk too: what they are about is made anew."""
+        if self.find(*identity):
+            self.rows = {known: row for known, row in self.rows.items() if known[: len(identity)] != identity}
+            self.save()
 
     def put(self, *identity: str, row: Row) -> Row:
         """Adds or replaces a row."""

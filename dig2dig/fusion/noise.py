@@ -20,11 +20,11 @@ NoiseLevels = Float[Tensor, "b k"]
 """Standard deviation of the noise in each source, for images in [0, 1]."""
 
 
-def estimate_noise(sources: Sources) -> NoiseLevels:
+def estimate_noise(sources: Sources, valid: Tensor | None = None) -> NoiseLevels:
     """Standard deviation of Gaussian noise in each source, mean over channels, from its smoothest blocks.
 
     The diagonal difference of 2×2 pixels has the deviation of the noise. The deviation in blocks of 16 pixels is taken
-    at its 15th percentile, since texture adds to it, among the blocks that are not clipped: there noise is missing.
+    at its 15th percentile, since texture adds to it, among blocks that are valid and not clipped: else it is missing.
 
     Reference: Olsen, "Estimation of noise in images: an evaluation", 1993: block-based methods.
     """
@@ -32,14 +32,14 @@ def estimate_noise(sources: Sources) -> NoiseLevels:
     lines = images[..., 1:, :] - images[..., :-1, :]
     difference = (lines[..., 1:] - lines[..., :-1]) / 2
     side = min(BLOCK, *difference.shape[-2:])
-    inside = ((images > 2 / 255) & (images < 253 / 255))[..., 1:, 1:].to(images)
+    shown = (images > 2 / 255) & (images < 253 / 255) & (True if valid is None else valid.flatten(0, 1))
     energy, inside = (
         one.unfold(-2, side, side).unfold(-2, side, side).mean((-2, -1)).flatten(2)
-        for one in (difference.square(), inside)
+        for one in (difference.square(), shown[..., 1:, 1:].to(images))
     )
-    least = inside.topk(min(20, inside.shape[-1])).values[..., -1:].clamp(max=0.95)
+    least = inside.topk(min(20, inside.shape[-1])).values[..., -1:].clamp(1e-3, 0.95)
     smoothest = energy.sqrt().masked_fill(inside < least, torch.nan).nanquantile(0.15, -1)
-    return QUANTILE * smoothest.mean(1).view(sources.shape[:2])
+    return QUANTILE * smoothest.nan_to_num().mean(1).view(sources.shape[:2])
 
 
 def without_stripes(images: Sources) -> Sources:
@@ -58,7 +58,7 @@ def without_stripes(images: Sources) -> Sources:
 
 
 def cleaned(
-    sources: Sources, modalities: Sequence[str], noise: Mapping[str, str]
+    sources: Sources, modalities: Sequence[str], noise: Mapping[str, str], valid: Tensor | None = None
 ) -> tuple[Sources, NoiseLevels | None, list[list[str]]]:
     """Sources without stripes, their noise in [0, 1], and what was found in each image.
 
@@ -77,7 +77,7 @@ def cleaned(
         plain = without_stripes(sources[:, k : k + 1])
         stripes = (255 * (plain - sources[:, k : k + 1]).std((1, 2, 3, 4))).cpu().tolist()
         sources[:, k : k + 1] = plain
-        found = estimate_noise(plain)[:, 0]
+        found = estimate_noise(plain, None if valid is None else valid[:, k : k + 1])[:, 0]
         levels[:, k] = found * (found >= CLEAN)
         for i, (level, stripe) in enumerate(zip((255 * levels[:, k]).cpu().tolist(), stripes, strict=True)):
             told = [f"noise of {level:.1f} of 255"] * (level > 0) + [f"stripes of {stripe:.1f} of 255"] * (stripe > 0.5)

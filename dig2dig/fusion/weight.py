@@ -48,7 +48,7 @@ def scoped(weights: Sequence[Maps], scope: str) -> list[Maps]:
         height, width = max(maps.shape[-2:] for maps in weights)
         return [torch.stack([resample(maps, height, width) for maps in weights]).mean(0)] * len(weights)
     if scope == "temporal":
-        return [maps.mean((-2, -1), keepdim=True) for maps in weights]
+        return [maps.mean((-2, -1), keepdim=True).expand_as(maps) for maps in weights]  # on a grid, for masks
     return list(weights)
 
 

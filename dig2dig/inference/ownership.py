@@ -101,11 +101,11 @@ def refuse_to_replace_inputs(config: InferConfig, pairs: Sequence[Pair], given: 
     names = set(names_of(config, pairs, [pair.name for pair in pairs] if config.logger.pairs else ()))
     sources = [file for pair in pairs for source in pair.files.values() for file in files_of(source)]
     folders = [Path(text) for text in (prior.path, prior.adapter, config.sampler.weights) if text]
-    options = [Path(text) for text in (config.manifest, *config.sources.values(), config.align) if text]
+    options = [Path(text) for text in (config.manifest, config.stacks, *config.sources.values(), config.align) if text]
     own = ("report.html", RECORD, LOCK)
     read = [*sources, *given, *(path for path in (*folders, *options) if is_file(path))]
     refuse_inputs(config.out, [out / name for name in (*names, *own)], read)
     inner = {out / name.split("/")[0] for name in (*names, "report/", "panels/", "log/") if "/" in name}
-    parts = [folder / part for folder in folders for part in ("", "unet", "scheduler")]
+    parts = [*options, *(folder / part for folder in folders for part in ("", "unet", "scheduler"))]
     refuse_inputs(config.out, [out, *inner], [part for part in parts if part.is_dir()])
     refuse_inputs(config.out, inner, {file.parent for file in sources})

@@ -60,6 +60,8 @@ def infer(config: InferConfig, command: Sequence[str], open_report: Callable[[Ru
         pairs = scenes(config, note)
         if config.validate:
             return validate(config, FusionDataModule(pairs, reading(config), config.batch_size, config.workers))
+        if is_file(Path(config.out)):
+            raise RunError(f"out={config.out} is a file; give a folder for the results")
         if config.dry_run:
             run = find_run(config, pairs, given)
             run.claim(open_report(run).written)

@@ -7,7 +7,7 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def write_summary(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
     write_atomically(path, _lines([dict(zip(COLUMNS, COLUMNS, strict=True)), *(rows[name] for name in sorted(rows))]))
 
 
-def append_summary(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def append_summary(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Adds rows at the end of a table, which is made where there is none."""
     if not path.exists():
         write_summary(path, {})
@@ -58,8 +58,9 @@ def append_summary(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
-def _lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
     text = io.StringIO(newline="")
-    writer: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    quoting = csv.QUOTE_ALL if any("\r" in str(value) for row in rows for value in row.values()) else csv.QUOTE_MINIMAL
+    writer: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n", quoting=quoting)
     writer.writerows(rows)
     return text.getvalue().encode("utf-8", errors="surrogateescape")

@@ -90,7 +90,7 @@ class Fuser:
 
         factors = [config.prefer.get(modality, 1.0) for modality in samples[0].modalities]
         sampler = replace(config.sampler, prefer=factors) if config.prefer else config.sampler
-        sources, noise, told = cleaned(sources, samples[0].modalities, config.noise)
+        sources, noise, told = cleaned(sources, samples[0].modalities, config.noise, valid)
         fused = fuse(
             sources,
             denoiser,

@@ -5,7 +5,7 @@ import sys
 import torch
 
 from dig2dig.fusion.statistics import DigStatistics, dig_statistics
-from dig2dig.metrics import fusion_metrics
+from dig2dig.metrics import fusion_metrics, grey_levels
 from dig2dig.modules.results import Result
 
 
@@ -18,8 +18,8 @@ def pair_statistics(result: Result) -> DigStatistics:
 def pair_scores(result: Result) -> dict[str, float]:
     """``fusion/METRIC`` on luminance, ``dig/entropy``, and per modality mean weight, mean gain and covariance."""
     sample = result.sample
-    assert sample is not None and result.fused is not None
-    metrics = fusion_metrics(result.fused[None].cpu(), sample.sources[None].cpu())
+    assert sample is not None and result.image is not None
+    metrics = fusion_metrics(grey_levels(result.image.cpu())[None] / 255, grey_levels(sample.sources.cpu())[None] / 255)
     found = {f"fusion/{name}": float(value) for name, value in metrics.items()}
     statistics = pair_statistics(result)
     found["dig/entropy"] = float(statistics.entropy.mean())

@@ -21,7 +21,7 @@ from dig2dig.errors import ImageError
 from dig2dig.fusion.comparators import CLASSICAL
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.resample import resize
-from dig2dig.metrics import fusion_metrics
+from dig2dig.metrics import fusion_metrics, grey_levels
 from dig2dig.modules.results import Result
 from dig2dig.report.views import PairView, Panel, StepView, finite
 
@@ -126,7 +126,7 @@ def scores(fused: Tensor, sources: Tensor) -> dict[str, float]:
     """Metrics of a fused image (c, h, w) with its sources (k, c, h, w), as far as numbers; none of large images."""
     if fused[0].numel() > MEASURED:
         return {}
-    return finite(fusion_metrics(fused[None].cpu(), sources[None].cpu()))
+    return finite(fusion_metrics(grey_levels(fused.cpu())[None] / 255, grey_levels(sources.cpu())[None] / 255))
 
 
 def size_facts(height: int, width: int) -> list[str]:
@@ -166,7 +166,7 @@ def view_of_files(
         size = size or (None if image is None else image.shape[-2:])
         note, found = _note(image, size), (known or {}).get(label)
         if found is None and image is not None and comparable and not note:
-            found = scores(luminance(image), torch.stack(stack))
+            found = scores(image, torch.stack(stack))
         role = "result" if not ours or label in ours else "baseline"
         shown.append((Panel(label, role, "", link, found or {}, note), small(image)))
     height, width = size or (3, 4)
@@ -209,10 +209,9 @@ def baseline_panels(sample: Sample, names: Sequence[str]) -> list[Shown]:
     """Classical fusions of the same sources, with their metrics; none of large ones."""
     found: list[Shown] = []
     for name in names if sample.sources[0, 0].numel() <= MEASURED else ():
-        fused = CLASSICAL[name](sample.sources[None])[0].clamp(0, 1)
+        fused = merge(CLASSICAL[name](sample.sources[None])[0].clamp(0, 1), sample.chroma)
         note = "of luminance alone" if name == "mertens" and sample.chroma is not None else ""
-        panel = Panel(name, "baseline", scores=scores(fused, sample.sources), note=note)
-        found.append((panel, small(merge(fused, sample.chroma))))
+        found.append((Panel(name, "baseline", scores=scores(fused, sample.sources), note=note), small(fused)))
     return found
 
 
@@ -221,7 +220,7 @@ def pair_view(result: Result, file: str, files: Mapping[str, Path], folder: Path
     sample, trace = result.sample, result.trace
     assert result.image is not None and result.fused is not None and sample is not None
     height, width = result.image.shape[-2:]
-    ours = Panel("fused", "result", file=file, scores=scores(result.fused, sample.sources))
+    ours = Panel("fused", "result", file=file, scores=scores(result.image, sample.sources))
     pictures = [*source_panels(sample, files, folder), (ours, small(result.image)), *baseline_panels(sample, names)]
     facts = [*size_facts(height, width), f"{result.seconds:.2f} s", f"seed {result.seed}"]
     times = [step.t for step in trace]

@@ -75,12 +75,12 @@ def finite(scores: Mapping[str, Any]) -> dict[str, float]:
 
 
 def ranks(panels: Sequence[Panel]) -> list[dict[str, int]]:
-    """The rank of each panel among those that have the metric, 1 is best; equal scores share the better rank."""
+    """The rank of each panel among those that have the metric, 1 is best; scores shown equal share the better one."""
 
     def rank(value: float, name: str) -> int:
         sign = 1 if METRICS[name].higher_is_better else -1
-        others = (sign * round(other.scores[name], 6) for other in panels if name in other.scores)
-        return 1 + sum(other > sign * round(value, 6) for other in others)
+        others = (sign * float(f"{other.scores[name]:.4g}") for other in panels if name in other.scores)
+        return 1 + sum(other > sign * float(f"{value:.4g}") for other in others)
 
     return [{name: rank(value, name) for name, value in panel.scores.items()} for panel in panels]
 

@@ -19,7 +19,7 @@ from datamodules.readers.palettes import palettes
 from dig2dig.api import preset
 from dig2dig.app.__main__ import main
 from dig2dig.app.config import AppConfig
-from dig2dig.app.job import TASKS, Done, Order, Progress, fuse_order, guess_task
+from dig2dig.app.job import TASKS, Done, Order, Progress, fuse_order, guess_task, in_page_terms
 from dig2dig.config import PriorConfig
 from dig2dig.errors import UserError
 from dig2dig.priors.load import open_prior
@@ -83,6 +83,8 @@ def test_the_command_makes_the_same_bytes(
         ("text", "notes.txt: not an image; this page takes"),
         ("truncated", "b.png: damaged image"),
         ("black", "b.png: every pixel is 0"),
+        ("nan", "b.png: 1 pixels are NaN or infinite; mend the file, or give range.source_2=nodata=nan to infer.py"),
+        ("gone", "b.png: no longer on the page: drop it again"),
         ("large", "a.png: 64x48 pixels; this page takes 0.001 million"),
         ("size", "sources differ in size: a.png 64x48, b.png 64x40; choose under 'If they do not lie on each other'"),
         ("unrelated", "b.png: does not register: "),
@@ -97,6 +99,10 @@ def test_a_refusal_is_one_line_with_the_names_of_files_and_controls(
     limits = {"megapixels": 0.001} if change == "large" else {}
     if change == "truncated":
         second[0].write_bytes(second[0].read_bytes()[:400])
+    if change == "nan":
+        second[0].write_bytes(corpus.holed())
+    if change == "gone":
+        second[0].unlink()
     if change in ("black", "size"):
         pixels = np.zeros((48, 64), np.uint8) if change == "black" else corpus.picture(3, height=40, width=64)
         Image.fromarray(pixels).save(second[0])
@@ -110,8 +116,14 @@ def test_a_refusal_is_one_line_with_the_names_of_files_and_controls(
         fused(order, tiny, tmp_path / "work", **limits)
     text = str(refusal.value)
     assert text.startswith(line) and not any(
-        word in text for word in ("\n", str(tmp_path), "align=", "source_", "reference")
+        word in text for word in ("\n", str(tmp_path), "align=", " source_", "reference")
     )
+
+
+def test_advice_names_no_control_that_the_page_lacks() -> None:
+    text = "source_1: 1 % moves and is taken from source_2; ghosts=keep keeps it; source_2: 1 %; align=ecc registers"
+    told = "a.png: 1 % moves and is taken from b.png; ghosts=keep in the command keeps it; b.png: 1 %; "
+    assert in_page_terms(text, Path("w"), ["a.png", "b.png"]) == f"{told}'find the homography' registers it"
 
 
 def test_notes_have_the_names_of_files_and_controls(tmp_path: Path, tiny: Path) -> None:
@@ -145,14 +157,13 @@ def test_a_file_that_shows_heat_is_infrared_wherever_it_is_dropped(warm: int, tm
 
 def test_three_colour_pictures_of_one_size_are_guessed_to_be_exposures(tmp_path: Path) -> None:
     stack, pair = list(map(str, STACK)), list(map(str, PAIR))
-    assert guess_task(stack, "ivf") == "mef" and guess_task(None, "ivf") == "ivf"
-    assert guess_task(stack[:2], "ivf") == "ivf" and guess_task([*pair, pair[0]], "ivf") == "ivf"  # infrared is grey
-    assert all(guess_task(stack, chosen) == chosen for chosen in TASKS.values() if chosen != "ivf")
+    assert guess_task(stack) == "mef" and guess_task(None) == "ivf"
+    assert guess_task(stack[:2]) == "ivf" and guess_task([*pair, pair[0]]) == "ivf"  # infrared is grey
     with Image.open(STACK[0]) as picture:
         picture.resize((64, 48)).save(tmp_path / "small.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     for other in ("small", "broken"):
-        assert guess_task([*stack[:2], str(tmp_path / f"{other}.png")], "ivf") == "ivf"
+        assert guess_task([*stack[:2], str(tmp_path / f"{other}.png")]) == "ivf"
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".jpg", ".webp"])
@@ -249,5 +260,18 @@ def test_two_files_give_a_picture_and_a_broken_one_gives_a_line(
     page.locator("#files [aria-label='Clear']").click()
     page.set_input_files("#files input[type=file]", [str(file) for file in STACK])
     page.wait_for_function("document.querySelector('input[aria-label=\"What they are\"]').value == 'multi-exposure'")
+    page.locator("#files [aria-label='Clear']").click()  # the page takes its guess back
+    page.wait_for_function("document.querySelector('input[aria-label=\"What they are\"]').value == 'infrared-visible'")
+    held: list[Any] = []
+    page.route("**/run/predict", lambda route: held.append(route), times=2)
+    page.set_input_files("#files input[type=file]", [str(file) for file in STACK])
+    page.locator("#files").get_by_text(STACK[-1].stem).first.wait_for()
+    kind = page.locator("input[aria-label='What they are']")
+    kind.click()
+    page.get_by_role("option", name="multi-focus").click()  # while the guess is on its way
+    for one in held:
+        one.continue_()
+    page.wait_for_timeout(3000)
+    assert len(held) == 2 and kind.input_value() == "multi-focus"
     assert wrong == [] and all(url.startswith(page_url) for url in asked)
     page.close()

@@ -96,6 +96,17 @@ def test_a_stretch_moves_the_mean_but_not_what_is_stretched_already(data: Path, 
     assert float(minmax["SD"]) > 1.1 * float(none["SD"])
 
 
+def test_no_row_outlives_the_picture_that_it_is_about(data: Path, tmp_path: Path) -> None:
+    """Options that were changed and changed back: the picture of the others is not taken for that of these."""
+    chosen = ["quality", f"data={data}", f"out={tmp_path}", "methods=mean", "datasets=Tiny", "limit=1", "report=0"]
+    assert main(chosen) == 0
+    whole = table(tmp_path / "results.csv")
+    assert main([*chosen, "crop=48", "stretch=none"]) == 0
+    assert [row["stretch"] for row in table(tmp_path / "results.csv")] == ["none"]
+    assert main(chosen) == 0
+    assert [row["EN"] for row in table(tmp_path / "results.csv")] == [row["EN"] for row in whole]
+
+
 def test_degraded_end_to_end(data: Path, tmp_path: Path) -> None:
     chosen = "methods=dig2dig-noise, mean, nlm+laplacian, prior+laplacian, prior+dig2dig"
     arguments = ["degraded", f"data={data}", f"out={tmp_path}", chosen, "datasets=ivf", "crop=48", "sigmas=25,50"]
@@ -111,6 +122,13 @@ def test_degraded_end_to_end(data: Path, tmp_path: Path) -> None:
         assert noise - 0.3 < float(rows["mean", name, "25"]["PSNR"]) < noise + 3
         assert float(rows["dig2dig-noise", name, "25"]["PSNR"]) > float(rows["mean", name, "25"]["PSNR"])
     assert "best of 8" in (tmp_path / "table.md").read_text()
+
+
+def test_what_fuses_two_sources_is_left_out_of_degraded_stacks(data: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(comparators.ddfm, "__defaults__", ("code", 1))
+    chosen = ["methods=mean, ddfm, nlm+ddfm, ddfm-noise", "datasets=mef", "crop=16", "limit=1"]
+    assert main(["degraded", f"data={data}", f"out={tmp_path}", *chosen]) == 0
+    assert [row["method"] for row in table(tmp_path / "results.csv")] == ["mean"]
 
 
 @pytest.mark.slow
@@ -197,6 +215,21 @@ def test_anybodys_folder_is_compared(data: Path, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("mine", ["mean", "peers:other/Visible"])
+def test_methods_of_one_name_are_told(data: Path, tmp_path: Path, mine: str, capsys, monkeypatch) -> None:
+    """The table would show one of them alone."""
+    monkeypatch.chdir(tmp_path)
+    theirs = tmp_path / ("mean" if mine == "mean" else "Visible")
+    for folder in (theirs, tmp_path / "other" / "Visible"):
+        shutil.copytree(data / "infrared_visible" / "Tiny" / "peers" / "Visible", folder)
+    chosen = [f"data={data}", "datasets=Tiny", f"out={tmp_path / 'out'}"]
+    assert main(["quality", *chosen, f"methods={mine}, peers:{theirs}"]) == 2
+    assert "are of one name" in capsys.readouterr().err
+    monkeypatch.chdir(theirs)
+    assert main(["quality", *chosen, "methods=peers:.", "stretch=none"]) == 0
+    assert {row["method"] for row in table(tmp_path / "out" / "results.csv")} >= {theirs.name}
+
+
 @pytest.mark.parametrize(
     "argument", ["degraded sigmas=abc", "degraded sigmas=-5", "flicker sensor=x", "flicker crop=40", "stack counts=1"]
 )
@@ -204,6 +237,12 @@ def test_numbers_between_commas_are_checked(argument: str, capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(argument.split())
     assert " must be " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argument", ["align datasets=Stacks", "ghosts datasets=Tiny"])
+def test_datasets_of_no_use_are_told(data: Path, tmp_path: Path, argument: str, capsys) -> None:
+    assert main([*argument.split(), f"data={data}", f"out={tmp_path}"]) == 2
+    assert "see datasets=" in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
 def test_usage(capsys) -> None:
@@ -221,6 +260,15 @@ def test_halves_share_no_pair(data: Path) -> None:
     assert read_case(case, 32, colour=True).sources.shape == (3, 3, 32, 32)
     with pytest.raises(PairingError):
         find_cases(str(data / "infrared_visible"))
+
+
+def test_two_datasets_of_one_name_are_told(data: Path, tmp_path: Path) -> None:
+    """Their pictures and rows would be written over each other."""
+    for task, known in (("infrared_visible", "Tiny"), ("multi_exposure", "Stacks")):
+        shutil.copytree(data / task / known, tmp_path / task / "mine")
+    with pytest.raises(PairingError, match="two tasks have a mine"):
+        find_cases(str(tmp_path))
+    assert len(find_cases(str(tmp_path), "multi_exposure")) == 2
 
 
 def test_holm_and_paired_tests() -> None:
@@ -280,6 +328,13 @@ def test_variants_that_are_none_are_told(
     assert main(["quality", f"data={data}", f"out={tmp_path}", "methods=mean", "crop=48", f"variants.a={variant}"])
     told = capsys.readouterr().err
     assert "Traceback" not in told and "fault of dig2dig" not in told and ("seed=3" in told or "steps" in told)
+
+
+@pytest.mark.parametrize("command", ["quality", "degraded"])
+def test_a_variant_that_one_task_refuses_is_told_before_any_work(data: Path, tmp_path: Path, command: str) -> None:
+    chosen = [f"data={data}", f"out={tmp_path}", "methods=mean", "variants.x=sampler.weights=bundled"]
+    assert main([command, *chosen]) == 2  # no weights are bundled for exposures
+    assert not any(tmp_path.iterdir())
 
 
 def test_steps_are_drawn_as_curves(data: Path, tmp_path: Path) -> None:

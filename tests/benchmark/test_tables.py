@@ -10,6 +10,7 @@ from dig2dig.benchmark import tables
 from dig2dig.benchmark.config import QualityConfig
 from dig2dig.benchmark.datasets import find_cases, read_targets
 from dig2dig.benchmark.tables import Row, Rows, Scores, collect, means_table, write_tables
+from dig2dig.errors import RunError
 from dig2dig.metrics import MAIN
 
 
@@ -60,6 +61,13 @@ def test_tables_are_written_though_no_method_has_all_images(rows: list[Row], tmp
     write_tables(rows, QualityConfig(), tmp_path)
     text = (tmp_path / "table.md").read_text()
     assert text.count("left out: one, two.") == (2 if rows else 0)
+
+
+@pytest.mark.parametrize("text", ["dataset,name,warp\nset,a,own\n", "my,own\n1,2\n", "notes of mine\n"])
+def test_a_table_of_something_else_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "results.csv").write_text(text)
+    with pytest.raises(RunError, match="not a table of this benchmark"):
+        Rows(tmp_path / "results.csv")
 
 
 def test_rows_come_back_as_they_were_put(tmp_path: Path) -> None:

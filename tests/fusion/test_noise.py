@@ -58,6 +58,17 @@ def test_clipping_hides_no_noise() -> None:
     assert float(255 * estimate_noise(noisy)) == pytest.approx(20, rel=0.1)
 
 
+def test_noise_is_sought_where_a_source_shows_the_scene() -> None:
+    """A registered source covers a part of the reference; beyond, its border is repeated, without noise."""
+    noisy = 0.4 + 25 / 255 * torch.randn(1, 1, 1, 120, 120)
+    placed, valid = (
+        torch.nn.functional.pad(one[0], [40] * 4, mode)
+        for one, mode in ((noisy, "replicate"), (torch.ones_like(noisy), "constant"))
+    )
+    _, levels, _ = cleaned(placed[None], ["infrared"], {"all": "auto"}, valid[None] > 0)
+    assert levels is not None and float(255 * levels) == pytest.approx(25, rel=0.1)
+
+
 def test_levels_of_a_configuration() -> None:
     names, sources = ("visible", "infrared"), torch.full((2, 2, 1, 64, 64), 0.5)
     sources[:, 1] += torch.randn(2, 1, 64, 64) * 0.1

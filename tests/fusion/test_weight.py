@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dig2dig.fusion.gain import normalise, pixel_loss
-from dig2dig.fusion.weight import fusion_weight, scoped
+from dig2dig.fusion.weight import fusion_weight, masked, scoped
 
 
 @given(st.integers(0, 100), st.integers(2, 5), st.floats(0.01, 10))
@@ -28,6 +28,13 @@ def test_scopes_average_weights_over_time_or_space() -> None:
     torch.testing.assert_close(spatial[2], torch.stack(weights).mean(0))
     torch.testing.assert_close(temporal[1][..., 0, 0], weights[1].mean((-2, -1)))
     assert all(one is other for one, other in zip(scoped(weights, "full"), weights, strict=True))
+
+
+def test_what_is_not_valid_weighs_nothing_in_every_scope() -> None:
+    weights, valid = [torch.rand(1, 2, 1, 4, 6)], torch.ones(1, 2, 1, 4, 6, dtype=torch.bool)
+    valid[:, 0, ..., :3] = False
+    for scope in ("full", "spatial", "temporal"):
+        assert masked(scoped(weights, scope)[0], valid)[0, 0, ..., :3].max() < 1e-3, scope
 
 
 @pytest.mark.parametrize(("kind", "value"), [("l2", 4.0), ("l1", 2.0)])

@@ -147,11 +147,27 @@ def test_pictures_of_another_configuration_are_never_taken_for_done(
     assert (out / "a.png").read_bytes() != first
 
 
+@pytest.mark.parametrize("kind", ["sources", "stacks"])
+def test_results_do_not_become_sources_of_the_next_run(kind: str, pairs: list[str], tmp_path: Path, capsys) -> None:
+    """In a folder of sources, a repeated command would pair results, or fuse a folder of the report."""
+    out = tmp_path / "visible"
+    for file in out.glob("*.png"):
+        file.rename(file.with_name(f"VIS_{file.name}"))  # no result has the name of a source
+    given = pairs if kind == "sources" else [f"stacks={out.parent}"]
+    assert run(*given, f"out={out if kind == 'sources' else out.parent}") == 2
+    assert "would be replaced, which this run reads" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("summary.csv"))
+
+
 def test_results_never_replace_sources(pairs: list[str], tmp_path: Path, tiny: Path, capsys) -> None:
     kept = (tmp_path / "visible" / "a.png").read_bytes()
     assert run(*pairs, f"out={tmp_path / 'visible'}", f"prior.path={tiny}") == 2
     assert "a.png would be replaced" in capsys.readouterr().err
     assert (tmp_path / "visible" / "a.png").read_bytes() == kept
+    (tmp_path / "a.csv").touch()
+    for dry in ("true", "false"):
+        assert run(*pairs, f"out={tmp_path / 'a.csv'}", f"dry_run={dry}") == 2
+        assert "a.csv is a file; give a folder" in capsys.readouterr().err
 
 
 def test_one_file_after_another_into_one_folder(pairs: list[str], tmp_path: Path, tiny: Path) -> None:

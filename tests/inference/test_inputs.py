@@ -201,11 +201,15 @@ def test_patterns_manifests_and_stacks(tmp_path: Path) -> None:
     assert "line 3: more fields than columns" in long.problem
     config = load_strictly(InferConfig, ["ivf", f"manifest={table}"])
     assert [sorted(pair.files) for pair in scenes(config)] == [["a", "b"], ["a", "b"]]  # masks are for training
+    table.write_text("name,a,b,mask\nx,flat/p1_vis.png,,m.png\n")
+    assert "line 2: x has 1 of at least 2 sources" in read_manifest(table)[0].problem
     table.write_text("name;a;b\nx;1.png;2.png\n")
     with pytest.raises(PairingError, match="is separated by semicolons; save it with commas"):
         read_manifest(table)
     with pytest.raises(PairingError, match=r"^manifest: .*nope\.csv: cannot be read"):
         read_manifest(tmp_path / "nope.csv")
+    table.write_text(f"name,a,b\n\nx,flat/p1_vis.png,\n,,\ny,{one}\n,,\n")  # as Excel ends a table
+    assert ["line 3: x has 1 of" in pair.problem for pair in read_manifest(table)] == [True, False]
     table.write_text(f"name,a,b,c\nx,{one},\ny,{one},{two}\nx,{one},\n../z,{one},\nw,{two},,\n")
     assert "no file name" in pairs["z"].problem and "1 of at least 2 sources" in pairs["w"].problem
     config = str(ROOT / "configs" / "ivf.yaml")

@@ -157,5 +157,9 @@ def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
     assert read_summary(tmp_path / "t.csv") == {
         "a": dict.fromkeys(COLUMNS, "") | rows["a"], "b": rows["b"],
     }  # fmt: skip
+    names = "c\rd", "e\r", 'f,"\r\n'
+    strange = {name: dict.fromkeys(COLUMNS, "x") | {"name": name, "status": "failed"} for name in names}
+    write_summary(tmp_path / "s.csv", strange)
+    assert read_summary(tmp_path / "s.csv") == strange
     (tmp_path / "u.csv").write_text("name,status\na,done\n")
     assert read_summary(tmp_path / "u.csv") == read_summary(tmp_path / "none.csv") == {}

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -40,6 +41,28 @@ def test_one_call_for_one_scene_refuses_a_film(tmp_path: Path) -> None:
         film(tmp_path / f"{name}.mp4", ord(name))
     with pytest.raises(UserError, match=r"a\.mp4: 5 frames or slices; dig2dig infer fuses videos"):
         fuse_files([tmp_path / "a.mp4", tmp_path / "b.mp4"], "ivf")
+
+
+def matroska(path: Path, times: Sequence[int]) -> None:
+    """A video of one frame at each of these milliseconds, as recorders of screens and browsers write it."""
+
+    def box(kind: str, content: bytes) -> bytes:
+        return bytes.fromhex(kind) + (2**56 + len(content)).to_bytes(8, "big") + content
+
+    still = cv2.imencode(".jpg", picture(1, height=SIDE, width=64))[1].tobytes()
+    size = box("e0", box("b0", bytes([64])) + box("ba", bytes([SIDE])))
+    track = box("ae", box("d7", b"\1") + box("73c5", b"\1") + box("83", b"\1") + box("86", b"V_MJPEG") + size)
+    clusters = [box("1f43b675", box("e7", t.to_bytes(4, "big")) + box("a3", b"\x81\0\0\x80" + still)) for t in times]
+    segment = box("1549a966", box("2ad7b1", b"\x0f\x42\x40")) + box("1654ae6b", track) + b"".join(clusters)
+    path.write_bytes(box("1a45dfa3", box("4282", b"matroska")) + box("18538067", segment))
+
+
+def test_frames_are_counted_where_the_header_does_not_tell(tmp_path: Path) -> None:
+    times = [*range(0, 400, 40), *range(400, 1601, 100)]  # 25 frames a second, then 10
+    matroska(tmp_path / "a.mkv", times)
+    video = frames.opened(tmp_path / "a.mkv")
+    assert video.count == len(times) == 23 and video.rate == pytest.approx(22 / 1.6, abs=0.01)
+    assert video.read(22).shape == (SIDE, 64, 3)
 
 
 def test_videos_are_read_in_any_order_and_written(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from dig2dig.cli import from_dict
 from dig2dig.config import DigConfig, FusionConfig, GuidanceConfig, PriorConfig, SamplerConfig, TrainerConfig
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.sampler import fuse
-from dig2dig.metrics import fusion_metrics
+from dig2dig.metrics import fusion_metrics, grey_levels
 from dig2dig.modules.fuser import Fuser
 from dig2dig.modules.fusion import FusionModule
 from dig2dig.modules.results import Tracing
@@ -114,6 +114,10 @@ def test_a_validation_step_keeps_every_step_at_full_size_with_estimates(pairs, g
     assert result.fused is not None
     deviation = float((result.fused * 255).round().std(correction=0))
     assert pair_scores(result)["fusion/SD"] == pytest.approx(deviation, rel=1e-4)
+    coloured = replace(result, image=torch.cat([result.fused, 0.5 * result.fused, 1 - result.fused]))
+    assert coloured.image is not None  # metrics are those of the picture that is written
+    deviation = float(grey_levels(coloured.image).std(correction=0))
+    assert pair_scores(coloured)["fusion/SD"] == pytest.approx(deviation, rel=1e-6)
 
 
 def test_a_prediction_is_fuse_with_the_seed_of_its_name(pairs, gaussian: GaussianDenoiser) -> None:

@@ -197,7 +197,8 @@ def test_full_size_is_loaded_on_request_only(reported: tuple[list[str], Path], b
 
 def test_runs_side_by_side(reported: tuple[list[str], Path], tmp_path: Path, tiny: Path, browser: Any, capsys) -> None:
     arguments, out = reported
-    infer.main([*arguments, f"out={tmp_path / 'static'}", "sampler.dig.kind=static", "report.pairs=0"])
+    more = ["sampler.dig.kind=static", "sampler.dig.smoothing_noise=9", "report.pairs=0"]
+    infer.main([*arguments, f"out={tmp_path / 'static'}", *more])
     (tmp_path / "static" / "a.png").write_bytes(b"lost")
     assert compare([str(out), str(tmp_path / "static"), f"out={tmp_path / 'both.html'}"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"comparison: {tmp_path / 'both.html'}"
@@ -208,6 +209,8 @@ def test_runs_side_by_side(reported: tuple[list[str], Path], tmp_path: Path, tin
         assert page.locator("#pair-1 .tag").all_inner_texts() == ["o?ut #1", "static"]
         table = page.locator(".plain").inner_text()
         assert "sampler.dig.kind" in table and "residual" in table and "static" in table and "steps" not in table
+        cut = page.locator(".plain th").evaluate_all("all => all.map((one) => one.scrollWidth > one.clientWidth)")
+        assert len(cut) > 4 and not any(cut)
         assert page.locator("#pair-1 .scores tbody tr").count() == 2
         assert page.locator(".panel.missing").all_inner_texts()[0].startswith("cannot be read")
         page.locator("#pair-1 .divider").focus()

@@ -13,7 +13,7 @@ from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.sampler import fuse
 from dig2dig.fusion.weight import WeightNetwork, load_weights, preferred, save_weights, scale_space
 from dig2dig.priors.denoiser import Denoiser
-from tests.pictures import crop_of, random_sources
+from tests.pictures import crop_of
 
 DIG = DigConfig(loss="l1", normalise="none", smoothing=1.0, refresh=1)
 SETTINGS = SamplerConfig(steps=3, sigma_start=0.5, sigma_end=0.125, dig=DIG)

@@ -76,15 +76,14 @@ class ImageCrops(Dataset):
 
     def _instead_of(self, path: Path, index: int, error: ImageError) -> dict[str, Any] | None:
         """Reports a file that cannot be read, once; a training takes the next one from now on, a validation none."""
-        readable = [other for other in self.paths if other != path]
-        if not readable:
+        following = next((other for other in self.paths[self.paths.index(path) :] + self.paths if other != path), None)
+        if following is None and self.seed is not None:
             raise error
         if path not in self.unreadable:
             print(f"skipped: {error}", file=sys.stderr)
         self.unreadable.add(path)
-        if self.seed is None:
+        if following is None or self.seed is None:
             return None
-        following = next((other for other in self.paths[self.paths.index(path) :] if other != path), readable[0])
         self.paths = [following if other == path else other for other in self.paths]
         return self[index]
 

@@ -1,5 +1,6 @@
 """Files that are whole or absent, and folders that the processes of one run hold."""
 
+import json
 import os
 import re
 import stat
@@ -14,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from dig2dig.errors import RANKS, RunError
 
+RECORD = "dig2dig.json"  # in OUT: names of all that runs made there, a folder of maps with a slash
 LOCK = ".dig2dig.lock"  # of the first process; those of others end in their number
 PARENT = "DIG2DIG_PARENT"  # variable with the first process's number, for those that it starts
 PART = re.compile(r"\.[0-9a-f]{16}\.part(\.\w+)?")
@@ -63,6 +65,20 @@ def mode_of(path: Path) -> int:
         return path.lstat().st_mode
     except (OSError, ValueError):
         return 0
+
+
+def read_names(out: Path) -> frozenset[str]:
+    """What the record of a folder names; names that lead out of the folder are none of it."""
+    try:
+        names = json.loads((out / RECORD).read_bytes())["wrote"]
+        return frozenset(name for name in names if _stays_inside(name))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return frozenset()
+
+
+def _stays_inside(name: object) -> bool:
+    parts = name.split("/") if isinstance(name, str) and "\0" not in name and "\\" not in name else [".."]
+    return 1 <= len(parts) <= 2 and parts[0] not in ("", ".", "..") and parts[-1] not in (".", "..")
 
 
 def same_file(path: Path) -> object:

@@ -146,7 +146,7 @@ class TrainConfig(Checked):
         require(bool(self.out.strip()), "out is empty: give a folder, as out=runs/prior")
         shares = any(word in self.trainer.strategy for word in ("fsdp", "deepspeed", "model_parallel"))
         require(not shares, f"trainer.strategy={self.trainer.strategy}: exports need whole weights; take ddp")
-        both = self.adapter and self.adapt.mode.startswith("lora")
+        both = self.adapter and self.adapt.mode.startswith("lora") and not self.validate
         require(not both, f"adapter= with adapt.mode={self.adapt.mode}: merge it first, with dig2dig prior merge")
         if self.learns_weights:
             self._check_weights()
@@ -170,7 +170,7 @@ class TrainConfig(Checked):
     def _check_weights(self) -> None:
         data = self.data
         known = data.names_scenes or bool(self.validate and self.fusion.sources)
-        require(known, "no pairs: give data.sources.MODALITY=DIR, data.manifest or data.stacks")
+        require(known, "no pairs: give data.sources.NAME=DIR, data.manifest, data.stacks, or data.made and data.root")
         require(bool(self.weights) or not self.validate, "validate=true needs weights=, as weights=OUT/weights")
         require(not data.val, "data.val is for priors: weights hold out data.val_share, or take fusion.sources")
         require(not data.mask or bool(data.sources), "data.mask goes with data.sources; a manifest has a column mask")

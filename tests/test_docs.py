@@ -43,6 +43,7 @@ def test_the_page_of_the_api_lists_every_public_name_at_home() -> None:
     assert len(dig2dig.__all__) == 15 and "The 15 public names" in text
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.parametrize("name", ["worst", "denoising", "degraded"])
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
 def test_scripts_of_the_pages_say_how_they_are_called(name: str, arguments: list[str], monkeypatch) -> None:

@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from datamodules.metadata import Metadata, exif_of, metadata_of, orientation_of
 from datamodules.picture import Picture, check_pixels, check_regular, one_line
 from datamodules.readers import raw, tiff
+from dig2dig.atomic import RECORD, read_names
 from dig2dig.errors import ImageError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", *raw.SUFFIXES}
@@ -31,7 +32,7 @@ def is_image(path: Path) -> bool:
 def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
     """All images under a folder, sorted, or those that a text file names, a path a line, relative to its folder.
 
-    Paths with an excluded part are left out. No image at all, or a file that is lost, is a FileNotFoundError.
+    Paths with an excluded part and what runs wrote are left out. No image, or a lost file, is a FileNotFoundError.
     """
     place = Path(root)
     if place.is_file():
@@ -45,6 +46,8 @@ def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
     elif place.is_dir():
         found = [path for path in sorted(place.rglob("*")) if is_image(path) and path.is_file()]
         found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(place).parts)]
+        made = {mark.parent / name for mark in place.glob(f"*/**/{RECORD}") for name in read_names(mark.parent)}
+        found = [path for path in found if not made & {path, *path.parents}]
     else:
         raise FileNotFoundError(f"{place}: no such folder of images, or list of them")
     base, out = place if place.is_dir() else place.parent, set(exclude or [])

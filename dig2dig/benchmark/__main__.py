@@ -5,7 +5,7 @@ from importlib import import_module
 
 from dig2dig.benchmark import config as schemas
 from dig2dig.cli import load
-from dig2dig.errors import last_resort, told, usage
+from dig2dig.errors import UserError, last_resort, told, usage
 
 USAGE = """python -m dig2dig.benchmark COMMAND [FILE.yaml …] [key=value …]
 
@@ -32,8 +32,11 @@ def main(argv: list[str]) -> int:
             print(f"error: no command '{argv[0]}'\n", file=sys.stderr)
         return usage(USAGE, argv[:1])
     config = load(getattr(schemas, f"{argv[0].capitalize()}Config"), argv[1:])
+    from dig2dig.priors.denoiser import pick_device
     from dig2dig.tracking.trainer import prepare
 
+    if (wanted := getattr(config, "device", "auto")) not in ("auto", "cpu", pick_device().type):
+        raise UserError(f"device={wanted}: there is none here; take auto or cpu")
     prepare()
     return import_module(f"dig2dig.benchmark.{argv[0]}").run(config)
 

@@ -10,30 +10,15 @@ from datamodules.pairing import Pair
 from datamodules.pairs import reference_of
 from datamodules.readers.medical import files as files_of
 from datamodules.readers.video import is_video
-from dig2dig.atomic import LOCK, is_file, mode_of, refuse_inputs, write_atomically
+from dig2dig.atomic import LOCK, RECORD, is_file, mode_of, read_names, refuse_inputs, write_atomically
 from dig2dig.config import InferConfig
 from dig2dig.errors import RunError
 from dig2dig.inference.encode import suffix_of
 
-RECORD = "dig2dig.json"  # in OUT: names of all that runs made there, a folder of maps with a slash
 ALIGNED = "align.json"  # in OUT: registrations, so that fusing again finds them
 PANELS = ("panel", "maps", "curves")
 MAP = re.compile(r"(gain|weight)_[\w-]+_step\d{3,}_t\d{3,}\.png")
 PART_TABLE = re.compile(r"summary\.\d+\.csv")  # of one process of several
-
-
-def read_names(out: Path) -> frozenset[str]:
-    """What the record of a folder names; names that lead out of the folder are none of it."""
-    try:
-        names = json.loads((out / RECORD).read_bytes())["wrote"]
-        return frozenset(name for name in names if _stays_inside(name))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return frozenset()
-
-
-def _stays_inside(name: object) -> bool:
-    parts = name.split("/") if isinstance(name, str) and "\0" not in name and "\\" not in name else [".."]
-    return 1 <= len(parts) <= 2 and parts[0] not in ("", ".", "..") and parts[-1] not in (".", "..")
 
 
 def claim(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datamodules.image_data import ImageDataModule, shared_out
 from datamodules.pair_data import PairDataset
-from datamodules.pairing import Pair, find_pairs
+from datamodules.pairing import Pair, expand, find_pairs
 from datamodules.pairs import Reading, Sample
 from dig2dig.atomic import write_atomically
 from dig2dig.config_train import TrainConfig
@@ -31,7 +31,7 @@ from dig2dig.training.checkpoints import export_folder, finish
 def fusion_samples(config: TrainConfig, held_out: Sequence[Pair] = ()) -> list[Sample]:
     """The pairs that are fused at each validation, cropped; pairs that cannot be read are reported and left out."""
     fusion = config.fusion
-    found = find_pairs(fusion.sources, note) if fusion.sources else held_out
+    found = expand(find_pairs(fusion.sources, note)) if fusion.sources else held_out
     pairs = PairDataset(found, Reading(fusion.task, True))
     samples: list[Sample] = []
     for item in (pairs[index] for index in range(len(pairs))):
@@ -84,7 +84,7 @@ class PriorLearning:
         denoiser = starting_prior(config)
         check_sizes(config, denoiser)
         self.config, samples = config, fusion_samples(config)
-        self.module = PriorModule(config, choose_weights(denoiser, config.adapt))
+        self.module = PriorModule(config, denoiser if config.validate else choose_weights(denoiser, config.adapt))
         self.data = ImageDataModule(config.data, config.seed, config.optim.steps, config.overfit, samples)
 
     def export(self, checkpoint: dict[str, Any], devices: int) -> dict[str, float]:
@@ -107,7 +107,7 @@ class PriorLearning:
         device = device_of(self.config)
         denoiser = denoiser.to(device).eval()
         loader = shared_out(self.data.val, None, 4)
-        batches = ({name: value.to(device) for name, value in batch.items()} for batch in loader)
+        batches = ({name: value.to(device) for name, value in batch.items()} for batch in loader if batch)
         return means([row for batch in batches for row in psnr_by_noise(denoiser, batch)])
 
 

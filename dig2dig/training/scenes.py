@@ -2,7 +2,7 @@
 
 import sys
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from tqdm import tqdm
 from datamodules.gain_data import GRID, write_scene
 from datamodules.image_data import hold_out, read_deep
 from datamodules.made import MADE, varied
-from datamodules.pairing import MASK, Pair, find_pairs, find_stacks, read_manifest, without_mask
+from datamodules.pairing import MASK, Pair, expand, find_pairs, find_stacks, read_manifest, without_mask
 from datamodules.pairs import Reading, Sample, pair_digest, read_pair
 from datamodules.readers.pixels import list_images, read_image
-from datamodules.readers.source import source_digest
+from datamodules.readers.source import real, source_digest
 from dig2dig.config_train import ImageDataConfig, TrainConfig
 from dig2dig.errors import ImageError, RunError, note
 from dig2dig.fusion.plan import network_gains
@@ -44,15 +44,18 @@ class Scene:
     read: Callable[[], dict[str, Tensor]]  # ``sources`` (k, c, h, w), ``truth`` and ``mask`` where known; ImageError
 
 
-def training_scenes(config: TrainConfig) -> tuple[list[Scene], list[Pair]]:
-    """The scenes that train, and the pairs or stacks that ``data.val_share`` holds out."""
+def training_scenes(config: TrainConfig, held_out: Sequence[Pair] = ()) -> tuple[list[Scene], Sequence[Pair]]:
+    """The scenes that train, and the pairs that do not: those given, or the share ``data.val_share`` of all."""
     data, reading = config.data, Reading(config.fusion.task, allow_missing=True)
-    photos = list_images(data.root, data.exclude) if data.made else []
+    photos = list_images(data.root, data.exclude) if data.made and data.root else []
     train = [_made(path, data, config.seed) for path in photos]
     pairs = training_pairs(config)
-    out = {*hold_out([Path(f"{pair.name}.x") for pair in pairs], data.val_share, config.seed)[1]}
-    held_out = [pair for pair in pairs if Path(f"{pair.name}.x") in out]
-    kept = [pair for pair in pairs if Path(f"{pair.name}.x") not in out]
+    if not held_out:
+        names = [Path(f"{pair.series or pair.name}.x") for pair in pairs]
+        out = {*hold_out(names, data.val_share, config.seed)[1]}
+        held_out = [without_mask(pair) for pair, name in zip(pairs, names, strict=True) if name in out]
+    judged = {real(file) for pair in held_out for file in pair.files.values()}
+    kept = [pair for pair in pairs if not judged & {*map(real, pair.files.values())}]
     train += [_real(pair, reading, variant) for pair in kept for variant in range(data.variants)]
     if not train:
         raise RunError("no scene is left to train on, all are held out")
@@ -60,15 +63,11 @@ def training_scenes(config: TrainConfig) -> tuple[list[Scene], list[Pair]]:
 
 
 def training_pairs(config: TrainConfig) -> list[Pair]:
-    """The pairs and stacks that the configuration names, with the file of the mask among the files."""
-    data, pairs = config.data, list[Pair]()
-    if data.manifest:
-        pairs += read_manifest(Path(data.manifest))
-    if data.stacks:
-        pairs += find_stacks(Path(data.stacks))
-    if data.sources:
-        masks = {MASK: data.mask} if data.mask else {}
-        pairs += find_pairs(data.sources | masks, note)
+    """The pairs, stacks and slices that the configuration names, with the file of the mask among the files."""
+    data, masks = config.data, {MASK: config.data.mask} if config.data.mask else {}
+    pairs = expand(read_manifest(Path(data.manifest))) if data.manifest else []
+    pairs += expand(find_stacks(Path(data.stacks))) if data.stacks else []
+    pairs += expand(find_pairs(data.sources | masks, note)) if data.sources else []
     pairs = [pair for pair in pairs if len(set(pair.files) - {MASK}) > 1]
     if data.mask and not any(MASK in pair.files for pair in pairs):
         raise RunError(f"data.mask={data.mask}: no mask has the name of a pair")
@@ -110,7 +109,7 @@ def cached(scenes: Iterable[Scene], config: TrainConfig, denoiser: Denoiser, fol
     """
     files, live = list[Path](), config.learns_prior
     adapter = file_sha256(adapter_file(config.adapter)) if config.adapter else ""
-    settings = f"{config.seed}/{config.prior_sha256}/{adapter}/{config.fusion.sampler}/{live}"
+    settings = f"{config.seed}/{config.prior_sha256}/{adapter}/{config.fusion.task}/{config.fusion.sampler}/{live}"
     device = next(iter(denoiser.parameters())).device
     for scene in tqdm([*scenes], desc="gains", unit="scene"):
         try:

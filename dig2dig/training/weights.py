@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from datamodules.gain_data import GainDataModule
-from datamodules.pairing import find_pairs
+from datamodules.pairing import expand, find_pairs
 from datamodules.pairs import Reading, Sample, read_pair
 from dig2dig.atomic import write_atomically
 from dig2dig.cli import load_strictly
@@ -28,7 +28,7 @@ from dig2dig.priors.denoiser import Denoiser
 from dig2dig.training.card import Facts, weight_card
 from dig2dig.training.checkpoints import export_folder, finish
 from dig2dig.training.prior import device_of, fusion_samples, write_prior
-from dig2dig.training.scenes import cached, training_scenes, without_mask
+from dig2dig.training.scenes import cached, training_scenes
 
 _USUAL = ("SD", "SF", "SCD", "VIF", "Qabf", "SSIM", "Nabf", "halo", "tone")
 _EXPOSURES = ("SD", "SF", "VIF", "Qabf", "MEF-SSIM", "Nabf", "halo", "tone")
@@ -43,10 +43,9 @@ class WeightLearning:
         self.config = config
         check_terms(config.objective)
         denoiser = starting_prior(config)
-        files, self.held_out = [], find_pairs(config.fusion.sources) if config.fusion.sources else []
-        if config.data.names_scenes:
-            scenes, held_out = training_scenes(config)
-            self.held_out = self.held_out or [without_mask(pair) for pair in held_out]
+        files, self.held_out = [], expand(find_pairs(config.fusion.sources)) if config.fusion.sources else []
+        if config.data.names_scenes and not (config.validate and self.held_out):
+            scenes, self.held_out = training_scenes(config, self.held_out)
             if not config.validate:
                 folder = Path(mkdtemp() if config.fast_dev_run else config.out)
                 if config.fast_dev_run:  # which leaves nothing behind
@@ -67,15 +66,15 @@ class WeightLearning:
         with export_folder(folder) as place:
             save_weights(network, place)
         print(f"weights written: dig2dig infer … sampler.weights={folder}")
-        if config.learns_prior:
-            write_prior(denoiser, config)
+        folders = [folder, write_prior(denoiser, config)] if config.learns_prior else [folder]
         before, after = self.scores(starting_prior(config), None), self.scores(denoiser, network)
         start = config.weights or f"the preset {config.fusion.task} with sampler.weights=gain"
         rows = {start: before, "learned": after}
         if before:
             print(table(rows, len(self.held_out)))
         facts = Facts(self.count, len(self.held_out), devices, rows if before else {})
-        write_atomically(folder / "README.md", weight_card(config, network, facts).encode())
+        for folder in folders:
+            write_atomically(folder / "README.md", weight_card(config, network, facts).encode())
         return after
 
     def scores(self, denoiser: Denoiser, network: WeightNetwork | None) -> dict[str, float]:

@@ -245,6 +245,13 @@ def test_datasets_of_no_use_are_told(data: Path, tmp_path: Path, argument: str, 
     assert "see datasets=" in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", ["flicker", "stack"])
+def test_a_device_that_is_not_here_is_told(command: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main([command, "device=cuda", f"out={tmp_path}"]) == 2
+    assert "device=cuda: there is none here" in capsys.readouterr().err
+
+
 def test_usage(capsys) -> None:
     assert main(["--help"]) == 0 and "quality" in capsys.readouterr().out
     assert main(["speedy"]) == 2

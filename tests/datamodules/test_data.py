@@ -34,6 +34,7 @@ from datamodules.readers.pixels import image_size, list_images, read_image
 from datamodules.transforms import training_crops, validation_crop
 from dig2dig.config_train import ImageDataConfig
 from dig2dig.errors import ImageError, PairingError
+from dig2dig.inference.ownership import record
 from dig2dig.training.prior import cropped
 from tests.conftest import EXAMPLES
 
@@ -94,6 +95,14 @@ def test_hidden_files_are_no_images(tmp_path: Path) -> None:
         write(tmp_path / side / "x.png", 4, 4)
         (tmp_path / side / "._x.png").write_bytes(b"what macOS leaves")
     assert [pair.name for pair in find_pairs({side: str(tmp_path / side) for side in "ab"})] == ["x"]
+
+
+def test_pictures_of_runs_are_no_photographs(tmp_path: Path) -> None:
+    """A training writes its panels under ``out=``, which may lie in the folder that it learns from."""
+    own = [write(tmp_path / name, 4, 4) for name in ("a.png", "runs/scene/b.png")]
+    made = [write(tmp_path / "runs" / name, 4, 4) for name in ("c.png", "fusion/step000000/a_panel.png")]
+    record(tmp_path / "runs", ["c.png", "fusion/"])
+    assert list_images(str(tmp_path)) == own and set(list_images(str(tmp_path / "runs"))) == {own[1], *made}
 
 
 def test_a_training_image_that_cannot_be_read_is_skipped_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

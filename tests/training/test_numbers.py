@@ -306,6 +306,8 @@ def test_the_card_tells_the_run(config: TrainConfig, tiny: Path) -> None:
         "predicts v |", "2×2 patches, 3 image channel(s)",
     ):  # fmt: skip
         assert text in card
+    merged = TrainConfig(data=config.data, prior="p", adapter="q")
+    assert "adapted from `p` with the adapter `q`." in model_card(merged, load_prior(tiny), facts)
 
 
 @pytest.mark.parametrize(

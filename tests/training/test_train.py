@@ -318,6 +318,16 @@ def test_training_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
         assert printed.startswith("error: ") and line in printed and "\n" not in printed
 
 
+@pytest.mark.parametrize("good", [0, 4])
+def test_held_out_images_that_cannot_be_read_stop_no_export(good: int, tmp_path: Path) -> None:
+    """The only one, and one that is a batch of its own."""
+    for i in range(good):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), picture(i, 3))
+    (tmp_path / "z.png").write_bytes(b"cut")
+    fit(tmp_path / "run", f"data.val={tmp_path}", "optim.steps=2")
+    assert ("| after |" in (tmp_path / "run" / "prior" / "README.md").read_text()) == bool(good)
+
+
 def test_two_trainings_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with lock(tmp_path / "run"):
         assert train.main(arguments(tmp_path / "run", "optim.steps=1")) == 2

@@ -12,6 +12,7 @@ import infer
 import train
 from datamodules.gain_data import GainCrops
 from datamodules.made import made_exposures, made_focus, varied
+from datamodules.pairing import find_pairs
 from dig2dig.cli import load_strictly
 from dig2dig.config_train import TrainConfig
 from dig2dig.errors import UserError
@@ -22,8 +23,10 @@ from dig2dig.modules.weights import WeightModule, composed, stacked
 from dig2dig.priors.build import build_prior
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import draw_noise, generators
+from dig2dig.training.card import Facts, weight_card
 from dig2dig.training.scenes import Scene, cached, training_scenes
 from tests.conftest import EXAMPLES, ROOT
+from tests.scans import nifti, scaled
 from tests.training.test_train import Cut
 
 pytestmark = pytest.mark.filterwarnings(
@@ -123,7 +126,8 @@ def test_the_objective_reaches_the_prior_through_the_gains(mode: str, folder: st
     assert (
         train.main(arguments(tmp_path, "optim.steps=2", f"adapt.mode={mode}", "adapt.rank=2", "data.batch_size=1")) == 0
     )
-    assert (tmp_path / folder).is_dir() and (tmp_path / "weights").is_dir()
+    use = f"prior.{'path' if folder == 'prior' else 'adapter'}={tmp_path / folder} sampler.weights={tmp_path}/weights"
+    assert all(use in (tmp_path / export / "README.md").read_text() for export in (folder, "weights"))
     config = load_strictly(TrainConfig, arguments(tmp_path, f"adapt.mode={mode}", "adapt.rank=2"))
     module = WeightModule(config)
     torch.nn.init.normal_(module.network.last.weight)
@@ -230,12 +234,12 @@ def test_half_precision_leaves_the_objective_whole() -> None:
         assert float(module.training_step([crop], 0).detach()) == pytest.approx(whole, rel=1e-5)
 
 
-def test_gains_of_another_seed_are_measured_anew(tmp_path: Path) -> None:
+def test_gains_of_another_seed_or_task_are_measured_anew(tmp_path: Path) -> None:
     scene, files = Scene("s", lambda: "id", lambda: {"sources": torch.rand(2, 1, 64, 64)}), []
-    for seed in (0, 1):
-        config = load_strictly(TrainConfig, arguments(tmp_path, f"seed={seed}"))
+    for other in ("seed=0", "seed=1", "fusion.task=mff"):
+        config = load_strictly(TrainConfig, arguments(tmp_path, other))
         files += cached([scene], config, build_prior([32], 1, 2), tmp_path)
-    assert files[0] != files[1]
+    assert len({*files}) == 3
 
 
 @pytest.mark.parametrize(("options", "words"), [
@@ -290,6 +294,43 @@ def test_scenes_of_one_name_are_held_out_or_learned_together(tmp_path: Path) -> 
     train_scenes, held_out = training_scenes(config)
     learned_names, held_names = {scene.name for scene in train_scenes}, {pair.name for pair in held_out}
     assert len(train_scenes) + len(held_out) == 2 * len(names) and not learned_names & held_names
+
+
+def test_without_photographs_none_are_taken_from_where_the_command_runs(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(EXAMPLES / "multi_focus" / "truth")
+    pair = [f"data.sources.{side}={PAIR / side}" for side in ("visible", "infrared")]
+    config = load_strictly(TrainConfig, arguments(tmp_path, *pair, "data.val_share=0", preset="weights_mff"))
+    assert config.data.made and {scene.name for scene in training_scenes(config)[0]} == {"00036N", "00537D"}
+    with pytest.raises(UserError, match=r"or data\.made and data\.root"):
+        load_strictly(TrainConfig, arguments(tmp_path, preset="weights_mff"))
+
+
+def test_pairs_that_judge_the_weights_never_train(tmp_path: Path) -> None:
+    """However they are named; and no other pair is held out beside them."""
+    again = PAIR / ".." / PAIR.name
+    fused = [f"fusion.sources.{side}={again / side / '00036N.png'}" for side in ("visible", "infrared")]
+    config = load_strictly(TrainConfig, arguments(tmp_path, "data.val_share=0.9", *fused))
+    scenes, held_out = training_scenes(config, find_pairs(config.fusion.sources))
+    assert [scene.name for scene in scenes] == ["00537D"] and [pair.name for pair in held_out] == ["00036N"]
+
+
+def test_each_slice_of_a_volume_is_a_scene_and_no_volume_is_on_both_sides(tmp_path: Path) -> None:
+    for side in ("MRI", "PET"):
+        (tmp_path / side).mkdir()
+        for name in "abc":
+            nifti(tmp_path / side / f"{name}.nii", scaled(1, 1, 1))
+    sources = [f"data.sources.{side}={tmp_path / side}" for side in ("MRI", "PET")]
+    config = load_strictly(TrainConfig, arguments(tmp_path, *sources, "data.val_share=1e-9", preset="weights_mif"))
+    scenes, held_out = training_scenes(config)
+    assert len(scenes) == 12 and len(held_out) == 6 and len({pair.series for pair in held_out}) == 1
+    assert not {scene.name[0] for scene in scenes} & {pair.name[0] for pair in held_out}
+
+
+def test_the_card_says_on_which_prior_the_weights_were_learned(tmp_path: Path) -> None:
+    config = load_strictly(TrainConfig, arguments(tmp_path, "prior=p", "adapter=q"))
+    card = weight_card(config, WeightNetwork(config.fusion.sampler), Facts(1, 0, 1, {}))
+    assert f"prior.path=p prior.adapter=q sampler.weights={tmp_path}/weights" in card
+    assert "| prior | `p`, with the adapter `q` |" in card
 
 
 @pytest.mark.parametrize("option", ["sigma_end=null", "sigma_start=null", "grid=gain"])

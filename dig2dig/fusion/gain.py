@@ -14,7 +14,7 @@ from dig2dig.fusion.resample import coarseness, downsample, grouped, resample, s
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.schedule import AlphaBar, Times, add_noise, noise_level, time_of_noise_level
 from dig2dig.priors.windows import pad
-from dig2dig.shapes import Gains, Maps, Sources, State
+from dig2dig.shapes import Gains, Maps, Sources, State, Valid
 
 LEAST = 32  # pixels of a side; smaller images are borders for the most part
 
@@ -154,13 +154,14 @@ def measure(
     estimates: bool = True,
     cost: bool = False,
     sigma_most: float = math.inf,
+    valid: Valid | None = None,
 ) -> Measured:
     """Gains of all sources in [-1, 1] at decreasing times, averaged over noise draws, before any sampling.
 
     Without ``estimates``, the reconstructions themselves, static weights need no network. ``cost`` asks for the mean
     gain of each step, to place steps by it. Smoothing follows the noise level up to ``sigma_most``. Where ``dig.share``
-    is set, ``total`` is had too: how much of the residual's variance over the image goes from the first time to the
-    last. What no estimate shows, noise and what is finer than the smallest images, is none of it.
+    is set, ``total`` is had too: how much of the residual's variance over ``valid`` pixels goes from the first time to
+    the last. What no estimate shows, noise and what is finer than the smallest images, is none of it.
     """
     b, k, _, h, w = sources.shape
     sigmas = noise_level(denoiser.alpha_bar)[times.cpu()].tolist()
@@ -179,7 +180,8 @@ def measure(
                 gains[i][:, one] += downsample(gain, grids[i]) / len(noises)
                 if config.share > 0 and i == 0:
                     last = [*draw, sources][max(1, len(times) - 1)][:, one]
-                    left = [(x - sources[:, one]).var((-2, -1), correction=0) for x in (here, resample(last, h, w))]
+                    shown = None if valid is None else valid[:, one]
+                    left = [_variance(x - sources[:, one], shown) for x in (here, resample(last, h, w))]
                     total[:, one] += (left[0] - left[1]).mean(2) / len(noises)
                 if cost:
                     change = information_gain(here, following, sources[:, one])
@@ -190,6 +192,14 @@ def measure(
     each = zip(gains, radii, grids, strict=True)
     gains = [normalise(smooth(gain, radius / grid), config.normalise) for gain, radius, grid in each]
     return Measured(times.cpu(), gains, means, costs if cost else None, total if config.share > 0 else None)
+
+
+def _variance(images: Maps, valid: Valid | None) -> Tensor:
+    """Variance over the valid pixels of each image (b, k, c, h, w), (b, k, c); 0 where none is."""
+    if valid is None:
+        return images.var((-2, -1), correction=0)
+    shown = images.masked_fill(~valid, torch.nan)
+    return shown.sub_(shown.nanmean((-2, -1), keepdim=True)).square_().nanmean((-2, -1)).nan_to_num()
 
 
 def at_time(maps: list[Maps], times: Times, t: int, alpha_bar: AlphaBar) -> Maps:

@@ -79,7 +79,7 @@ def gains(
     if reconstructions and dig.reduce > 0:  # what enters the picture must be finer than what only weighs it
         dig = replace(dig, reduce=max(dig.reduce, REDUCE_ESTIMATES))
     widest = float(noise_level(denoiser.alpha_bar)[asked[skipped]])
-    found = measure(sources, noises, asked, denoiser, dig, reconstructions, config.grid == "gain", widest)
+    found = measure(sources, noises, asked, denoiser, dig, reconstructions, config.grid == "gain", widest, valid)
     if network is None:
         return planned(found, skipped, denoiser.alpha_bar, config, valid)
     sigmas = noise_level(denoiser.alpha_bar)[asked[skipped:]].tolist()

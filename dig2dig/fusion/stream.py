@@ -44,7 +44,8 @@ def stream(
     asked, skipped = gain_times(denoiser.alpha_bar, config)
     widest = float(noise_level(denoiser.alpha_bar)[asked[skipped]])
     dig = replace(config.dig, normalise="none")
-    parts = [measure(fresh(k), noises, asked, denoiser, dig, estimates=False, sigma_most=widest) for k in range(count)]
+    shown = [None] * count if valid is None else valid.split(1, 1)
+    parts = [measure(fresh(k), noises, asked, denoiser, dig, False, False, widest, one) for k, one in enumerate(shown)]
     noises.clear()
     gains = [normalise(torch.cat([part.gains.pop(0) for part in parts], 1), config.dig.normalise) for _ in asked]
     total = torch.cat([part.total for part in parts if part.total is not None], 1) if dig.share > 0 else None

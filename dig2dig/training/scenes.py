@@ -21,7 +21,7 @@ from datamodules.readers.source import real, source_digest
 from dig2dig.config_train import ImageDataConfig, TrainConfig
 from dig2dig.errors import ImageError, RunError, note
 from dig2dig.fusion.plan import network_gains
-from dig2dig.fusion.resample import resample
+from dig2dig.fusion.resample import filled, resample
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.files import file_sha256
 from dig2dig.priors.lora import adapter_file
@@ -79,7 +79,7 @@ def _real(pair: Pair, reading: Reading, variant: int) -> Scene:
         sample = read_pair(without_mask(pair), reading)
         if not isinstance(sample, Sample):
             raise ImageError(sample.reason)
-        images = {"sources": sample.sources}
+        images = {"sources": sample.sources if sample.valid is None else filled(sample.sources, sample.valid)}
         if MASK in pair.files:
             mask = torch.from_numpy((read_image(pair.files[MASK], "L") > 127).astype(np.float32))[None]
             if mask.shape[-2:] != sample.sources.shape[-2:]:

@@ -194,6 +194,12 @@ def test_the_total_gain_is_the_variance_removed(
     left = ((1 - a) / (a * 0.25 + 1 - a)).square()
     removed = left[0] - left[1] if len(times) > 1 else left[0]
     torch.testing.assert_close(total, removed * sources.var((-2, -1), correction=0).mean(2), rtol=1e-3, atol=1e-6)
+    valid = torch.zeros(2, 3, 1, 8, 8, dtype=torch.bool)
+    valid[:, :2, :, 2:, :5] = True
+    settings = [torch.zeros(2, 1, 8, 8)], torch.tensor(times), gaussian, config
+    seen, crop = measure(sources, *settings, valid=valid).total, sources[:, :2, :, 2:, :5]
+    assert seen is not None and not seen[:, 2].any()  # pixels without data do not count
+    torch.testing.assert_close(seen[:, :2], removed * crop.var((-2, -1), correction=0).mean(2), rtol=1e-3, atol=1e-6)
 
 
 def test_noise_is_no_gain(bundled: Denoiser) -> None:

@@ -4,6 +4,7 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -312,6 +313,20 @@ def test_pairs_that_judge_the_weights_never_train(tmp_path: Path) -> None:
     config = load_strictly(TrainConfig, arguments(tmp_path, "data.val_share=0.9", *fused))
     scenes, held_out = training_scenes(config, find_pairs(config.fusion.sources))
     assert [scene.name for scene in scenes] == ["00537D"] and [pair.name for pair in held_out] == ["00036N"]
+
+
+def test_pixels_without_data_train_as_they_are_fused(tmp_path: Path) -> None:
+    """A border that a warp left is filled from what it surrounds, no black edge to keep."""
+    shown = cv2.imread(str(PAIR / "infrared" / "00537D.png"), cv2.IMREAD_GRAYSCALE).astype("uint16") * 100 + 5000
+    whole, warped = shown.copy(), shown
+    warped[:, :80] = 0
+    for name, pixels in (("warped.png", warped), ("whole.png", whole)):
+        cv2.imwrite(str(tmp_path / name), pixels)
+    sources = [f"data.sources.a={tmp_path / 'whole.png'}", f"data.sources.b={tmp_path / 'warped.png'}"]
+    argv = [one for one in arguments(tmp_path / "run", *sources, "data.val_share=0") if "/examples/" not in one]
+    (scene,) = training_scenes(load_strictly(TrainConfig, argv))[0]
+    _, border = scene.read()["sources"]
+    assert border[..., :80].min() > 0.05
 
 
 def test_each_slice_of_a_volume_is_a_scene_and_no_volume_is_on_both_sides(tmp_path: Path) -> None:

@@ -16,16 +16,20 @@ from datamodules.ranges import to_unit
 from datamodules.readers.pixels import convert, list_images, read_picture
 from datamodules.readers.volume import memory
 from datamodules.transforms import A, training_crops, validation_crop
-from datamodules.validity import check_finite
+from datamodules.validity import check_finite, without_data
 from dig2dig.config_train import ImageDataConfig
 from dig2dig.errors import ImageError
+from dig2dig.options import parse_range
 
 
 def read_deep(path: Path, mode: Literal["L", "RGB"] = "RGB", scale: str = "percentile") -> np.ndarray:
-    """Pixels of a file of any depth: uint8 as stored, or float32 in [0, 1], scaled as by ``to_unit``."""
+    """Pixels of a file of any depth: uint8 as stored, or float32 in [0, 1], scaled by what holds data."""
     picture = read_picture(path)
-    check_finite(picture.pixels, picture.valid, str(path))
-    pixels = picture.pixels if picture.depth == 8 else to_unit(picture.pixels, scale, picture.valid)[0]
+    valid, _ = without_data(picture.pixels, picture.valid, parse_range(scale)[1])
+    if valid is not None and not valid.any():
+        raise ImageError(f"{path}: no pixel holds data; leave it out")
+    check_finite(picture.pixels, valid, str(path))
+    pixels = picture.pixels if picture.depth == 8 else to_unit(picture.pixels, scale, valid)[0]
     return convert(pixels, mode)
 
 

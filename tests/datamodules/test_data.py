@@ -295,6 +295,20 @@ def test_sixteen_bits_train(suffix: str, channels: int, tmp_path: Path) -> None:
     assert read_deep(EXAMPLES / "multi_focus" / "near" / "mountain.png").dtype == np.uint8
 
 
+def test_pixels_without_data_do_not_stretch_a_deep_file(tmp_path: Path) -> None:
+    """Zeros of a warp or a dead line, and what data.range calls no data, have no part in the range."""
+    pixels = np.linspace(29000, 30000, 64 * 64).reshape(64, 64).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "whole.png"), pixels)
+    expected = read_deep(tmp_path / "whole.png", "L")[:, 8:]
+    for value, scale in ((0, "percentile"), (65535, "percentile,nodata=65535")):
+        pixels[:, :8] = value
+        cv2.imwrite(str(tmp_path / "warped.png"), pixels)
+        np.testing.assert_allclose(read_deep(tmp_path / "warped.png", "L", scale)[:, 8:], expected, atol=0.01)
+    cv2.imwrite(str(tmp_path / "empty.png"), np.full((8, 8), 7, np.uint16))
+    with pytest.raises(ImageError, match="no pixel holds data"):
+        read_deep(tmp_path / "empty.png", "L", "nodata=7")
+
+
 def test_deep_files_that_are_damaged_are_one_line(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "whole.png"), np.random.default_rng(0).integers(0, 65535, (64, 64), dtype=np.uint16))
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:40])

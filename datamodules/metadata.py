@@ -19,8 +19,17 @@ class Metadata:
     medical: str = ""  # file whose patient and geometry a DICOM or NIfTI result takes over
     frame: int | None = None  # slice of that file
 
+    @property
+    def grid(self) -> str:
+        """The place on Earth without its citations, which each program words in its own way."""
+        tags = {code: value for code, _, _, value in self.geo if code != CITATIONS}
+        if isinstance(keys := tags.get(34735), tuple):  # four numbers a key, the second is the tag that has its value
+            tags[34735] = [keys[i : i + 4] for i in range(4, len(keys), 4) if keys[i + 1 : i + 2] != (CITATIONS,)]
+        return repr(tags)
+
 
 KEPT = (270, 271, 272, 305, 306, 315, 33432)  # description, maker, model, software, date, artist, copyright
+CITATIONS = 34737  # tag with the names of a GeoTIFF's reference system
 UNFIT = (0x927C, 0xA002, 0xA003, 0xA005)  # notes whose offsets break, and the size and index of another file
 
 

@@ -162,7 +162,7 @@ def prepared(
         pixels, told = in_profile_of(picture, pictures[reference])
         found[modality] = replace(picture, pixels=pixels, valid=valid)
         notes += [f"{modality}: {one}" for one in (picture.note, note, told) if one]
-    geo = {modality: repr(picture.metadata.geo) for modality, picture in found.items() if picture.metadata.geo}
+    geo = {modality: picture.metadata.grid for modality, picture in found.items() if picture.metadata.geo}
     if len(set(geo.values())) > 1 and reading.align == "none":
         told = ", ".join(str(pair.files[modality]) for modality in geo)
         raise ImageError(f"{pair.name}: maps of different grids: {told}; warp them to one (gdalwarp), or give align=")

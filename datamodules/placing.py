@@ -33,7 +33,10 @@ class Placing:
         fixed, image, valid = self.images[self.reference], self.images[modality], self.valids[modality]
         if self.align not in ("none", "resize") or (self.align == "none" and modality in self.stated):
             found = self.registration(modality)
-            return found.image, found.cover(valid), [str(found)]
+            covered = found.cover(valid)
+            if covered is not None and not covered.any():
+                raise AlignmentError(f"{self.align} puts it beside {self.reference}: it covers no pixel")
+            return found.image, covered, [str(found)]
         notes = []
         if image.shape[:2] != fixed.shape[:2]:
             notes = [f"resized from {image.shape[1]}x{image.shape[0]}"]
@@ -87,13 +90,13 @@ class Placing:
         fixed, moving = self.images[onto], self.images[modality]
         both = (onto, modality)  # one file of a thermal camera can be both
         key = " ".join(("2", self.align, *both, *(self.digests[m] for m in both))) if self.digests else ""
-        if key and (row := kept(self.memory, key)):
+        if key and (row := kept(self.memory).get(key)):
             matrix, motion = np.array(row["matrix"], float), str(row["motion"])
             image = laid(moving, matrix, motion, fixed.shape)
             return Registration(image, matrix, float(row["score"]), moving.shape[:2], motion, str(row["parallax"]))
         gain = 0.15 * LEAST_GAIN if self.chained else LEAST_GAIN
         start = self.stated.get(modality) if onto == self.reference else None
         found = register(fixed, moving, self.align, valid=self.valids[modality], gain=gain, start=start)
-        if key:
+        if key and self.memory:
             keep(self.memory, key, found)
         return found

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -126,22 +127,23 @@ def _size(given: Sequence[Any]) -> tuple[int, int]:
     return height, width
 
 
-def kept(path: str, key: str) -> Mapping[str, Any] | None:
-    """A registration that an earlier run has found, or None."""
-    try:
-        return json.loads(Path(path).read_text()).get(key) if path else None
-    except (OSError, ValueError, AttributeError):
-        return None
+@lru_cache(maxsize=8)  # each frame of a film asks again
+def kept(path: str) -> dict[str, Any]:
+    """Registrations that runs keep in a file, by their keys: a JSON object a line; a line that was cut is left out."""
+    found: dict[str, Any] = {}
+    with suppress(OSError):
+        for line in Path(path).read_bytes().splitlines():
+            with suppress(ValueError, TypeError):
+                found |= json.loads(line)
+    return found
 
 
 def keep(path: str, key: str, found: Registration) -> None:
     """Keeps a registration: its homography and what was said of it. A file that cannot be written is no error."""
-    if not path:
-        return
-    try:
-        known = dict(json.loads(Path(path).read_text()))
-    except (OSError, ValueError, TypeError):
-        known = {}
     row = {"matrix": found.matrix.tolist(), "score": found.score, "motion": found.motion, "parallax": found.parallax}
+    kept(path)[key] = row
     with suppress(OSError):
-        write_atomically(Path(path), json.dumps(known | {key: row}).encode())
+        if Path(path).is_symlink():
+            Path(path).unlink()
+        with Path(path).open("a") as file:  # to write it anew for each frame would take ever longer
+            file.write(f"\n{json.dumps({key: row})}")  # the line before may be cut

@@ -42,7 +42,8 @@ def replacing(path: Path) -> Iterator[Path]:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if mode_of(temporary):  # on a read-only file system even the removal of nothing fails
+            temporary.unlink()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

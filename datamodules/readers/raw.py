@@ -4,7 +4,7 @@ import io
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ def read_photo(content: bytes, kind: str, most: int) -> tuple[np.ndarray, np.nda
             raise ImageError(f"claims {height * width / 1e6:.0f} megapixels; at most {most / 1e6:.0f} are read")
         pixels, alpha, metadata = decode()
     notes = ["developed with the camera's white balance"] if kind == "raw" else []
+    notes += ["taken for sRGB, its EXIF is not read"] if kind == "jxl" and b"jbrd" not in content else []
     return np.ascontiguousarray(pixels), None if alpha is None else opaque(alpha), metadata, notes
 
 
@@ -125,8 +126,10 @@ def _open_jxl(content: bytes) -> Opened:
         import imagecodecs
 
         pixels = imagecodecs.jpegxl_decode(content)
-        pixels = pixels[0] if pixels.ndim == 4 else pixels  # of an animation the first frame
-        return *split(pixels), Metadata()
+        pixels, metadata = pixels[0] if pixels.ndim == 4 else pixels, Metadata()  # of an animation the first frame
+        with suppress(Exception), Image.open(io.BytesIO(imagecodecs.jpegxl_decode_jpeg(content, numthreads=1))) as jpeg:
+            metadata = metadata_of(jpeg)  # of a repacked JPEG; of others imagecodecs gives pixels only
+        return *split(pixels), metadata
 
     return *jxl_size(content), decode
 

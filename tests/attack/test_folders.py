@@ -1,5 +1,6 @@
 """A run replaces and removes what its own record in OUT names, and never an input."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -299,3 +300,13 @@ def test_locks_of_other_processes_keep_a_run_out(tmp_path: Path, monkeypatch: py
         with pytest.raises(RunError, match="another run is at work"), lock(tmp_path):
             pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_read_only_file_system_is_told_with_the_name_of_the_result(tmp_path: Path) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match=r"x\.png"):
+        patch.setattr(Path, "write_bytes", refuse)
+        patch.setattr(Path, "unlink", refuse)  # so does Linux, even where nothing is
+        write_atomically(tmp_path / "x.png", b"")

@@ -12,7 +12,7 @@ import OpenEXR
 import pillow_heif
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageCms
 
 from datamodules.readers.pixels import IMAGE_SUFFIXES, image_size, read_picture
 from datamodules.readers.raw import RAW_SUFFIXES, SUFFIXES, jxl_size
@@ -119,6 +119,17 @@ def test_jpeg_xl_is_read_exactly(tmp_path: Path, dtype: type, box: bool) -> None
     found = read_picture(path).pixels
     assert found.dtype == dtype and image_size(path) == (40, 56)
     np.testing.assert_allclose(found, pixels, atol=1e-6)
+
+
+def test_a_jpeg_that_was_packed_as_jpeg_xl_keeps_its_profile_and_exif(tmp_path: Path) -> None:
+    exif, profile = Image.Exif(), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif[271], exif[274] = "ACME", 6
+    Image.fromarray(COLOUR).save(jpeg := io.BytesIO(), "JPEG", exif=exif.tobytes(), icc_profile=profile)
+    found = read_picture(put(tmp_path, "a.jxl", imagecodecs.jpegxl_encode_jpeg(jpeg.getvalue())))
+    kept = Image.Exif()
+    kept.load(found.metadata.exif)
+    assert found.metadata.icc == profile and dict(kept) == {271: "ACME"} and not found.note
+    assert "taken for sRGB" in read_picture(put(tmp_path, "b.jxl", imagecodecs.jpegxl_encode(COLOUR))).note
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 300), (480, 640), (96, 54), (33, 40), (2000, 9)])

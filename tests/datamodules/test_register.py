@@ -13,7 +13,7 @@ from datamodules.align import Registration, drawn, resizing
 from datamodules.parallax import disagreement, parallax
 from datamodules.placing import Placing
 from datamodules.register import register
-from datamodules.rig import Rig, calibrate, read_rig, write_rig
+from datamodules.rig import Rig, calibrate, keep, kept, read_rig, write_rig
 from datamodules.search import search
 from dig2dig.__main__ import main
 from dig2dig.errors import AlignmentError
@@ -217,20 +217,37 @@ def test_registrations_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     again = replace(placing, links={}).registration("b")
     np.testing.assert_array_equal(first.image, again.image)
     assert str(first) == str(again)
+    kept.cache_clear()
+    assert str(first) == str(replace(placing, links={}).registration("b"))  # read from the file
     (tmp_path / "align.json").write_text("[]")  # no memory of ours
+    kept.cache_clear()
     with pytest.raises(TypeError):
         replace(placing, links={}).registration("b")
     monkeypatch.undo()
     assert str(replace(placing, links={}).registration("b")) == str(first)
-    assert json.loads((tmp_path / "align.json").read_text())
+    assert json.loads((tmp_path / "align.json").read_text().splitlines()[-1])
+
+
+def test_a_long_film_keeps_each_registration_without_writing_the_others_again(tmp_path: Path) -> None:
+    one, memory = Registration(np.zeros((8, 8)), np.eye(3), 12.0, (8, 8), "shift"), tmp_path / "align.json"
+    memory.write_text(json.dumps({"old": {"motion": "nothing"}}))  # as earlier versions wrote it
+    inode = memory.stat().st_ino
+    for key in "ab":
+        keep(str(memory), key, one)
+    assert memory.stat().st_ino == inode
+    with memory.open("a") as file:
+        file.write('\n{"cut": {"mat')
+    keep(str(memory), "c", one)
+    kept.cache_clear()
+    assert {*kept(str(memory))} == {"old", "a", "b", "c"}
 
 
 def test_the_ways_between_two_pictures_of_one_file_are_kept_apart(tmp_path: Path) -> None:
     near, far = focal()
     images, digests = {"a": near, "b": seen_as(far, shift(6, 0))}, {"a": "one file", "b": "one file"}
-    kept = {"align": "auto", "digests": digests, "memory": str(tmp_path / "align.json")}
-    there = Placing(images, dict.fromkeys(images), "a", **kept).registration("b")
-    back = Placing(images, dict.fromkeys(images), "b", **kept).registration("a")
+    given = {"align": "auto", "digests": digests, "memory": str(tmp_path / "align.json")}
+    there = Placing(images, dict.fromkeys(images), "a", **given).registration("b")
+    back = Placing(images, dict.fromkeys(images), "b", **given).registration("a")
     assert error(there.matrix, shift(6, 0), near.shape) < 0.5 and error(back.matrix, shift(-6, 0), near.shape) < 0.5
 
 
@@ -257,6 +274,13 @@ def test_runs_calibrate_and_use_a_rig(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "no sources in the rig" in capsys.readouterr().err
     assert main(["rig", "ivf", *sources, f"out={tmp_path / 'rig'}"]) == 2
     assert "as out=rig.yaml" in capsys.readouterr().err
+
+
+def test_a_rig_that_puts_a_source_beside_the_reference_is_refused(tmp_path: Path) -> None:
+    (rig := tmp_path / "rig.yaml").write_text("{size: [64, 48], sources: {b: {size: [32, 24], box: [70, 0, 20, 15]}}}")
+    images = {"a": np.eye(48, 64), "b": np.eye(24, 32)}
+    with pytest.raises(AlignmentError, match="covers no pixel"):
+        Placing(images, dict.fromkeys(images), "a", str(rig)).place("b")
 
 
 def test_stripes_across_stripes_are_refused() -> None:

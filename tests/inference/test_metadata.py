@@ -155,6 +155,16 @@ def test_maps_of_other_places_are_refused(tmp_path: Path) -> None:
     assert isinstance(other, Failure) and "maps of different grids" in other.reason and "\n" not in other.reason
 
 
+@pytest.mark.parametrize(("zone", "fits"), [(32632, True), (32633, False)])
+def test_maps_of_one_grid_fuse_whatever_the_names_of_their_system(tmp_path: Path, zone: int, fits: bool) -> None:
+    for k, (code, name) in enumerate(((32632, "WGS 84 / UTM zone 32N|"), (zone, "PCS Name = UTM_32N|"))):
+        keys = (1, 1, 0, 3, 1024, 0, 1, 1, 1026, 34737, len(name), 0, 3072, 0, 1, code)
+        tags = [*((*tag, True) for tag in GEO[:2]), (34735, "H", len(keys), keys, True), (34737, "s", 0, name, True)]
+        tifffile.imwrite(tmp_path / f"{k}.tif", picture(k + 1), extratags=tags)
+    found = read_pair(Pair("x", {m: tmp_path / f"{m}.tif" for m in "01"}), Reading())
+    assert isinstance(found, Failure) != fits
+
+
 @pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not here")
 def test_the_cases(tmp_path: Path) -> None:
     from skimage.color import deltaE_ciede2000, rgb2lab

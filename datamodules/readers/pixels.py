@@ -136,10 +136,13 @@ def _decode(content: bytes, path: Path) -> tuple[np.ndarray, np.ndarray | None, 
         notes = [f"first of {pages} pages"] if pages > 1 else []
         image.load()  # all of it: a truncated file is refused
         metadata = metadata_of(image)
-        if image.format == "PNG" and content[24] > 8:  # Pillow opens 16-bit colour as if it had 8
+        flags = content[content.find(b"av1C") + 6] if image.format == "AVIF" else 0
+        bits = content[24] if image.format == "PNG" else 8 + 2 * (flags >> 6 & 1) + 2 * (flags >> 5 & 1)
+        if bits > 8:  # Pillow opens deeper colour as if it had 8
             import imagecodecs
 
-            pixels, alpha = raw.split(imagecodecs.png_decode(content))
+            deep = (imagecodecs.png_decode if image.format == "PNG" else imagecodecs.avif_decode)(content)
+            pixels, alpha = raw.split((deep * np.uint32(65535) // (2**bits - 1)).astype(np.uint16))
         else:
             pixels, alpha = _shallow(image)
         turn = orientation_of(image)

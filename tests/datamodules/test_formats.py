@@ -111,6 +111,15 @@ def test_a_heic_that_is_called_a_jpeg_is_read(tmp_path: Path) -> None:
     assert read_picture(put(tmp_path, "phone.heic", jpeg)).pixels.shape == (40, 56, 3)
 
 
+@pytest.mark.parametrize("bits", [10, 12])
+def test_avif_of_more_than_8_bits_has_16(tmp_path: Path, bits: int) -> None:
+    stored = np.linspace(0, 2**bits - 1, 64 * 48).astype(np.uint16).reshape(48, 64)
+    colours = np.dstack([stored, stored[::-1], stored])
+    content = imagecodecs.avif_encode(colours, level=100, bitspersample=bits, pixelformat="444")
+    found = read_picture(put(tmp_path, "a.avif", content)).pixels
+    assert found.dtype == np.uint16 and np.abs(found / 65535 - colours / (2**bits - 1)).max() < 4 / 2**bits
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("box", [False, True])
 def test_jpeg_xl_is_read_exactly(tmp_path: Path, dtype: type, box: bool) -> None:

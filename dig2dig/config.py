@@ -29,7 +29,7 @@ class DigConfig(Checked, heading="sampler.dig."):
         0.0, "softness of the weights of what is coarser than all steps, from gains on pure noise; 0 = 1/K", least=0
     )
     share: float = option(
-        0.0, "power of what is gained of each source in all, to weigh what is coarser than all steps", least=0
+        0.0, "power of the variance that the steps explain in each source, to weigh what is coarser than all", least=0
     )
     smoothing_noise: float = option(16.0, "pixels of smoothing added per unit of noise level", least=0)
     refresh: int = option(2, "measure gains every so many steps, and interpolate between", least=1)

@@ -29,7 +29,7 @@ def _capture(path: Path) -> cv2.VideoCapture:
 
 
 class Video:
-    """An open video: ``count`` of frames, at least 1, and ``rate`` a second, 25 where the header has none.
+    """An open video: ``count`` of frames, at least 1, and ``rate`` a second, 25 where none is told.
 
     It is read forwards: few formats seek exactly, so an earlier frame means a new start.
     """

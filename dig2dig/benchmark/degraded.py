@@ -16,7 +16,7 @@ from datamodules.pairs import Reading, Sample, pair_digest
 from dig2dig.atomic import write_atomically
 from dig2dig.benchmark.config import DegradedConfig
 from dig2dig.benchmark.datasets import Case, find_cases, names, noted, read_case
-from dig2dig.benchmark.methods import Fuser, hashed, open_fuser, sampler_of
+from dig2dig.benchmark.methods import DDFM, Fuser, hashed, open_fuser, sampler_of
 from dig2dig.benchmark.tables import Row, Rows, collect, markdown, means_table
 from dig2dig.color import luminance
 from dig2dig.errors import UserError
@@ -46,7 +46,10 @@ def run(config: DegradedConfig) -> int:
     for case in tqdm(cases, desc="pairs"):
         with noted(failed):
             sample, clean = read_case(case, config.crop), dict[str, Image]()
-            fits = [one for one in methods if len(sample.sources) == 2 or "ddfm" not in one or "ddfm-paper" in one]
+            two = {f"{one}{end}" for one, form in DDFM.items() if form == "code" for end in ("", "-noise", "-auto")}
+            fits = [
+                m for m in methods if len(sample.sources) == 2 or m in config.variants or m.split("+")[-1] not in two
+            ]
             for sigma in names(config.sigmas):
                 kept += [score(case, sample, method, sigma, config, fuser, rows, clean) for method in fits]
         rows.save()

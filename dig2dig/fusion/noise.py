@@ -32,11 +32,13 @@ def estimate_noise(sources: Sources, valid: Tensor | None = None) -> NoiseLevels
     lines = images[..., 1:, :] - images[..., :-1, :]
     difference = (lines[..., 1:] - lines[..., :-1]) / 2
     side = min(BLOCK, *difference.shape[-2:])
-    shown = (images > 2 / 255) & (images < 253 / 255) & (True if valid is None else valid.flatten(0, 1))
-    energy, inside = (
+    known = torch.ones_like(images) if valid is None else valid.flatten(0, 1).to(images).expand_as(images)
+    shown, known = ((images > 2 / 255) & (images < 253 / 255)) * known, known[..., 1:, 1:]
+    energy, inside, known = (
         one.unfold(-2, side, side).unfold(-2, side, side).mean((-2, -1)).flatten(2)
-        for one in (difference.square(), shown[..., 1:, 1:].to(images))
+        for one in (difference.square() * known, shown[..., 1:, 1:], known)
     )
+    energy = energy / known.clamp(min=1e-3)
     least = inside.topk(min(20, inside.shape[-1])).values[..., -1:].clamp(1e-3, 0.95)
     smoothest = energy.sqrt().masked_fill(inside < least, torch.nan).nanquantile(0.15, -1)
     return QUANTILE * smoothest.nan_to_num().mean(1).view(sources.shape[:2])

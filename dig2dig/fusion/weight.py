@@ -71,8 +71,8 @@ def masked(weights: Weights, valid: Tensor | None) -> Weights:
     """Weights without say where a source is not valid, (b, k, 1, h, w) of any grid; as they are where none is."""
     if valid is None:
         return weights
-    size = weights.shape[-2:]
-    return scaled(weights, torch.cat([resample(one.to(weights), *size) for one in valid.split(1, 1)], 1) + 1e-6)
+    shown = torch.cat([resample(one.to(weights), *weights.shape[-2:]) for one in valid.split(1, 1)], 1)
+    return scaled(weights + 1e-12, shown + (shown.sum(1, keepdim=True) == 0))  # all of them where none is valid
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class WeightModule(Learner):
         super().__init__(config)
         self.network = network or starting_weights(self.config)
         self.denoiser = denoiser or starting_prior(self.config)
-        if self.config.learns_prior:
+        if self.config.learns_prior and not self.config.validate:
             speed_up(choose_weights(self.denoiser, self.config.adapt), self.config)
         else:
             self.denoiser.requires_grad_(False).eval()

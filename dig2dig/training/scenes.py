@@ -3,7 +3,7 @@
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,6 @@ def training_scenes(config: TrainConfig, held_out: Sequence[Pair] = ()) -> tuple
     """The scenes that train, and the pairs that do not: those given, or the share ``data.val_share`` of all."""
     data, reading = config.data, Reading(config.fusion.task, allow_missing=True)
     photos = list_images(data.root, data.exclude) if data.made and data.root else []
-    train = [_made(path, data, config.seed) for path in photos]
     pairs = training_pairs(config)
     if not held_out:
         names = [Path(f"{pair.series or pair.name}.x") for pair in pairs]
@@ -56,18 +55,28 @@ def training_scenes(config: TrainConfig, held_out: Sequence[Pair] = ()) -> tuple
         held_out = [without_mask(pair) for pair, name in zip(pairs, names, strict=True) if name in out]
     judged = {real(file) for pair in held_out for file in pair.files.values()}
     kept = [pair for pair in pairs if not judged & {*map(real, pair.files.values())}]
+    train = [_made(path, data, config.seed) for path in photos if real(path) not in judged]
     train += [_real(pair, reading, variant) for pair in kept for variant in range(data.variants)]
     if not train:
         raise RunError("no scene is left to train on, all are held out")
     return train, held_out
 
 
+def _slices(pairs: Sequence[Pair]) -> list[Pair]:
+    """Pairs, each slice of volumes and each frame of videos; masks mark pictures alone."""
+    marks = {pair.name: {MASK: pair.files[MASK]} for pair in pairs if MASK in pair.files}
+    found = expand([without_mask(pair) for pair in pairs])
+    if marked := next((pair.series for pair in found if pair.series in marks), None):
+        raise RunError(f"{marked}: a mask marks a picture, no video or volume")
+    return [replace(pair, files=pair.files | marks.get(pair.name, {})) for pair in found]
+
+
 def training_pairs(config: TrainConfig) -> list[Pair]:
     """The pairs, stacks and slices that the configuration names, with the file of the mask among the files."""
     data, masks = config.data, {MASK: config.data.mask} if config.data.mask else {}
-    pairs = expand(read_manifest(Path(data.manifest))) if data.manifest else []
-    pairs += expand(find_stacks(Path(data.stacks))) if data.stacks else []
-    pairs += expand(find_pairs(data.sources | masks, note)) if data.sources else []
+    pairs = _slices(read_manifest(Path(data.manifest))) if data.manifest else []
+    pairs += _slices(find_stacks(Path(data.stacks))) if data.stacks else []
+    pairs += _slices(find_pairs(data.sources | masks, note)) if data.sources else []
     pairs = [pair for pair in pairs if len(set(pair.files) - {MASK}) > 1]
     if data.mask and not any(MASK in pair.files for pair in pairs):
         raise RunError(f"data.mask={data.mask}: no mask has the name of a pair")

@@ -113,3 +113,11 @@ def test_noise_that_leaves_the_range_keeps_its_mean() -> None:
     noisy = 0.1 * torch.randn(1, 1, 1, 96, 96, generator=torch.Generator().manual_seed(0))
     plain = without_stripes(noisy)
     assert float(plain.min()) < -0.2 and float(plain.mean()) == pytest.approx(float(noisy.mean()), abs=3e-3)
+
+
+@pytest.mark.parametrize("side", [24, 60])
+def test_noise_of_a_small_patch_is_that_of_its_valid_pixels(side: int) -> None:
+    valid = torch.zeros(1, 1, 1, 150, 150, dtype=torch.bool)
+    valid[..., 37 : 37 + side, 41 : 41 + side] = True
+    noisy = torch.where(valid, 0.4 + 25 / 255 * torch.randn(1, 1, 1, 150, 150), 0.4)
+    assert float(255 * estimate_noise(noisy, valid)) == pytest.approx(25, rel=0.2)

@@ -63,3 +63,14 @@ def test_nothing_gained_means_equal_weights() -> None:
     weight = fusion_weight(normalise(gain, "sum"), 0.1)
     assert weight[0, 0, 0, 0, 0] > 0.99
     torch.testing.assert_close(weight[..., 2:, 2:], torch.full((1, 2, 1, 2, 2), 0.5))
+
+
+def test_the_only_valid_source_is_shown_however_little_it_weighs() -> None:
+    """A blown-out exposure weighs next to nothing beside the others, and all where it is alone."""
+    weights = torch.tensor([1.0, 1e-7]).view(1, 2, 1, 1, 1).expand(1, 2, 1, 4, 6)
+    valid = torch.ones(1, 2, 1, 4, 6, dtype=torch.bool)
+    valid[:, 0, ..., :3] = False
+    found = masked(weights, valid)
+    assert (found[0, 1, ..., :3] == 1).all() and (found[0, 1, ..., 3:] < 1e-6).all()
+    nowhere = masked(weights, torch.zeros_like(valid))
+    torch.testing.assert_close(nowhere, weights / weights.sum(1, keepdim=True))

@@ -10,7 +10,7 @@ from dig2dig import __version__
 from dig2dig.cli import keep_freed_memory, load
 from dig2dig.config import InferConfig, PriorConfig
 from dig2dig.config_train import TrainConfig
-from dig2dig.errors import UserError, last_resort, told, usage
+from dig2dig.errors import UserError, exits_in_one_line, last_resort, usage
 
 USAGE = """dig2dig COMMAND …: image fusion with diffusion information gain
 
@@ -65,7 +65,7 @@ def train(argv: list[str]) -> int:
     return run(config, [file for file in map(Path, argv) if "=" not in str(file) and is_file(file)])
 
 
-@told
+@exits_in_one_line
 def fuse(arguments: list[str]) -> int:
     """Fuses the files of one scene, or folders, with a preset."""
     if len(arguments) < 2 or {"--help", "-h"} & set(arguments):
@@ -79,7 +79,7 @@ def fuse(arguments: list[str]) -> int:
     if len(files) < 2:
         raise UserError("give at least two files of one scene, or two folders")
     if lost := [file for file in files if not file.exists()]:
-        raise UserError(f"{lost[0]}: no such file or folder")
+        raise UserError(f"{lost[0]}: no such file or folder" + "; type options as out=FILE" * (str(lost[0])[0] == "-"))
     from dig2dig.api import check_picture_file, fuse_result, named_sources, write_result
     from dig2dig.inference.encode import suffix_of
 
@@ -99,7 +99,7 @@ def fuse(arguments: list[str]) -> int:
     return 0
 
 
-@told
+@exits_in_one_line
 def prior(arguments: list[str]) -> int:
     """Converts a prior, or merges an adapter into it, once."""
     match arguments:
@@ -110,8 +110,8 @@ def prior(arguments: list[str]) -> int:
         case _:
             return usage(PRIOR, arguments[:1])
     if not folder or Path(folder).is_file() or (Path(folder).is_dir() and any(Path(folder).iterdir())):
-        told = "is a file" if Path(folder).is_file() else "is not empty"
-        raise UserError(f"'{folder}' {told}: give a new folder" if folder else "the folder's name is empty")
+        state = "is a file" if Path(folder).is_file() else "is not empty"
+        raise UserError(f"'{folder}' {state}: give a new folder" if folder else "the folder's name is empty")
     from dig2dig.priors.build import save_prior
     from dig2dig.priors.load import open_prior
 
@@ -123,7 +123,7 @@ def prior(arguments: list[str]) -> int:
     return 0
 
 
-@told
+@exits_in_one_line
 def rig(arguments: list[str]) -> int:
     """Finds how the cameras of a mount look beside the reference, from several frames, and writes it."""
     if not arguments or {"--help", "-h"} & set(arguments):

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
+from inspect import cleandoc
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -33,12 +34,12 @@ def load(schema: type[T], argv: list[str]) -> T:
     """
     try:
         if asked := {"--help", "-h"} & set(argv):
-            topic = argv[argv.index(asked.pop()) + 1 :]
-            print(help_text(schema, topic[0] if topic else ""))
+            at = argv.index(asked.pop())
+            print(help_text(schema, *argv[at + 1 : at + 2], given=argv[:at]))
             raise SystemExit(0)
         return load_strictly(schema, argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OmegaConfBaseException) as error:
+        print(f"error: {first_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -63,6 +64,8 @@ def load_strictly(schema: type[T], argv: Sequence[str]) -> T:
     layer: Any = {}
     records: dict[str, dict[str, Any]] = {}
     given = {argument.partition("=")[0] for argument in argv if "=" in argument and not is_file(Path(argument))}
+    if wrong := next((argument for argument in argv if argument.startswith(("-", "="))), ""):
+        raise UserError(f"'{wrong}': options are typed as out=DIR, without dashes and without spaces")
     try:
         config = OmegaConf.structured(schema)
         for argument in argv:
@@ -80,7 +83,8 @@ def load_strictly(schema: type[T], argv: Sequence[str]) -> T:
         if group := next((name for name in groups if not OmegaConf.is_dict(layer[name])), ""):
             raise UserError(f"{group} is a group of options: --help {group} lists them") from error
         key = getattr(error, "full_key", None)
-        raise UserError((f"{key}: " if key else "") + first_line(error)) from error
+        line = f"no group of options; give {key}=VALUE" if "'DictConfig'" in str(error) else first_line(error)
+        raise UserError((f"{key}: " if key else "") + line) from error
     assert isinstance(result, schema)
     for path, values in records.items():
         _check_record(path, values, result, given)
@@ -195,11 +199,8 @@ def _override(schema: type, argument: str) -> Any:
 
 
 def _file(path: str) -> Any:
-    if Path(path).suffix not in ("", ".yaml", ".yml"):
-        raise UserError(
-            f"'{path}' is no config: name a picture's modality, as sources.visible={path} sources.infrared=FILE, "
-            f"or use the short form, dig2dig fuse TASK FILE FILE out=RESULT"
-        )
+    if Path(path).suffix not in ("", ".yaml", ".yml") or Path(path).is_dir():
+        raise UserError(f"'{path}' is no config: name what it is, as sources.visible={path} or data.root={path}")
     found = Path(path) if is_file(Path(path)) else preset_file(path)
     if found is None:
         raise UserError(f"no config file '{path}': arguments are YAML files or key=value")
@@ -217,8 +218,10 @@ def _unknown(schema: type, layer: Any, key: str) -> str:
     """One line on an option that does not exist, with the nearest name that does."""
     given = [name for name in flat(OmegaConf.to_container(layer)) if f"{name}.".startswith(f"{key}.")]
     wanted = max(given, key=len, default=key)
-    close = difflib.get_close_matches(wanted, [name for name, *_ in _options(schema)], n=1)
-    hint = f"did you mean '{close[0]}'?" if close else "'--help all' lists all options"
+    names = [name for name, *_ in _options(schema)]
+    same = [name for name in names if name.endswith((f".{wanted}", f".{key}"))]
+    close = same or difflib.get_close_matches(wanted, names, n=1)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "'--help all' lists all options"
     return f"unknown option '{wanted}'; {hint}"
 
 
@@ -245,26 +248,30 @@ def _options(schema: type, prefix: str = "", defaults: object = None) -> list[tu
     return rows
 
 
-def help_text(schema: type, topic: str = "") -> str:
-    """Options with defaults, choices and one sentence each.
+def help_text(schema: type, topic: str = "", given: Sequence[str] = ()) -> str:
+    """Options with their values where presets and options are ``given``, choices and one sentence each.
 
     ``topic`` is empty for the common ones in a line each, ``all``, or a heading as ``sampler`` or ``research``.
     """
-    rows = [(name.replace("sampler.research.", "research."), k, v, data) for name, k, v, data in _options(schema)]
+    values = OmegaConf.merge(OmegaConf.structured(schema), *(_layer(schema, argument, {}) for argument in given))
+    options, about = _options(schema, defaults=values), cleandoc(schema.__doc__ or "")
+    rows = [(name.replace("sampler.research.", "research."), k, v, data) for name, k, v, data in options]
     headings = sorted({name.partition(".")[0] for name, *_ in rows if "." in name})
     if not topic:
         lines = [(*_assigned(*row[:3]).partition(" ["), row[3]["help"]) for row in rows if row[3]["common"]]
-        shown = [f"  {left:<26} {shorten(help, 200)}{bracket}{choices}" for left, bracket, choices, help in lines]
+        shown = [f"  {left:<29} {shorten(help, 200)}{bracket}{choices}" for left, bracket, choices, help in lines]
         more = "--help all lists every option" + ", --help TOPIC those of " * bool(headings) + ", ".join(headings) + "."
-        return "\n".join([f"{schema.__doc__}", "", *shown, "", more])
+        more += " PRESET --help shows the values of a preset." * ("PRESET" in about)
+        return "\n".join([about, "", *shown, "", more])
     chosen = [row for row in rows if topic == "all" or f"{row[0]}.".startswith(f"{topic}.")]
     if not chosen:
         raise UserError(f"no options under '{topic}': there are all, {', '.join(headings)}")
-    shown = [f"  {_assigned(name, kind, default)}\n      {data['help']}" for name, kind, default, data in chosen]
-    return "\n".join([f"{schema.__doc__}", "", "Options (any may stand in a YAML file or as key=value):", "", *shown])
+    shown = [f"  {_assigned(name, kind, value)}\n      {data['help']}" for name, kind, value, data in chosen]
+    return "\n".join([about, "", "Options (any may stand in a YAML file or as key=value):", "", *shown])
 
 
-def _assigned(name: str, kind: Any, default: Any) -> str:
+def _assigned(name: str, kind: Any, value: Any) -> str:
     choices = get_args(kind) if get_origin(kind) is Literal else ()
-    among = f" [{' | '.join(map(str, choices))}]" if choices else ""
-    return f"{name}={default if isinstance(default, str) and default else json.dumps(default)}{among}"
+    among = f" [{' | '.join(str(one) or 'empty' for one in choices)}]" if choices else ""
+    plain = value if isinstance(value, str) and value else json.dumps(value, default=OmegaConf.to_container)
+    return f"{name}={plain}{among}"

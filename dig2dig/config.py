@@ -171,7 +171,7 @@ class ReportConfig(Checked, heading="report."):
     """The page to look at what a run made, OUT/report.html."""
 
     pairs: int = common(20, "most pairs shown with pictures, metrics up to four megapixels; 0 = no report", least=0)
-    estimates: int = option(0, "of so many also the prior's estimates: the network runs in each step", least=0)
+    estimates: int = option(0, "pairs shown with the prior's estimates: the network runs in their steps", least=0)
     baselines: str = common("", "classical fusions to compare, with commas: mean, laplacian, wavelet, guided, mertens")
 
     def __post_init__(self) -> None:
@@ -227,9 +227,9 @@ def of_task(sampler: SamplerConfig, task: Task) -> SamplerConfig:
 
 @dataclass
 class InferConfig(FusionConfig):
-    """Fuses images: dig2dig infer TASK sources.MODALITY=DIR_OR_FILE … out=DIR [key=value …]."""
+    """Fuses images: dig2dig infer PRESET sources.MODALITY=DIR_OR_FILE … out=DIR [key=value …]."""
 
-    task: Task = common("ivf", "infrared-visible, medical, multi-exposure, multi-focus: decides how colour is treated")
+    task: Task = common("ivf", "infrared-visible, medical, exposures, focal planes; a PRESET also: universal, paper")
     sources: dict[str, str] = common(
         {}, "per modality a folder, tree or list (.txt), paired by name; a pattern, DIR/**/{name}_ir.png; one file"
     )

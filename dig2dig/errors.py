@@ -77,7 +77,7 @@ def usage(text: str, arguments: Sequence[str]) -> int:
     return 0 if asked else 2
 
 
-def told(main: Callable[..., int]) -> Callable[..., int]:
+def exits_in_one_line(main: Callable[..., int]) -> Callable[..., int]:
     """A command that prints any name, and a user's mistake in one line, then exits with 2; others are raised."""
 
     @wraps(main)

@@ -21,7 +21,7 @@ from datamodules.image_data import ImageCrops
 from datamodules.readers.pixels import list_images
 from datamodules.transforms import validation_crop
 from dig2dig.benchmark.degraded import non_local_means
-from dig2dig.errors import told
+from dig2dig.errors import exits_in_one_line
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.load import load_prior
 from dig2dig.priors.loss import denoising_psnr
@@ -114,4 +114,4 @@ def show(name: str, values: list[float]) -> None:
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 3) or sys.argv[1].startswith("-"):
         raise SystemExit(__doc__)
-    raise SystemExit(told(main)(*sys.argv[1:]))
+    raise SystemExit(exits_in_one_line(main)(*sys.argv[1:]))

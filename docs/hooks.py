@@ -39,6 +39,7 @@ def on_page_content(html: str, **_: Any) -> str:
     kinds = {"(": "inline", "[": "block"}
 
     def formula(match: re.Match[str]) -> str:
-        return convert(unescape(match[3]).strip().replace("'", r"^{\prime}"), display=kinds[match[2]])
+        written = convert(unescape(match[3]).strip().replace("'", r"^{\prime}"), display=kinds[match[2]])
+        return f'<div class="formula">{written}</div>' if match[2] == "[" else written
 
     return _FORMULA.sub(formula, html)

@@ -16,7 +16,7 @@ from dig2dig.benchmark.methods import Fuser, open_fuser, sampler_of
 from dig2dig.benchmark.tables import markdown
 from dig2dig.color import luminance
 from dig2dig.config import SamplerConfig
-from dig2dig.errors import told
+from dig2dig.errors import exits_in_one_line
 from dig2dig.fusion.guidance import Step, make_guidance
 from dig2dig.fusion.sampler import fuse
 from dig2dig.metrics import fusion_metrics
@@ -70,4 +70,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(told(main)())
+    raise SystemExit(exits_in_one_line(main)())

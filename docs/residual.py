@@ -16,7 +16,7 @@ from dig2dig.benchmark.degraded import degrade
 from dig2dig.benchmark.methods import open_fuser, sampler_of
 from dig2dig.benchmark.tables import Row, collect, means_table
 from dig2dig.color import luminance
-from dig2dig.errors import told
+from dig2dig.errors import exits_in_one_line
 from dig2dig.fusion.guidance import Guidance, Step, make_guidance, proximal
 from dig2dig.fusion.resample import smooth
 from dig2dig.fusion.sampler import fuse
@@ -68,4 +68,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(told(main)())
+    raise SystemExit(exits_in_one_line(main)())

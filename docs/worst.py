@@ -14,7 +14,7 @@ from datamodules.readers.pixels import read_image
 from dig2dig.benchmark.config import QualityConfig
 from dig2dig.benchmark.datasets import find_cases
 from dig2dig.benchmark.gallery import worst
-from dig2dig.errors import told
+from dig2dig.errors import exits_in_one_line
 from dig2dig.tracking.panels import row
 from docs.figures import write_jpeg
 
@@ -47,4 +47,4 @@ def main(out: Path) -> int:
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         raise SystemExit(__doc__)
-    raise SystemExit(told(main)(Path(sys.argv[1])))
+    raise SystemExit(exits_in_one_line(main)(Path(sys.argv[1])))

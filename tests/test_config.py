@@ -118,6 +118,11 @@ def test_help_is_short_and_research_has_a_page_of_its_own(capsys: pytest.Capture
     assert "research" not in help_text(InferConfig).replace("report, research", "") and "sources=" in help_text(
         InferConfig
     )
+    for preset, line in (("ivf", "sampler.weights=bundled"), ("mef", "ghosts=remove"), ("paper", "prefer={}")):
+        assert f"  {line} " in help_text(InferConfig, given=[preset])
+    with pytest.raises(SystemExit, match="2"):
+        load(InferConfig, ["finetune", "--help"])
+    assert capsys.readouterr().err.count("\n") == 1
     page = help_text(InferConfig, "research")
     names = ("noise", "eta", "scope", "draws", "em_form")
     assert all(f"  research.{name}=" in page for name in names) and "sampler.steps" not in page
@@ -128,10 +133,16 @@ def test_help_is_short_and_research_has_a_page_of_its_own(capsys: pytest.Capture
     assert (config.sampler.research.eta, config.sampler.research.draws) == (0.5, 3)
 
 
-def test_a_misspelt_heading_and_a_picture_in_place_of_a_config_say_what_to_type(capsys: pytest.CaptureFixture) -> None:
+def test_mistakes_of_a_beginner_say_what_to_type(capsys: pytest.CaptureFixture) -> None:
     for argument, line in (
         ("samplr.steps=4", "unknown option 'samplr.steps'; did you mean 'sampler.steps'?"),
-        ("a.jpg", "'a.jpg' is no config: name a picture's modality, as sources.visible=a.jpg"),
+        ("a.jpg", "'a.jpg' is no config: name what it is, as sources.visible=a.jpg"),
+        (str(ROOT), f"'{ROOT}' is no config: name what it is, as sources.visible={ROOT}"),
+        ("--out=x", "'--out=x': options are typed as out=DIR, without dashes"),
+        ("=", "'=': options are typed as out=DIR, without dashes and without spaces"),
+        ("weights=gain", "unknown option 'weights'; did you mean 'save.weights' or 'sampler.weights'?"),
+        ("steps=9", "unknown option 'steps'; did you mean 'sampler.steps'?"),
+        ("align.x=1", "align: no group of options; give align=VALUE"),
     ):
         with pytest.raises(SystemExit):
             load(InferConfig, [*SOURCES, argument])

@@ -25,6 +25,7 @@ def test_formulas_become_mathml() -> None:
     page = '<p><span class="arithmatex">\\(x_0\' &lt; \\sigma\\)</span></p><div class="arithmatex">\\[a\\]</div>'
     made = on_page_content(page)
     assert made.count("<math") == 2 and "arithmatex" not in made
+    assert made.count('<div class="formula"><math') == 1  # what the style lets scroll
     assert "σ" in made or "&#x003C3;" in made
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from dig2dig.app.config import AppConfig
 from dig2dig.cli import load
-from dig2dig.errors import RunError, told
+from dig2dig.errors import RunError, exits_in_one_line
 
 
-@told
+@exits_in_one_line
 def main(argv: list[str]) -> int:
     """Serves the page until it is interrupted, and gives the exit code."""
     config = load(AppConfig, argv)

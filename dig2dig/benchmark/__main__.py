@@ -5,7 +5,7 @@ from importlib import import_module
 
 from dig2dig.benchmark import config as schemas
 from dig2dig.cli import load
-from dig2dig.errors import UserError, last_resort, told, usage
+from dig2dig.errors import UserError, exits_in_one_line, last_resort, usage
 
 USAGE = """python -m dig2dig.benchmark COMMAND [FILE.yaml …] [key=value …]
 
@@ -24,7 +24,7 @@ COMMANDS = ("quality", "theory", "degraded", "flicker", "ghosts", "align", "stac
 """Each one is a module, with a schema called after it."""
 
 
-@told
+@exits_in_one_line
 def main(argv: list[str]) -> int:
     """Runs one benchmark and gives the exit code."""
     if not argv or argv[0] not in COMMANDS:

@@ -47,9 +47,7 @@ def run(config: DegradedConfig) -> int:
         with noted(failed):
             sample, clean = read_case(case, config.crop), dict[str, Image]()
             two = {f"{one}{end}" for one, form in DDFM.items() if form == "code" for end in ("", "-noise", "-auto")}
-            fits = [
-                m for m in methods if len(sample.sources) == 2 or m in config.variants or m.split("+")[-1] not in two
-            ]
+            fits = [method for method in methods if len(sample.sources) == 2 or method.split("+")[-1] not in two]
             for sigma in names(config.sigmas):
                 kept += [score(case, sample, method, sigma, config, fuser, rows, clean) for method in fits]
         rows.save()

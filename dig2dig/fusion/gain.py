@@ -160,8 +160,7 @@ def measure(
 
     Without ``estimates``, the reconstructions themselves, static weights need no network. ``cost`` asks for the mean
     gain of each step, to place steps by it. Smoothing follows the noise level up to ``sigma_most``. Where ``dig.share``
-    is set, ``total`` is had too: how much of the residual's variance over ``valid`` pixels goes from the first time to
-    the last. What no estimate shows, noise and what is finer than the smallest images, is none of it.
+    is set, ``total`` is how much of the residual's variance over ``valid`` pixels goes from the first time to the last.
     """
     b, k, _, h, w = sources.shape
     sigmas = noise_level(denoiser.alpha_bar)[times.cpu()].tolist()

@@ -101,8 +101,7 @@ def planned(
 ) -> Plan:
     """The plan of weights from a softmax of the gains; the first ``skipped`` times are for the base alone.
 
-    The base follows how much there is to learn of a whole source, to the power of ``dig.share``. A clipped exposure
-    has little to give. One number for a whole source makes no halo, and keeps the order of tones that sources agree on.
+    The base follows how much there is to learn of a whole source, to the power of ``dig.share``.
     """
     dig, measured, like = config.dig, found.after(skipped), found.gains[0]
     weights = said([fusion_weight(gain, dig.temperature) for gain in measured.gains], config, valid)

@@ -13,7 +13,7 @@ from datamodules.pair_data import FusionDataModule
 from datamodules.pairing import scenes
 from dig2dig.atomic import is_file, lock
 from dig2dig.config import InferConfig
-from dig2dig.errors import RunError, note, one_line, told
+from dig2dig.errors import RunError, exits_in_one_line, note, one_line
 from dig2dig.inference.interrupts import Interrupted, heed_signals
 from dig2dig.inference.listing import list_pairs
 from dig2dig.inference.ownership import ALIGNED, registers, settle
@@ -48,7 +48,7 @@ class Report(Protocol):
         """Writes the page, with the command line that made the run."""
 
 
-@told
+@exits_in_one_line
 def infer(config: InferConfig, command: Sequence[str], open_report: Callable[[Run], Report]) -> int:
     """Fuses every pair that the configuration names, and gives the exit code: 1 if any pair failed.
 

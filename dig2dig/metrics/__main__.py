@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from dig2dig.cli import load_strictly
-from dig2dig.errors import UserError, told, usage
+from dig2dig.errors import UserError, exits_in_one_line, usage
 from dig2dig.metrics.suite import ALL, MAIN, METRICS, Metric, fusion_metrics
 from dig2dig.options import option
 
@@ -71,7 +71,7 @@ def row(metric: Metric) -> str:
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 
-@told
+@exits_in_one_line
 def main(argv: list[str]) -> int:
     """Runs one of the commands and gives the exit code."""
     options = [argument for argument in argv if "=" in argument and not Path(argument).exists()]

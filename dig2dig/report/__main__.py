@@ -11,10 +11,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from dig2dig.errors import UserError, told, usage
+from dig2dig.errors import UserError, exits_in_one_line, usage
 
 
-@told
+@exits_in_one_line
 def main(argv: list[str]) -> int:
     """Writes the page and gives the exit code."""
     if {"--help", "-h"} & set(argv) or not argv:

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from dig2dig.atomic import lock, process_number, refuse_inputs, write_atomically
 from dig2dig.cli import from_yaml, to_yaml
 from dig2dig.config_train import TrainConfig
-from dig2dig.errors import RunError, note, told
+from dig2dig.errors import RunError, exits_in_one_line, note
 from dig2dig.inference.interrupts import Interrupted, heed_signals
 from dig2dig.inference.ownership import claim, read_names
 from dig2dig.priors.files import prior_sha256
@@ -30,7 +30,7 @@ WRITTEN = ("config.yaml", "wandb_id", *FOLDERS)  # in OUT
 LAST = "checkpoints/last.ckpt"  # in OUT, the checkpoint that a run goes on from
 
 
-@told
+@exits_in_one_line
 def train(config: TrainConfig, given: Sequence[Path] = ()) -> int:
     """Trains, or resumes where ``OUT/checkpoints`` stands, and writes the finished prior or adapter into ``OUT``.
 

@@ -16,7 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from dig2dig.atomic import is_file
+from dig2dig.atomic import is_file, mode_of
 from dig2dig.errors import UserError, first_line
 from dig2dig.options import read_yaml
 
@@ -199,7 +199,7 @@ def _override(schema: type, argument: str) -> Any:
 
 
 def _file(path: str) -> Any:
-    if Path(path).suffix not in ("", ".yaml", ".yml") or Path(path).is_dir():
+    if Path(path).suffix not in ("", ".yaml", ".yml") or (mode_of(Path(path)) and not is_file(Path(path))):
         raise UserError(f"'{path}' is no config: name what it is, as sources.visible={path} or data.root={path}")
     found = Path(path) if is_file(Path(path)) else preset_file(path)
     if found is None:

@@ -141,8 +141,8 @@ def _decode(content: bytes, path: Path) -> tuple[np.ndarray, np.ndarray | None, 
         if bits > 8:  # Pillow opens deeper colour as if it had 8
             import imagecodecs
 
-            deep = (imagecodecs.png_decode if image.format == "PNG" else imagecodecs.avif_decode)(content)
-            pixels, alpha = raw.split((deep * np.uint32(65535) // (2**bits - 1)).astype(np.uint16))
+            deep = imagecodecs.png_decode(content) if bits == 16 else imagecodecs.avif_decode(content).astype(np.uint32)
+            pixels, alpha = raw.split(deep if bits == 16 else (deep * 65535 // (2**bits - 1)).astype(np.uint16))
         else:
             pixels, alpha = _shallow(image)
         turn = orientation_of(image)

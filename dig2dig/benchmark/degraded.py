@@ -40,13 +40,13 @@ def run(config: DegradedConfig) -> int:
     cases = find_cases(config.data, config.datasets, config.half, config.limit)
     methods = [*names(config.methods), *config.variants]
     rows, fuser = Rows(Path(config.out) / "results.csv", ("dataset", "name", "method", "sigma")), open_fuser(config)
-    for task, method in {(case.task, method): case for case in cases for method in methods}:
+    for task, method in dict.fromkeys((case.task, method) for case in cases for method in methods):
         make(method, task, config, fuser)  # refuses what is no method of a task before any work
+    two = {f"{one}{end}" for one, form in DDFM.items() if form == "code" for end in ("", "-noise", "-auto")}
     kept, failed = list[Row](), list[str]()
     for case in tqdm(cases, desc="pairs"):
         with noted(failed):
             sample, clean = read_case(case, config.crop), dict[str, Image]()
-            two = {f"{one}{end}" for one, form in DDFM.items() if form == "code" for end in ("", "-noise", "-auto")}
             fits = [method for method in methods if len(sample.sources) == 2 or method.split("+")[-1] not in two]
             for sigma in names(config.sigmas):
                 kept += [score(case, sample, method, sigma, config, fuser, rows, clean) for method in fits]

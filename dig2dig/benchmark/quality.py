@@ -35,7 +35,7 @@ def run(config: QualityConfig) -> int:
     compared = any(method in (config.reference, "peers") or method.startswith("peers:") for method in methods)
     if not methods or (config.reference != "dig2dig" and not compared):
         raise UserError(f"reference={config.reference} is none of the methods" if methods else "methods= is empty")
-    for task, method in {(case.task, method): case for case in cases for method in methods}:
+    for task, method in dict.fromkeys((case.task, method) for case in cases for method in methods):
         sampler_of(method, task, config.variants)  # refuses what is no method of a task before any work
     kept, failed = list[Row](), list[str]()
     judge = Judge(config, open_fuser(config), Rows(out / "results.csv"), failed)

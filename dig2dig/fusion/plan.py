@@ -74,7 +74,7 @@ def gains(
     uses the sources' estimates themselves. A network makes the weights; without it, a softmax does. Where a source is
     not ``valid``, (b, k, 1, h, w), it weighs nothing.
     """
-    dig = config.dig
+    dig = config.dig if network is None else replace(config.dig, share=0.0)  # a network weighs the base itself
     asked, skipped = gain_times(denoiser.alpha_bar, config, network is not None)
     if reconstructions and dig.reduce > 0:  # what enters the picture must be finer than what only weighs it
         dig = replace(dig, reduce=max(dig.reduce, REDUCE_ESTIMATES))
@@ -142,7 +142,7 @@ def network_gains(sources: Sources, noises: list[State], denoiser: Denoiser, con
     """The gains that learned weights use, of sources in [-1, 1]; differentiable where the prior learns."""
     times = network_times(denoiser.alpha_bar, config)
     widest = float(noise_level(denoiser.alpha_bar)[times[1]])
-    return measure(sources, noises, times, denoiser, config.dig, estimates=False, sigma_most=widest)
+    return measure(sources, noises, times, denoiser, replace(config.dig, share=0.0), False, sigma_most=widest)
 
 
 def network_times(alpha_bar: AlphaBar, config: SamplerConfig) -> Times:

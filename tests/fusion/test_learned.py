@@ -140,3 +140,13 @@ def test_base_weights_decide_the_tone(bundled: Denoiser) -> None:
     weighted = replace(plain, dig=replace(plain.dig, base=0.2))
     mean, tone = (float(fuse(sources.clamp(0, 1), bundled, one).mean()) for one in (plain, weighted))
     assert mean == pytest.approx(0.725, abs=0.01) and tone > mean + 0.05
+
+
+def test_the_tone_of_exposures_does_not_follow_the_noise_of_a_camera(bundled: Denoiser) -> None:
+    """It is no detail, so a dim frame weighs the same with and without it."""
+    scene = crop_of("multi_focus", 64, 64, 128, "far")
+    clean = torch.cat([0.15 * scene, (1.5 * scene).clamp(max=1)], 1)
+    noise = torch.randn(scene.shape, generator=torch.Generator().manual_seed(4)) * 4 / 255
+    noisy = torch.cat([(0.15 * scene + noise).clamp(min=0), clean[:, 1:]], 1)
+    before, after = (float(fuse(sources, bundled, preset("mef")).mean()) for sources in (clean, noisy))
+    assert after == pytest.approx(before, abs=0.01)

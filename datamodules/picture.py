@@ -37,15 +37,15 @@ class Picture:
         return 8 if self.pixels.dtype == np.uint8 else 16
 
 
-def check_pixels(pixels: np.ndarray, path: Path) -> np.ndarray:
-    """Pixels that can be fused, three equal channels as one; refuses other channels and sizes."""
+def check_pixels(pixels: np.ndarray, path: Path, grey: bool = True) -> np.ndarray:
+    """Pixels that can be fused, three equal channels as one if ``grey``; refuses other channels and sizes."""
     pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         channels = pixels.shape[2] if pixels.ndim == 3 else pixels.ndim
         raise ImageError(f"{path}: {channels} channels; grey and RGB are read, with or without alpha")
     if min(pixels.shape[:2]) < MIN_SIDE:
         raise ImageError(f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels; at least {MIN_SIDE} a side are needed")
-    return pixels[..., 0] if pixels.ndim == 3 and (pixels == pixels[..., :1]).all() else pixels
+    return pixels[..., 0] if grey and pixels.ndim == 3 and (pixels == pixels[..., :1]).all() else pixels
 
 
 @contextmanager

@@ -4,6 +4,7 @@ A folder that holds the slices of one DICOM series is a volume, as a NIfTI file 
 """
 
 import stat
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -155,7 +156,9 @@ def grid_of(path: Path) -> Grid | None:
 
 @lru_cache(maxsize=8)  # each slice asks again
 def _volume(path: Path, version: tuple[int, int, int]) -> Volume:
-    """All slices."""
+    """All slices; in grey only where all of them are, since those of one result have one form."""
     packed = kind(path) == "nifti"
     with one_line(path, "NIfTI file" if packed else "DICOM file"):
-        return nifti.read_volume(path) if packed else dicom.read_volume(files(path))
+        found = nifti.read_volume(path) if packed else dicom.read_volume(files(path))
+    grey = found.values.ndim == 4 and (found.values == found.values[..., :1]).all()
+    return replace(found, values=found.values[..., 0]) if grey else found

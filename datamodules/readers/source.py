@@ -70,7 +70,7 @@ def _read(path: Path, frame: int | None, onto: medical.Onto | None, modality: st
     """A source as its file has it."""
     if medical.is_medical(path):
         picture = medical.read_slice(path, frame or 0, onto)
-        return replace(picture, pixels=check_pixels(picture.pixels, path), digest=source_digest(path))
+        return replace(picture, pixels=check_pixels(picture.pixels, path, False), digest=source_digest(path))
     if video.is_video(path):
         return Picture(check_pixels(video.opened(path).read(frame or 0), path), source_digest(path))
     thermal = read_thermal(path, modality)

@@ -43,7 +43,7 @@ def encode(
 
     ``metadata`` goes with it as far as the format holds it, see :func:`lost`. Pixels that are not ``valid``, (h, w),
     are transparent where the format has alpha. UserError where the format has no room for a picture of this size, or
-    takes a medical reference and there is none. ``series`` tells the DICOM results of one run from those of another.
+    takes a medical reference and there is none. ``series`` tells DICOM results of one reference apart.
     """
     metadata = metadata or Metadata()
     if suffix in MEDICAL.values():

@@ -117,20 +117,14 @@ def _put_pixels(data: Any, pixels: np.ndarray) -> None:
 
 
 def joined(files: Sequence[Path], reference: Path) -> bytes:
-    """One NIfTI of the slices that lie in files, all that a reference has, in their order; in colour if one is."""
+    """One NIfTI of the slices that lie in files, all that a reference has, in their order."""
     import nibabel
 
-    kinds = [nibabel.load(file).get_data_dtype() for file in files]  # pyright: ignore[reportAttributeAccessIssue]
-    slices = [medical.read_slice(file, 0).pixels for file in files]
-    if any(one.ndim == 3 for one in slices):
-        slices = [one if one.ndim == 3 else _as_colour(one, kind) for one, kind in zip(slices, kinds, strict=True)]
-        return nifti_bytes(np.stack(slices).astype(np.uint8), reference)
-    return nifti_bytes(np.stack(slices).astype(kinds[0]), reference)
-
-
-def _as_colour(grey: np.ndarray, kind: np.dtype) -> np.ndarray:
-    """A grey slice of 8 or 16 bits as an 8-bit colour one."""
-    return np.repeat(np.round(grey / (257 if kind == np.uint16 else 1))[..., None], 3, 2)
+    loaded: list[Any] = [nibabel.load(file) for file in files]  # pyright: ignore[reportAttributeAccessIssue]
+    volume = np.stack([np.asanyarray(one.dataobj)[::-1, ::-1, 0].T for one in loaded])  # as nifti_bytes was given them
+    if volume.dtype.names:
+        volume = np.stack([volume[name] for name in "RGB"], -1)
+    return nifti_bytes(volume, reference)
 
 
 def nifti_bytes(volume: np.ndarray, reference: Path, first: int = 0) -> bytes:
@@ -156,6 +150,7 @@ def nifti_bytes(volume: np.ndarray, reference: Path, first: int = 0) -> bytes:
     affine = affine_of(grid, first) if grid is not None and told else np.eye(4)
     image: Any = nibabel.Nifti1Image(values, affine, dtype=values.dtype)
     image.set_sform(affine, 1 if told else 0)  # in the scanner's axes, or unknown
-    image.set_qform(affine, 1 if told else 0)
+    straight = np.allclose(image.get_qform(), affine, atol=1e-2)  # a qform holds no shear of a tilted gantry
+    image.set_qform(affine, 1 if told and straight else 0)
     image.header.set_xyzt_units("mm")
     return gzip.compress(image.to_bytes(), 6, mtime=0)

@@ -32,7 +32,7 @@ class FusionWriter(BasePredictionWriter):
 
     A thread writes while the next batch is fused; what it could not write is raised with the batch after that. Rows of
     an earlier run that stay valid are kept. ``report`` is called with each fused result and its file's name before the
-    table says that it is done. ``key`` tells the DICOM results of one run from those of another.
+    table says that it is done. ``key`` and the sources tell DICOM results of one reference apart.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class FusionWriter(BasePredictionWriter):
         row["inputs"] = sample.digest if sample else ""
         if result.image is None or sample is None:
             return row | {"status": "failed", "reason": result.reason}
-        suffix = suffix_of(self.save.format, sample.suffix)
+        suffix, series = suffix_of(self.save.format, sample.suffix), f"{self.key} {sample.digest}"
         row["note"] = "; ".join(filter(None, [result.note, *lost(suffix, sample.metadata, result.valid)]))
         try:
-            content = encode(result.image, suffix, sample.depth, sample.metadata, result.valid, self.key)
+            content = encode(result.image, suffix, sample.depth, sample.metadata, result.valid, series)
         except ValueError as error:
             return row | {"status": "failed", "reason": f"{result.name}: {first_line(error)}; take save.format=png"}
         file = f"{result.name}{suffix}"

@@ -118,6 +118,20 @@ def test_a_series_shares_range_and_inversion(tmp_path: Path) -> None:
     assert found == [2119, 1119, 119]
 
 
+def test_a_series_is_in_colour_or_grey_as_a_whole(tmp_path: Path) -> None:
+    """A slice of a PET map that shows nothing is grey, but its result belongs to those in colour."""
+    colour = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
+    for i in range(3):
+        ramp_dicom(tmp_path / "MR" / f"{i}", i)
+        map = np.full((10, 12, 3), (90, 40 if i == 1 else 90, 90), np.uint8)
+        dicom(tmp_path / "PET" / f"{i}", map, (5, 4, i), SeriesInstanceUID="1.2.3.5", **colour)
+        dicom(tmp_path / "grey" / f"{i}", np.full_like(map, 90), (5, 4, i), **colour)
+    for side, coloured in (("PET", True), ("grey", False)):
+        pairs = expand(find_pairs({"MRI": str(tmp_path / "MR"), side: str(tmp_path / side)}))
+        for sample in (read_pair(pair, Reading("mif")) for pair in pairs):
+            assert isinstance(sample, Sample) and (sample.chroma is not None) == coloured
+
+
 def test_other_folders_are_paired_by_name(tmp_path: Path) -> None:
     changes: dict[str, dict[str, Any]] = {
         "patients": {"PatientID": "8"},

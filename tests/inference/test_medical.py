@@ -10,6 +10,7 @@ from datamodules.metadata import Metadata
 from datamodules.readers import medical
 from dig2dig.inference.encode import encode
 from dig2dig.inference.medical import dicom_bytes, joined, nifti_bytes
+from tests.runs import run
 from tests.scans import dicom, nifti, places_of, ramp_dicom, scaled, turned
 
 nibabel = pytest.importorskip("nibabel")
@@ -28,19 +29,17 @@ def test_rgb_volumes_are_read_and_resampled(tmp_path: Path) -> None:
     assert picture.pixels.dtype == np.uint8 and picture.valid is not None and not picture.valid[:, :2].any()
 
 
-def test_colour_results_have_eight_bits_and_join_with_grey_slices(tmp_path: Path) -> None:
+def test_colour_results_have_eight_bits(tmp_path: Path) -> None:
     ct = nifti(tmp_path / "ct.nii", np.eye(4))
     image, files = torch.rand(3, 10, 12, generator=torch.Generator().manual_seed(0)), []
     for index in range(6):
         metadata = Metadata(medical=str(ct), frame=index)
-        slice_of = image[:1] if index == 2 else image
         files.append(tmp_path / f"{index}.nii.gz")
-        files[-1].write_bytes(encode(slice_of, ".nii.gz", 16, metadata))
+        files[-1].write_bytes(encode(image, ".nii.gz", 16, metadata))
     (tmp_path / "all.nii.gz").write_bytes(joined(files, ct))
     wanted = 255 * image.permute(1, 2, 0).numpy()
     for index in (0, 2):
-        found = medical.read_slice(tmp_path / "all.nii.gz", index).pixels.astype(float).reshape(10, 12, -1)
-        assert np.abs(found - (wanted[..., :1] if index == 2 else wanted)).max() < 0.51
+        assert np.abs(medical.read_slice(tmp_path / "all.nii.gz", index).pixels - wanted).max() < 0.51
     assert encode(image, ".dcm", 16, Metadata(medical=str(ct), frame=0))
 
 
@@ -62,6 +61,29 @@ def test_nifti_results_lie_where_the_reference_does(tmp_path: Path) -> None:
         10,
         1,
     )
+
+
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("plane", [(0, 1, 0, 0, 0, -1), (1, 0, 0, 0, 0, -1), (-1, 0, 0, 0, -1, 0)])
+def test_slices_of_any_plane_are_joined(tmp_path: Path, plane: tuple[int, ...], colour: bool) -> None:
+    """Sagittal, coronal, and of a patient who lies on the belly."""
+    normal = np.cross(plane[:3], plane[3:])
+    for i in range(4):
+        dicom(tmp_path / "ct" / f"{i}", np.ones((10, 12), np.int16), 3 * i * normal, ImageOrientationPatient=[*plane])
+    made = np.random.default_rng(0).integers(0, 255, (4, 10, 12, 3) if colour else (4, 10, 12), np.uint8)
+    files = [write(tmp_path / f"{i}.nii.gz", nifti_bytes(made[i : i + 1], tmp_path / "ct", i)) for i in range(4)]
+    assert joined(files, tmp_path / "ct") == nifti_bytes(made, tmp_path / "ct")
+
+
+def test_a_tilted_gantry_is_told_once(tmp_path: Path) -> None:
+    """A qform holds no shear: readers that prefer it would put the slices above each other."""
+    for tilt in (0.0, 0.3):
+        for i in range(4):
+            dicom(tmp_path / f"{tilt}" / f"{i}", np.ones((10, 12), np.int16), (0, tilt * i, 3 * i))
+        write(tmp_path / "made.nii.gz", nifti_bytes(np.ones((4, 10, 12), np.uint8), tmp_path / f"{tilt}"))
+        header = nibabel.load(tmp_path / "made.nii.gz").header
+        assert header["sform_code"] == 1 and header["qform_code"] == (0 if tilt else 1)
+        np.testing.assert_allclose(header.get_sform()[:3, 2], (0, -tilt, 3), atol=1e-6)
 
 
 def test_dicom_results_keep_patient_and_place(tmp_path: Path) -> None:
@@ -95,6 +117,19 @@ def test_dicom_results_keep_patient_and_place(tmp_path: Path) -> None:
 def write(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
+
+
+def test_one_reference_with_other_sources_makes_other_series(tmp_path: Path) -> None:
+    for i in range(2):
+        ramp_dicom(tmp_path / "ct" / f"{i}", 3.0 * i, (32, 32))
+    found = set()
+    for bend in (1.5, 2.0):
+        for i in range(2):
+            pixels = (np.mgrid[:32, :32].sum(0) ** bend).astype(np.int16)
+            dicom(tmp_path / "mr" / f"{i}", pixels, (5, 4, 3 * i), Modality="MR")
+        assert run(tmp_path, "save.format=dcm", "report.pairs=0", "overwrite=true", sides=("ct", "mr")) == 0
+        found |= {pydicom.dcmread(path).SeriesInstanceUID for path in (tmp_path / "out").glob("*.dcm")}
+    assert len(found) == 2
 
 
 def test_dicom_results_of_nifti_keep_the_place(tmp_path: Path) -> None:

@@ -221,9 +221,9 @@ def find_stacks(root: Path) -> list[Pair]:
     if not root.is_dir():
         raise PairingError(f"stacks: no such folder: {root}")
     pairs = []
-    folders = (path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    for folder in sorted(path for path in folders if not is_run(path)):
-        images = enumerate(filter(is_source, sorted(folder.iterdir())), 1)
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != "." and not is_run(path)):
+        order = sorted(folder.iterdir(), key=lambda path: (re.sub(r"\d+", lambda n: n[0].zfill(40), path.name), path))
+        images = enumerate(filter(is_source, order), 1)
         pairs.append(_checked(Pair(folder.name, {str(k): path for k, path in images}), str(folder)))
     if not pairs:
         raise PairingError(f"stacks: {root} holds no folder of images")

@@ -52,7 +52,7 @@ class Placing:
         if self.align == "none":
             return self._as_stated(modality)
         if is_rig(self.align):
-            return read_rig(Path(self.align)).place(fixed, moving, modality)
+            return read_rig(Path(self.align)).place(fixed, moving, modality, self.reference)
         names = list(self.images)
         start, end = names.index(self.reference), names.index(modality)
         if not self.chained or abs(start - end) == 1:

@@ -35,12 +35,13 @@ class Rig:
     size: tuple[int, int]  # height and width of the reference
     mounts: Mapping[str, Mount]  # by modality
 
-    def place(self, fixed: np.ndarray, moving: np.ndarray, modality: str) -> Registration:
-        """A source in the frame of the reference; both may have other sizes than the rig states."""
+    def place(self, fixed: np.ndarray, moving: np.ndarray, modality: str, reference: str = "") -> Registration:
+        """A source in the frame of ``reference``, which may be a source of the rig; sizes may be other than there."""
         if modality not in self.mounts:
             raise AlignmentError(f"the rig has no {modality}, only {', '.join(self.mounts)}")
-        mount = self.mounts[modality]
-        matrix = resizing(mount.size, moving.shape) @ mount.matrix @ resizing(fixed.shape, self.size)
+        mount, onto = self.mounts[modality], self.mounts.get(reference, Mount(np.eye(3), self.size))
+        back = np.linalg.inv(onto.matrix) @ resizing(fixed.shape, onto.size)  # to pixels of the rig's reference
+        matrix = resizing(mount.size, moving.shape) @ mount.matrix @ back
         matrix /= matrix[2, 2]
         return Registration(drawn(moving, matrix, fixed.shape), matrix, 0.0, moving.shape[:2], "rig")
 
@@ -59,8 +60,7 @@ def calibrate(frames: Sequence[Registration], size: tuple[int, int]) -> Mount:
     away = np.linalg.norm(placed - middle, axis=-1).max(1)
     scatter = float(np.percentile(away, 90 if len(away) > 4 else 100))
     if np.median(away) > LARGEST_SCATTER * max(size):
-        apart = f"frames differ by {np.median(away):.0f} px at the corners"
-        raise AlignmentError(f"{apart}: the cameras moved, or see parallax")
+        raise AlignmentError(f"frames differ by {np.median(away):.0f} px at corners: the cameras moved or see parallax")
     return Mount(cv2.getPerspectiveTransform(middle.astype(np.float32), corners[0]), (height, width), scatter)
 
 

@@ -121,6 +121,8 @@ def test_tensors_that_go_with_the_sources_are_checked(tmp_path: Path) -> None:
     for noise in (torch.tensor([[25.0, 0.0]]), torch.tensor([[float("nan"), 0.0]])):
         with pytest.raises(ValueError, match="noise must be a tensor of shape"):
             dig2dig.fuse(sources, prior, config, noise=noise)
+    with pytest.raises(ValueError, match="valid must be bool"):
+        dig2dig.fuse(sources, prior, config, valid=torch.full_like(sources, 255).byte())
     dig2dig.save_prior(prior, str(tmp_path / "prior"))
     assert (tmp_path / "prior" / "model_index.json").is_file()
     assert named_sources("ivf", ["v", "i"]) == {"visible": "v", "infrared": "i"}

@@ -48,14 +48,14 @@ def kind(path: Path) -> Kind:
         return ""
     try:
         return _sniffed(path, version(path))
-    except (ImageError, OSError, EOFError):
+    except (ImageError, OSError):
         return ""
 
 
 @lru_cache(maxsize=2**16)
 def _sniffed(path: Path, version: tuple[int, int, int]) -> Kind:
-    start = nifti.start_of(path, 352)
-    return "dicom" if dicom.is_header(start) else "nifti" if nifti.is_header(start) else ""
+    with path.open("rb") as file:
+        return "dicom" if dicom.is_header(file.read(132)) else ""
 
 
 def files(path: Path) -> tuple[Path, ...]:

@@ -22,7 +22,6 @@ from dig2dig.app.worker import check
 from dig2dig.color import to_pixels
 from dig2dig.config import PriorConfig
 from dig2dig.errors import ImageError, UserError
-from dig2dig.fusion.guidance import TONES
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.resample import resize
 from dig2dig.inference.encode import suffix_of
@@ -107,7 +106,6 @@ def fuse_order(
     order: Order, denoiser: Denoiser, limits: AppConfig, folder: Path, show: Callable[[Progress], None]
 ) -> Done:
     """Fuses uploaded images and shows every step; the result lies in ``folder``; UserError in the page's terms."""
-    offered(order)
     try:
         pair = admit(order, limits, folder)
     except ImageError as error:
@@ -123,16 +121,6 @@ def fuse_order(
         check()
         (result,) = Fuser(denoiser, config, tracing).fuse([sample], denoiser.device)
     return finish(result, order.names, folder, command(order, list(pair.files), options))
-
-
-def offered(order: Order) -> None:
-    """UserError for a value that the page does not offer."""
-    choices = ("task", TASKS.values()), ("tone", TONES), ("align", ALIGNMENTS.values())
-    for name, among in choices:
-        if (found := getattr(order, name)) not in list(among):
-            raise UserError(f"no {name} '{found}': there are {', '.join(among)}")
-    if not 0 < order.prefer < math.inf:
-        raise UserError(f"the factor on the last image must be above 0, not {order.prefer:g}")
 
 
 def overrides(order: Order, prior: PriorConfig, last: str) -> list[str]:

@@ -48,7 +48,7 @@ class QualityConfig(CasesConfig):
     convention: Literal["standard", "cddfuse", "tang", "vifb"] = common("standard", "form of the metrics")
     reference: str = common("dig2dig", "method that is tested against each other method")
     report: int = common(20, "largest number of pairs in report.html; 0 = no report", least=0)
-    out: str = common("out/quality", "folder of the pictures, tables, plots and report.html; a run resumes from it")
+    out: str = common("out/quality", "folder of the pictures, tables and report.html; a run resumes from it")
 
 
 @dataclass
@@ -61,7 +61,7 @@ class TheoryConfig(BenchmarkConfig):
     blur: float = common(3.0, "standard deviation of the defocus, pixels")
     sigma: float = common(25.0, "standard deviation of the noise in the noisy variants, of 255")
     variants: dict[str, str] = common({}, VARIANTS)
-    out: str = common("out/theory", "folder of results.csv, table.md and plots")
+    out: str = common("out/theory", "folder of results.csv and table.md")
 
 
 @dataclass

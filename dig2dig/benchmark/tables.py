@@ -1,4 +1,4 @@
-"""``results.csv``, with a row for each picture, and its tables: means, ranks, tests against one method, plots."""
+"""``results.csv``, with a row for each picture, and its tables: means, ranks, tests against one method."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from scipy.stats import rankdata, wilcoxon
 
 from dig2dig.atomic import write_atomically
@@ -163,8 +162,7 @@ def tests_table(scores: Scores, reference: str) -> str:
 
 
 def write_tables(rows: Sequence[Row], config: QualityConfig, out: Path) -> None:
-    """Writes ``table.md`` and plots: by task for methods that have all images, by dataset with the peers."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Writes ``table.md``: by task for methods that have all images, by dataset with the peers."""
     parts = [
         f"Means over images, metrics on luminance (convention: {config.convention}). Mean rank: the mean over images "
         "and metrics of the rank among the methods shown, 1 is best. Paired tests of "
@@ -175,41 +173,16 @@ def write_tables(rows: Sequence[Row], config: QualityConfig, out: Path) -> None:
     for stretch, shown in reversed([*pd.DataFrame(rows).groupby("stretch")] if rows else []):
         parts.append(f"# Stretch: {stretch}\n")
         for task, of_task in shown.groupby("task", sort=False):
-            parts += _section(f"{task}, all datasets", of_task, config.reference, out / f"{stretch}_{task}_steps.png")
+            parts += _section(f"{task}, all datasets", of_task, config.reference)
             by_k = [(f"K = {k}", group) for k, group in of_task.groupby("k")]
             for name, group in (*of_task.groupby("dataset", sort=False), *(by_k if len(by_k) > 1 else ())):
                 parts += _section(f"{task}: {name}", group, config.reference)
     write_atomically(out / "table.md", "\n".join(parts).encode())
 
 
-def _section(title: str, rows: pd.DataFrame, reference: str, plot: Path | None = None) -> list[str]:
+def _section(title: str, rows: pd.DataFrame, reference: str) -> list[str]:
     scores = collect(rows)
     parts = [f"## {title} ({len(rows.groupby(IMAGE))} pairs or stacks)\n", means_table(scores)]
     if reference in scores.methods and len(scores.methods) > 1:
         parts.append(tests_table(scores, reference))
-    if plot:
-        _plot_steps(scores, title, plot)
     return parts
-
-
-def _plot_steps(scores: Scores, title: str, path: Path) -> None:
-    """Mean rank of three or more methods called NAME-NUMBER against the number, with the others as level lines."""
-    table = pd.Series(scores.methods).str.extract(r"^(?P<family>.+)-(?P<number>\d+)$")
-    table = table.assign(method=scores.methods, rank=scores.ranks.mean(1))
-    curves = table.groupby("family")["family"].transform("size") > 2
-    if not curves.any():
-        return
-    figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
-    axis = figure.subplots()
-    for (name, members), marker in zip(table[curves].groupby("family", sort=False), "os^vD", strict=False):
-        rising = members.astype({"number": int}).sort_values("number")
-        axis.plot(rising["number"], rising["rank"], f"{marker}-", ms=4, label=name)
-    for _, other in table[~curves].iterrows():
-        axis.axhline(other["rank"], color="0.7", lw=0.8)
-        at = axis.get_xlim()[1], other["rank"]
-        axis.annotate(other["method"], at, fontsize=7, color="0.4", ha="right", va="bottom")
-    axis.set(xscale="log", xlabel="number", ylabel="mean rank, 1 is best")
-    axis.invert_yaxis()
-    axis.legend(fontsize=8)
-    axis.set_title(title, fontsize=10)
-    figure.savefig(path)

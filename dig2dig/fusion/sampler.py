@@ -49,6 +49,8 @@ def ddim_step(
     return x_next if fresh is None else x_next + extra**0.5 * fresh
 
 
+@torch.inference_mode(False)  # guidances may need gradients, also in Lightning's predict
+@torch.no_grad()
 def fuse(
     sources: Sources,
     denoiser: Denoiser,
@@ -98,8 +100,8 @@ def fuse(
         weights, config = weights.to(sources.device), adopted(config, weights.settings)
     if noise is not None and (noise.shape != sources.shape[:2] or not ((noise >= 0) & (noise <= 1)).all()):
         raise ValueError("noise must be a tensor of shape (batch, k), its values in [0, 1]")
-    if valid is not None and valid.shape != (*sources.shape[:2], 1, *sources.shape[-2:]):
-        raise ValueError(f"valid must have shape (batch, k, 1, height, width), not {tuple(valid.shape)}")
+    if valid is not None and (valid.dtype, valid.shape) != (torch.bool, (*sources.shape[:2], 1, *sources.shape[-2:])):
+        raise ValueError(f"valid must be bool, (batch, k, 1, height, width), not {valid.dtype}, {tuple(valid.shape)}")
     if config.grid == "gain" and len(sources) > 1:
         raise ValueError("sampler.grid=gain places the steps by the gains of one image: fuse images one at a time")
     h, w = sources.shape[-2:]
@@ -118,19 +120,16 @@ def fuse(
     noises = opposite_pairs(draw, config.research.draws)
     if tall:
         del clean
-        with torch.no_grad():
-            one_by_one = stream(lambda k: load(slice(k, k + 1)), sources.shape[1], noises, denoiser, config, masks)
+        one_by_one = stream(lambda k: load(slice(k, k + 1)), sources.shape[1], noises, denoiser, config, masks)
         return ((one_by_one + 1) / 2).clamp_(0, 1)[..., :h, :w]
-    with torch.no_grad():
-        clean = clean if noise is None else denoise(clean, noise, denoiser, draw())
-        plan = gains(clean, noises, denoiser, config, needs(guide, "reconstructions"), weights, masks)
+    clean = clean if noise is None else denoise(clean, noise, denoiser, draw())
+    plan = gains(clean, noises, denoiser, config, needs(guide, "reconstructions"), weights, masks)
     del noises
     watch = observe and (lambda *step: observe(snapshot(plan, *step).cropped(h, w)))
     if needs(guide, "estimate") or (observe and estimates):
         guided = sample(clean, plan, denoiser, guide, draw, watch)
     else:
-        with torch.no_grad():
-            guided = compose(clean, plan, guide, watch)
+        guided = compose(clean, plan, guide, watch)
     return ((guided + 1) / 2).clamp_(0, 1)[..., :h, :w]
 
 

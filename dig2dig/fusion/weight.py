@@ -1,6 +1,7 @@
 """Fusion weights: what share each source has at each pixel, from what the denoiser learns about it."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 from pathlib import Path
@@ -106,9 +107,8 @@ class WeightNetwork(nn.Module):
         self.own = nn.Conv2d(width, width, 1)
         self.shared = nn.Conv2d(2 * width, width, 1, bias=False)
         self.last = nn.Conv2d(width, 2, 1)
-        nn.init.zeros_(self.last.weight)
-        assert self.last.bias is not None
-        nn.init.zeros_(self.last.bias)
+        for parameter in self.last.parameters():
+            nn.init.zeros_(parameter)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, space: Sequence[Maps], gains: Sequence[Maps], sigmas: Sequence[float]) -> list[Level]:
@@ -218,8 +218,8 @@ def weights_sha256(name: str) -> str:
 
 
 def load_weights(name: str) -> WeightNetwork:
-    """Learned weights from a folder or a bundled set; PriorError if they are missing or damaged."""
-    return _load(weights_folder(name), weights_sha256(name))
+    """Learned weights from a folder or a bundled set, for the caller alone; PriorError if missing or damaged."""
+    return deepcopy(_load(weights_folder(name), weights_sha256(name)))
 
 
 @lru_cache(maxsize=8)
@@ -230,7 +230,8 @@ def _load(folder: Path, _: str) -> WeightNetwork:
         raise PriorError(f"{folder / 'sampler.yaml'}: missing or damaged; export the weights again")
     try:
         found: dict[str, Any] = load((folder / FILE).read_bytes())
-        network = WeightNetwork(settings, found["level"].shape[1])
+        with torch.random.fork_rng([]):  # what it draws for a start is not the caller's
+            network = WeightNetwork(settings, found["level"].shape[1])
         network.load_state_dict(found)
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise PriorError(f"{folder / 'weights.safetensors'}: damaged, or of another version ({error})") from error

@@ -11,7 +11,7 @@ from datamodules.pairing import Pair, scenes
 from datamodules.pairs import Reading, prepared, reference_of, scaled
 from datamodules.placing import Placing
 from datamodules.readers.source import read_source
-from datamodules.rig import Rig, calibrate, read_rig, write_rig
+from datamodules.rig import Mount, Rig, calibrate, read_rig, write_rig
 from dig2dig.atomic import is_file, refuse_inputs
 from dig2dig.config import InferConfig
 from dig2dig.errors import AlignmentError, ImageError, UserError, note
@@ -46,9 +46,9 @@ def write_calibration(config: InferConfig) -> int:
             found.setdefault(modality, []).extend([one] if one else [])
     if size is None:
         raise UserError("no frame can be read; give sources of one mount, as sources.visible=DIR sources.infrared=DIR")
-    rig = Rig(size, {modality: calibrate(frames, size) for modality, frames in found.items()})
-    write_rig(rig, path)
-    for modality, mount in rig.mounts.items():
+    mounts = {modality: calibrate(frames, size) for modality, frames in found.items()}
+    write_rig(Rig(size, {reference_of(chosen[0], first): Mount(np.eye(3), size)} | mounts), path)
+    for modality, mount in mounts.items():
         told = f"{len(found[modality])} of {len(chosen)} frames register, scatter {mount.scatter:.1f} px"
         print(f"{modality}: {replace(found[modality][0], matrix=mount.matrix, motion='rig', parallax='')}; {told}")
     print(f"{path}: rig written; use it with align={path}")

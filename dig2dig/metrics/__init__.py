@@ -5,6 +5,6 @@ value for each image, or one for each image and source. :data:`METRICS` lists al
 """
 
 from dig2dig.metrics.levels import grey_levels
-from dig2dig.metrics.suite import ALL, CONVENTIONS, MAIN, METRICS, Metric, fusion_metrics, reference_metrics
+from dig2dig.metrics.suite import ALL, CONVENTIONS, MAIN, METRICS, Metric, fusion_metrics
 
-__all__ = ["ALL", "CONVENTIONS", "MAIN", "METRICS", "Metric", "fusion_metrics", "grey_levels", "reference_metrics"]
+__all__ = ["ALL", "CONVENTIONS", "MAIN", "METRICS", "Metric", "fusion_metrics", "grey_levels"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from dig2dig.metrics import gradient, information, perception, structure, tone
-from dig2dig.metrics.levels import Grey, Levels, PerSource, Score, Scores, both, by_channel, eight_bit, grey_levels
+from dig2dig.metrics.levels import Grey, Levels, PerSource, Score, Scores, both, by_channel, grey_levels
 from dig2dig.shapes import Image, Sources
 
 CONVENTIONS = ("standard", "cddfuse", "tang", "vifb")
@@ -158,12 +158,3 @@ def fusion_metrics(
         fused, sources = grey_levels(fused) / 255, grey_levels(sources) / 255
     side = min(fused.shape[-2:])
     return {name: METRICS[name](fused, sources, convention) for name in names if side >= METRICS[name].smallest}
-
-
-def reference_metrics(fused: Image, truth: Image) -> dict[str, Scores]:
-    """PSNR (peak 255, error over all channels) and SSIM (mean over channels) against the true image, both 8-bit."""
-    error = (eight_bit(fused) - eight_bit(truth)).square().mean((1, 2, 3))
-    found = {"PSNR": 10 * (255**2 / error).log10()}
-    if min(fused.shape[-2:]) >= METRICS["SSIM"].smallest:
-        found["SSIM"] = by_channel(METRICS["SSIM"].score)(fused, truth[:, None])
-    return found

@@ -88,8 +88,8 @@ def test_the_command_makes_the_same_bytes(
         ("large", "a.png: 64x48 pixels; this page takes 0.001 million"),
         ("size", "sources differ in size: a.png 64x48, b.png 64x40; choose under 'If they do not lie on each other'"),
         ("unrelated", "b.png: does not register: "),
-        ("tone", "no tone 'loud': there are natural, balanced, vivid"),
-        ("task", "no task 'x'"),
+        ("tone", "sampler.tone: Invalid value 'loud'"),
+        ("task", "no preset 'x'"),
     ],
 )
 def test_a_refusal_is_one_line_with_the_names_of_files_and_controls(

@@ -139,7 +139,7 @@ def test_the_page_leads_nowhere_else(page: str) -> None:
 
 
 BAD = [
-    {"align": None}, {"align": "rig.yaml"}, {"align": 3}, {"align": ["ecc"]}, {"align": {"a": 1}}, {"tone": None},
+    {"align": "rig.yaml"}, {"align": 3}, {"align": ["ecc"]}, {"align": {"a": 1}}, {"tone": 3},
     {"tone": []}, {"task": None}, {"task": "../../x"}, {"prefer": "x"}, {"prefer": None}, {"prefer": 1e300},
     {"seed": "x"}, {"seed": 2**80}, {"seed": {}}, {"files": None}, {"files": "x"}, {"files": [{"path": "/etc/passwd"}]},
     {"files": [{"path": "/no/such"}]}, {"files": [1, 2]},

@@ -344,12 +344,6 @@ def test_a_variant_that_one_task_refuses_is_told_before_any_work(data: Path, tmp
     assert not any(tmp_path.iterdir())
 
 
-def test_steps_are_drawn_as_curves(data: Path, tmp_path: Path) -> None:
-    variants = [f"variants.logsnr-{n}=sampler.weights=gain sampler.steps={n}" for n in (1, 2, 3)]
-    assert main(["quality", f"data={data}", f"out={tmp_path}", "methods=dig2dig, mean", "crop=48", *variants]) == 0
-    assert (tmp_path / "none_ivf_steps.png").is_file()
-
-
 def test_the_page_shows_the_worst_pairs_of_each_task() -> None:
     cases = [Case(task, "Any", Pair(name, {}), Path()) for task, name in (("ivf", "a"), ("ivf", "b"), ("mff", "c"))]
     rows = []

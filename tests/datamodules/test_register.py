@@ -13,7 +13,7 @@ from datamodules.align import Registration, drawn, resizing
 from datamodules.parallax import disagreement, parallax
 from datamodules.placing import Placing
 from datamodules.register import register
-from datamodules.rig import Rig, calibrate, keep, kept, read_rig, write_rig
+from datamodules.rig import Mount, Rig, calibrate, keep, kept, read_rig, write_rig
 from datamodules.search import search
 from dig2dig.__main__ import main
 from dig2dig.errors import AlignmentError
@@ -177,6 +177,19 @@ def test_a_box_by_hand_scales_with_the_sizes(tmp_path: Path) -> None:
         rig.place(visible, middle, "thermal")
 
 
+def test_a_rig_also_places_sources_on_one_another() -> None:
+    mounts = {"green": shift(0, 0), "red": shift(-12, 5), "thermal": resizing((80, 100), (40, 50)) @ shift(3, 2)}
+    rig = Rig((80, 100), {m: Mount(one, (40, 50) if m == "thermal" else (80, 100)) for m, one in mounts.items()})
+    images = {"red": np.eye(80, 100), "thermal": np.eye(40, 50)}
+    found = rig.place(images["red"], images["thermal"], "thermal", "red")
+    np.testing.assert_allclose(found.matrix @ mounts["red"], mounts["thermal"], atol=1e-9)
+    np.testing.assert_allclose(rig.place(images["red"], images["thermal"], "thermal").matrix, mounts["thermal"])
+    found = rig.place(images["thermal"], np.eye(160, 200), "green", "thermal")
+    assert found.image.shape == (40, 50)
+    there = resizing((80, 100), (160, 200)) @ np.linalg.inv(mounts["thermal"])
+    np.testing.assert_allclose(found.matrix, there, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -266,6 +279,8 @@ def test_runs_calibrate_and_use_a_rig(tmp_path: Path, capsys: pytest.CaptureFixt
     for side in ("visible", "infrared"):
         (tmp_path / side / "cut.png").unlink()
     assert run(tmp_path, f"align={rig}") == 0
+    assert run(tmp_path, f"align={rig}", "reference=infrared", f"out={tmp_path / 'back'}") == 0
+    assert rows(tmp_path / "back")["a"]["size"] == f"{infrared[crop].shape[1]}x{infrared[crop].shape[0]}"
     note = rows(tmp_path / "out")["a"]["note"]
     assert "infrared: moved by" in note and "agreement" not in note
     assert run(tmp_path, "align=auto", f"out={tmp_path / 'auto'}") == 0 and (tmp_path / "auto" / "align.json").is_file()

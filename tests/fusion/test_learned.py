@@ -91,9 +91,12 @@ def test_observers_see_the_learned_weights_and_the_prior_may_run(network: Weight
 def test_weights_come_back_from_their_folder(network: WeightNetwork, bundled: Denoiser, tmp_path: Path) -> None:
     save_weights(network, tmp_path / "w")
     loaded, sources = load_weights(str(tmp_path / "w")), scene(2)
-    assert loaded.settings == SETTINGS and load_weights(str(tmp_path / "w")) is loaded
+    assert loaded.settings == SETTINGS
     expected = fuse(sources, bundled, SamplerConfig(), weights=network)
     named = SamplerConfig(weights=str(tmp_path / "w"))
+    torch.testing.assert_close(fuse(sources, bundled, named), expected)
+    with torch.no_grad():
+        loaded.last.weight.zero_()  # a training of what was loaded is not seen by others
     torch.testing.assert_close(fuse(sources, bundled, named), expected)
     file = tmp_path / "w" / "weights.safetensors"
     file.write_bytes(file.read_bytes()[:-40])
@@ -104,6 +107,13 @@ def test_weights_come_back_from_their_folder(network: WeightNetwork, bundled: De
         load_weights(str(tmp_path / "w"))
     with pytest.raises(PriorError, match=r"sampler\.weights=nowhere: no weights\.safetensors there; give gain"):
         load_weights("nowhere")
+
+
+def test_loading_leaves_the_random_numbers_alone(network: WeightNetwork, tmp_path: Path) -> None:
+    save_weights(network, tmp_path)
+    before = torch.get_rng_state()
+    load_weights(str(tmp_path))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_clipped_exposure_weighs_less_in_the_base(bundled: Denoiser) -> None:

@@ -190,6 +190,10 @@ def test_patterns_manifests_and_stacks(tmp_path: Path) -> None:
         ("p1", ["ir", "vis"]), ("p2", ["ir", "vis"])
     ]  # fmt: skip
     assert [len(pair.files) for pair in find_stacks(tmp_path / "stacks")] == [2, 3]
+    (tmp_path / "macro").mkdir()
+    for name in ("P10.png", "P2.png"):  # planes that follow each other are registered to each other
+        save(tmp_path / "macro" / "bug" / name, picture(1))
+    assert [path.name for path in find_stacks(tmp_path / "macro")[0].files.values()] == ["P2.png", "P10.png"]
     table = tmp_path / "table.csv"
     one, two = "flat/p1_vis.png,flat/p1_ir.png", "flat/p2_vis.png"
     table.write_text(f"name,a,b,c\nx,{one},\ny,{one},{two}\nx,{one},\n../z,{one},\nw,{two},,\n")

@@ -24,6 +24,7 @@ from dig2dig.modules.fusion import FusionModule
 from dig2dig.modules.results import Tracing
 from dig2dig.modules.scores import means, pair_scores
 from dig2dig.priors.load import load_prior
+from dig2dig.priors.schedule import alpha_bar
 from dig2dig.tracking.trainer import build_trainer
 from tests.corpus import picture
 from tests.gaussian import GaussianDenoiser
@@ -198,6 +199,20 @@ def test_a_module_comes_back_from_its_checkpoint_with_configuration_and_weights(
     assert before.fused is not None and torch.equal(before.fused, after.fused) and before.seed == after.seed
     (untouched,) = FusionModule(config).predict_step([sample])
     assert not torch.equal(before.fused, untouched.fused)
+
+
+def test_a_trainer_of_ones_own_may_fuse_with_gradients(pairs) -> None:
+    """Lightning's default is inference mode, in which no gradient is known."""
+    denoiser, guidance = GaussianDenoiser(0.4, 0.5, alpha_bar()), GuidanceConfig("posterior", 0.1)
+    module = FusionModule(replace(CONFIG, sampler=replace(CONFIG.sampler, guidance=guidance)), denoiser)
+    batches = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).predict(
+        module, FusionDataModule(pairs)
+    )
+    assert batches is not None
+    for (result,) in batches:  # pyright: ignore[reportGeneralTypeIssues]
+        sample = Sample(result.name, ("visible", "infrared"), read(pairs, result.name)[0], None)
+        (expected,) = module.predict_step([sample])
+        torch.testing.assert_close(result.fused, expected.fused)
 
 
 @cuda

@@ -201,10 +201,11 @@ def _override(schema: type, argument: str) -> Any:
 def _file(path: str) -> Any:
     if Path(path).suffix not in ("", ".yaml", ".yml") or (mode_of(Path(path)) and not is_file(Path(path))):
         raise UserError(f"'{path}' is no config: name what it is, as sources.visible={path} or data.root={path}")
-    found = Path(path) if is_file(Path(path)) else preset_file(path)
-    if found is None:
-        raise UserError(f"no config file '{path}': arguments are YAML files or key=value")
-    return _home(read_yaml(found))
+    if found := Path(path) if is_file(Path(path)) else preset_file(path):
+        return _home(read_yaml(found))
+    near = difflib.get_close_matches(path, [file.stem for file in shipped("configs").glob("*.yaml")])
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "arguments are YAML files or key=value"
+    raise UserError(f"no config file '{path}': {hint}")
 
 
 def _home(values: Any) -> Any:
@@ -220,7 +221,7 @@ def _unknown(schema: type, layer: Any, key: str) -> str:
     wanted = max(given, key=len, default=key)
     names = [name for name, *_ in _options(schema)]
     same = [name for name in names if name.endswith((f".{wanted}", f".{key}"))]
-    close = same or difflib.get_close_matches(wanted, names, n=1)
+    close = same or difflib.get_close_matches(wanted, names, n=1) or difflib.get_close_matches(key, names, n=1)
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "'--help all' lists all options"
     return f"unknown option '{wanted}'; {hint}"
 

@@ -272,7 +272,7 @@ class InferConfig(FusionConfig):
         numbers = index.isdecimal() and count.isdecimal() and 0 < int(index) <= int(count)
         require(numbers, f"shard must be I/N with I from 1 to N, as 2/8, not {self.shard!r}")
         require(len(ways) == 1, f"{' and '.join(ways)} contradict each other: give one of them")
-        require(ways != ["sources"] or len(self.sources) >= 2, f"one source given: {example}")
+        require(len(self.sources) != 1 and all(self.sources.values()), f"a source is missing: {example}")
         self.sampler = of_task(self.sampler, self.task)
         if self.sources:
             self.check_names(self.sources)

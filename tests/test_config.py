@@ -58,6 +58,8 @@ def test_later_layers_win_and_types_are_kept(tmp_path: Path) -> None:
         ("shard=0/4", "shard must be I/N with I from 1 to N, as 2/8, not '0/4'"),
         ("shard=half", "shard must be I/N"),
         ("nowhere.yaml", "no config file 'nowhere.yaml'"),
+        ("ifv", "no config file 'ifv': did you mean 'mif' or 'ivf'?"),
+        ("prefr.infrared=2", "unknown option 'prefr.infrared'; did you mean 'prefer'?"),
         ("sampler={a: [", "cannot read"),
         ("sources=[a,b]", "sources"),
     ],
@@ -77,6 +79,7 @@ def test_contradictions_and_missing_sources_are_told(capsys: pytest.CaptureFixtu
             ["ivf", *SOURCES, "sampler.dig.kind=gain"],
             "kind has no effect: learned weights bring their own",
         ),
+        ([*SOURCES, "sources.b="], "a source is missing: at least two are needed, as in sources.visible=DIR"),
         ([*SOURCES, "task=mef", "sampler.weights=bundled"], "no weights are bundled for task=mef"),
         ([], "no sources given"),
     ):

@@ -33,8 +33,7 @@ def main(argv: list[str]) -> int:
     from dig2dig.report.page import render
     from dig2dig.report.runs import comparison, open_runs
 
-    command = shlex.join(["python", "-m", "dig2dig.report", *argv])
-    page = comparison(open_runs(folders), path.resolve().parent, int(pairs), command)
+    page = comparison(open_runs(folders), path.resolve().parent, int(pairs), shlex.join(["dig2dig", "report", *argv]))
     write_atomically(path, render(page))
     print(f"comparison: {path}")
     return 0

@@ -250,6 +250,9 @@ def test_two_files_give_a_picture_and_a_broken_one_gives_a_line(
     fuse(good, other)
     page.locator("#fused img").wait_for()
     assert "64×48 pixels" in status.inner_text() and page.locator("#maps img").count() == 4
+    tall = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' width='10' height='400'/>"
+    grown = "async (one, tall) => { one.src = tall; await one.decode(); return one.offsetHeight / innerHeight; }"
+    assert page.locator("#maps img").first.evaluate(grown, tall) < 1  # no map is taller than the window
     assert "dig2dig infer ivf sources.source_1=upload0.png" in page.locator("#command").inner_text()
     with page.expect_download() as found:
         page.locator("#download").click()

@@ -179,6 +179,9 @@ def test_it_fits_the_window_in_dark_and_light(reported: tuple[list[str], Path], 
         assert page.evaluate(ground) == dark
         sizes = page.locator("#pair-1 .view").evaluate_all("all => all.map((one) => one.offsetWidth)")
         assert min(sizes) > 100 and max(sizes) >= 0.5 * width
+        page.add_style_tag(content=".card { --ratio: 0.05 !important }")  # a tall picture
+        heights = page.locator("#pair-1 .view").evaluate_all("all => all.map((one) => one.offsetHeight)")
+        assert max(heights) <= 0.77 * 900
 
 
 def test_full_size_is_loaded_on_request_only(reported: tuple[list[str], Path], browser: Any) -> None:
@@ -207,6 +210,7 @@ def test_runs_side_by_side(reported: tuple[list[str], Path], tmp_path: Path, tin
         labels = page.locator("#pair-1 .panel").evaluate_all("all => all.map((one) => one.dataset.label)")
         assert labels == ["o?ut #1", "static", "visible", "infrared"]
         assert page.locator("#pair-1 .tag").all_inner_texts() == ["o?ut #1", "static"]
+        assert page.locator(".command code").inner_text().startswith("dig2dig report ")
         table = page.locator(".plain").inner_text()
         assert "sampler.dig.kind" in table and "residual" in table and "static" in table and "steps" not in table
         cut = page.locator(".plain th").evaluate_all("all => all.map((one) => one.scrollWidth > one.clientWidth)")

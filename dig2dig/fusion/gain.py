@@ -12,11 +12,12 @@ from dig2dig.color import to_channels
 from dig2dig.config import DigConfig
 from dig2dig.fusion.resample import coarseness, downsample, grouped, resample, smooth
 from dig2dig.priors.denoiser import Denoiser
-from dig2dig.priors.schedule import AlphaBar, Times, add_noise, noise_level, time_of_noise_level
+from dig2dig.priors.schedule import AlphaBar, Times, add_noise, draw_noise, generators, noise_level, time_of_noise_level
 from dig2dig.priors.windows import pad
 from dig2dig.shapes import Gains, Maps, Sources, State, Valid
 
 LEAST = 32  # pixels of a side; smaller images are borders for the most part
+SHARED = 2**21  # pixels in all draws for the gain of whole sources
 
 
 def pixel_loss(estimate: Tensor, target: Tensor, kind: str) -> Tensor:
@@ -168,6 +169,9 @@ def measure(
     grids = [coarseness(radius) for radius in radii]
     gains = [sources.new_zeros(b, k, 1, *(-(-side // grid) for side in (h, w))) for grid in grids]
     costs, total, means = sources.new_zeros(len(times)), sources.new_zeros(b, k), None
+    shared = config.share > 0 and config.kind != "static"
+    if shared:
+        total = _unknown(sources, times[:1], denoiser, config, grids[:1], valid)
     alone = config.kind == "residual" and not cost  # else estimates of two times are compared, and must be as sharp
     for noise in noises if estimates or config.kind != "static" else []:
         draw = reconstruct(sources, noise, times, denoiser, config.reduce, grids if alone and not estimates else ())
@@ -177,14 +181,11 @@ def measure(
                 following = here if alone else resample([*draw, sources][i + 1][:, one], h, w)
                 gain = information_gain(here, following, sources[:, one], config.kind, config.loss)
                 gains[i][:, one] += downsample(gain, grids[i]) / len(noises)
-                if config.share > 0 and i == 0:
-                    last = [*draw, sources][max(1, len(times) - 1)][:, one]
-                    shown = None if valid is None else valid[:, one]
-                    left = [_variance(x - sources[:, one], shown) for x in (here, resample(last, h, w))]
-                    total[:, one] += (left[0] - left[1]).mean(2) / len(noises)
                 if cost:
                     change = information_gain(here, following, sources[:, one])
                     costs[i] += change.abs().mean() * change.shape[1] / (k * len(noises))
+        if shared:
+            total -= _left([*draw, sources][max(1, len(times) - 1)], sources, valid) / len(noises)
         if estimates:
             each = (estimate / len(noises) for estimate in draw)
             means = [*each] if means is None else [a + b for a, b in zip(means, each, strict=True)]
@@ -193,12 +194,30 @@ def measure(
     return Measured(times.cpu(), gains, means, costs if cost else None, total if config.share > 0 else None)
 
 
-def _variance(images: Maps, valid: Valid | None) -> Tensor:
-    """Variance over the valid pixels of each image (b, k, c, h, w), (b, k, c); 0 where none is."""
-    if valid is None:
-        return images.var((-2, -1), correction=0)
-    shown = images.masked_fill(~valid, torch.nan)
-    return shown.sub_(shown.nanmean((-2, -1), keepdim=True)).square_().nanmean((-2, -1)).nan_to_num()
+def _unknown(
+    sources: Sources, time: Times, denoiser: Denoiser, config: DigConfig, grid: Sequence[int], valid: Valid | None
+) -> Tensor:
+    """Variance of the residual at the first time, (b, k): mean over draws, more of them for small images.
+
+    What is seen through strong noise depends on its draw. All images have the same draws, so that neither the seed nor
+    the name of a file decides the tone.
+    """
+    b, _, _, h, w = sources.shape
+    draws, count = generators(0, 1), min(max(SHARED // (h * w), 1), 64)
+    noises = (draw_noise((denoiser.channels, h, w), draws, sources).expand(b, -1, -1, -1) for _ in range(count))
+    firsts = (reconstruct(sources, noise, time, denoiser, config.reduce, grid)[0] for noise in noises)
+    return torch.stack([_left(first, sources, valid) for first in firsts]).mean(0)
+
+
+def _left(estimates: Maps, sources: Sources, valid: Valid | None) -> Tensor:
+    """Variance of the residual over the valid pixels of each source, mean of channels, (b, k); 0 where none is."""
+    found = []
+    for one in range(sources.shape[1]):
+        residual = resample(estimates[:, one : one + 1], *sources.shape[-2:])[:, 0] - sources[:, one]
+        shown = residual if valid is None else residual.masked_fill(~valid[:, one], torch.nan)
+        spread = shown.sub(shown.nanmean((-2, -1), keepdim=True)).square_()
+        found.append(spread.nanmean((-2, -1)).nan_to_num().mean(1))
+    return torch.stack(found, 1)
 
 
 def at_time(maps: list[Maps], times: Times, t: int, alpha_bar: AlphaBar) -> Maps:

@@ -34,7 +34,7 @@ class Learner(LightningModule):
         self.config = config if isinstance(config, TrainConfig) else from_dict(TrainConfig, config)
         self.save_hyperparameters({"config": asdict(self.config)}, logger=False)
         self.scores = PairScores()
-        self.strict_loading, self.processes = False, 0
+        self.strict_loading, self.processes, self.parts = False, 0, list[Tensor]()  # losses of a step's batches so far
 
     @property
     def due(self) -> bool:

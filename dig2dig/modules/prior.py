@@ -68,15 +68,15 @@ class PriorModule(Learner):
         speed_up(self.denoiser, self.config)
         self.bands: Tensor | float = 0.0  # running sums of losses, and counts, by band
 
-    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         """Mean weighted loss of the batch at drawn noise levels."""
-        x0 = 2 * batch["image"] - 1
+        x0, o = 2 * batch["image"] - 1, self.config.optim
         uniform, noise = draws(self.config.seed, batch["index"], x0.shape[1:])
-        o = self.config.optim
         t = draw_times(uniform, self.denoiser.alpha_bar, o.sigma_min, o.sigma_max)
         losses = diffusion_loss(self.denoiser, x0, noise, t)
         loss = (loss_weight(o.weighting, o.gamma, self.denoiser, t).to(losses) * losses).mean()
-        self.log("train/loss", self.shared(loss.detach()), prog_bar=True)
+        self.parts[index % o.accumulate :] = [loss.detach()]
+        self.log("train/loss", self.shared(torch.stack(self.parts).mean(0)), prog_bar=True)
         sigma = noise_level(at(self.denoiser.alpha_bar, t, losses))
         inside = torch.stack([(sigma >= low) & (sigma < high) for low, high in NOISE_BANDS.values()])
         self.bands = bands = 0.98 * self.bands + torch.stack([(inside * losses.detach()).sum(1), inside.sum(1)])

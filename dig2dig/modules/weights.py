@@ -79,7 +79,7 @@ class WeightModule(Learner):
         times = network_times(self.denoiser.alpha_bar, self.config.fusion.sampler)[1:]
         self.sigmas: list[float] = noise_level(self.denoiser.alpha_bar)[times].tolist()
 
-    def training_step(self, batch: Sequence[dict[str, Any]], _: int) -> Tensor:
+    def training_step(self, batch: Sequence[dict[str, Any]], index: int) -> Tensor:
         """The objective's mean over the crops."""
         total = torch.zeros((), device=self.device)
         terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
@@ -95,8 +95,8 @@ class WeightModule(Learner):
             for name, value in found.items():
                 terms[name] = terms[name] + share * value.detach()
                 total = total + share * value
-        shown = dict(zip(["loss", *terms], self.shared(torch.stack([total.detach(), *terms.values()])), strict=True))
-        for name, value in shown.items():
+        self.parts[index % self.config.optim.accumulate :] = [torch.stack([total.detach(), *terms.values()])]
+        for name, value in zip(["loss", *terms], self.shared(torch.stack(self.parts).mean(0)), strict=True):
             self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch))
         return total
 

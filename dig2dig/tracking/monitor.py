@@ -43,8 +43,9 @@ class FusionMonitor(Callback):
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:
         """Shows the pairs as the prior of this step fuses them."""
+        logged = max(trainer.global_step - 1, 0)  # the step of the scores: a resumed log keeps both, or neither
         for result in shown(outputs):
-            show(trainer, result, self.folder / f"step{trainer.global_step:06d}", trainer.global_step)
+            show(trainer, result, self.folder / f"step{trainer.global_step:06d}", logged)
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any, **__: Any) -> None:
         """Shows pairs that were fused, with their scores."""

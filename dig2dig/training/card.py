@@ -49,7 +49,7 @@ def _filled(template: str, config: TrainConfig, network: nn.Module, facts: Facts
         optim=config.optim,
         facts=facts,
         title=config.out.rstrip("/").rpartition("/")[2],
-        parameters=sum(weight.numel() for weight in network.parameters()),
+        parameters=sum(weight.numel() for name, weight in network.named_parameters() if "lora_" not in name),
         batch=config.data.batch_size * config.optim.accumulate * facts.devices,
         **values,
         **versions,

@@ -42,7 +42,7 @@ class WeightLearning:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         check_terms(config.objective)
-        denoiser = starting_prior(config)
+        self.module = WeightModule(config, denoiser := starting_prior(config))  # refuses, at once, what does not fit
         files, self.held_out = [], expand(find_pairs(config.fusion.sources)) if config.fusion.sources else []
         if config.data.names_scenes and not (config.validate and self.held_out):
             scenes, self.held_out = training_scenes(config, self.held_out)
@@ -53,7 +53,6 @@ class WeightLearning:
                 files = cached(scenes, config, denoiser.to(device_of(config)), folder / "scenes")
         self.count = len(files)
         samples = fusion_samples(config, self.held_out)
-        self.module = WeightModule(config, denoiser)
         self.data = GainDataModule(config.data, files, config.seed, config.optim.steps, config.overfit, samples)
 
     def export(self, checkpoint: dict[str, Any], devices: int) -> dict[str, float]:

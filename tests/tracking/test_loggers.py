@@ -81,13 +81,16 @@ def test_wandb_has_losses_psnr_fusions_and_gains(run: Path) -> None:
 def test_csv_and_tensorboard_have_the_same_numbers(run: Path) -> None:
     with (run / "log" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0})
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0, "histograms": 0})
     events.Reload()
     for name in ("val/psnr_25", "fusion/Qabf", "dig/covariance/infrared"):
         written = {int(row["step"]): float(row[name]) for row in rows if row[name]}
         assert len(written) >= 2
         for event in events.Scalars(name):
             assert written[event.step] == pytest.approx(event.value, rel=1e-5)
+    scored = [event.step for event in events.Scalars("fusion/Qabf")]  # pictures at later steps go when a run resumes
+    assert [event.step for event in events.Images("panel/00036N")] == scored
+    assert [event.step for event in events.Histograms("gain/00036N/visible")] == scored
     assert {"panel/00036N", "maps/00036N", "curves/00036N"} <= set(events.Tags()["images"])
     assert "gain/00036N/visible" in events.Tags()["histograms"]
     assert (run / "fusion" / "step000020" / "00036N_panel.png").is_file()

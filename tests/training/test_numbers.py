@@ -21,7 +21,7 @@ from datamodules.transforms import training_crops
 from dig2dig.config import LoggerConfig, TrainerConfig, WandbConfig
 from dig2dig.config_train import AdaptConfig, ImageDataConfig, OptimConfig, TrainConfig
 from dig2dig.errors import RunError
-from dig2dig.modules.prior import PriorModule
+from dig2dig.modules.prior import PriorModule, choose_weights
 from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.files import weights_files
 from dig2dig.priors.load import load_prior
@@ -297,13 +297,16 @@ def test_a_share_of_the_crops_is_grey() -> None:
 
 def test_the_card_tells_the_run(config: TrainConfig, tiny: Path) -> None:
     lora = AdaptConfig("lora", 2, 6.0)
-    other = TrainConfig(data=config.data, optim=OptimConfig(steps=7, accumulate=5), adapt=lora, prior="p", out="a/b")
+    data, optim = replace(config.data, licence="CC0"), OptimConfig(steps=7, accumulate=5, clip=0.0, ema=0.0)
+    other = TrainConfig(data=data, optim=optim, adapt=lora, prior="p", out="a/b")
     facts = Facts(11, 2, 4, {"before": {"psnr_25": 20.0}, "after": {"psnr_25": 21.456}})
-    card = model_card(other, load_prior(tiny), facts)
+    denoiser = load_prior(tiny)
+    parameters = f"{sum(weight.numel() for weight in denoiser.parameters()):,} parameters"
+    card = model_card(other, choose_weights(denoiser, lora), facts)
     for text in (
         "# b\n", "7 of 60 crops of 16 px", "rank 2, alpha 6", "prior.path=p prior.adapter=a/b/adapter",
         "| before | 20.00 |\n| after | 21.46 |", "on 2 held-out images", "10% uniform in time", "| weighting | none |",
-        "predicts v |", "2×2 patches, 3 image channel(s)",
+        "predicts v |", "2×2 patches, 3 image channel(s)", "| CC0 |", "no EMA; not clipped |", parameters,
     ):  # fmt: skip
         assert text in card
     merged = TrainConfig(data=config.data, prior="p", adapter="q")

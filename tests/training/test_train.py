@@ -252,6 +252,16 @@ def test_accumulated_batches_are_one_large_batch(
         alike(whole, fit(tmp_path / "other", *STEPS, "data.grey=0.9"), start)
 
 
+def test_the_logged_loss_of_a_step_is_that_of_all_its_batches(tmp_path: Path) -> None:
+    losses = []
+    for size, batches in ((2, 1), (1, 2)):
+        out = tmp_path / str(size)
+        fit(out, *STEPS, "optim.steps=1", f"data.batch_size={size}", f"optim.accumulate={batches}")
+        with (out / "log" / "metrics.csv").open() as file:
+            losses += [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert len(losses) == 2 and losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 @pytest.mark.slow
 def test_a_prior_is_adapted_and_used(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     """LoRA: a small checkpoint, an adapter with a card, and an infer.py that uses it."""

@@ -29,7 +29,7 @@ class ImageDataConfig(Checked, heading="data."):
     val_crop: int = option(256, "side of a validation image's centre crop, pixels", least=1)
     scales: list[float] = option([1.0, 1.5, 2.0], "crops are taken this many times larger and reduced")
     grey: float = option(0.2, "share of crops that lose their colour: infrared and CT are grey", least=0, most=1)
-    range: str = option("percentile", "black and white of files of more than 8 bits, as range of infer.py; pairs have auto")
+    range: str = option("percentile", "black and white of deep files, as range of infer.py; pairs have auto")
     licence: str = option("", "licence of the training data, for the card")
     cache: bool = option(True, "keep decoded images in memory, up to a quarter of the machine's")
     batch_size: int = common(8, "crops per step and device", least=1)

@@ -41,11 +41,15 @@ def within(image: Image, low: Image, high: Image) -> Image:
 
 
 class BandSum:
-    """The weighted sum of the sources' bands between two noise levels; sources are added one after the other."""
+    """The weighted sum of the sources' bands between two noise levels; sources are added one after the other.
 
-    def __init__(self, energy: float) -> None:
-        self.energy, self.count = energy, 0
+    If it is ``held``, it shows no detail stronger than the source that shows most of it at a pixel.
+    """
+
+    def __init__(self, energy: float, held: bool = False) -> None:
+        self.energy, self.held, self.count = energy, held, 0
         self.total: Tensor | None = None
+        self.most: Tensor | None = None  # largest magnitude of the sources' bands
         self.promised: Tensor | float = 0.0  # energy that the weights stand for
 
     def add(self, sharper: Maps, seen: Maps, weights: Maps) -> None:
@@ -54,20 +58,28 @@ class BandSum:
         parts = (sharper - resample(seen, *size)).split(1, 1), resample(weights, *size).split(1, 1)
         for band, weight in zip(*parts, strict=True):
             self.total = weight * band if self.total is None else self.total.addcmul_(weight, band)
+            if self.held:
+                self.most = band.abs() if self.most is None else torch.maximum(self.most, band.abs())
             if self.energy > 0:
-                self.promised = self.promised + weight * band.square_().mean(2, keepdim=True)
+                squares = band.square() if torch.is_grad_enabled() else band.square_()
+                self.promised = self.promised + weight * squares.mean(2, keepdim=True)
             self.count += 1
 
-    def restored(self, sigma: float, scale: float) -> Image:
-        """The sum with its local energy given back; ``sigma`` is the noise level of the sharper end."""
+    def restored(self, sigma: float, scale: float, factor: Tensor | None = None) -> Image:
+        """The sum with its local energy given back, times a learned factor, (b, 1, h / f, w / f).
+
+        ``sigma`` is the noise level of the sharper end.
+        """
         assert isinstance(self.total, Tensor)
         total = self.total[:, 0]
-        if not isinstance(self.promised, Tensor):
-            return total
-        coarse = coarseness(scale * sigma / 2)
-        kept = total.square().mean(1, keepdim=True)
-        factor = restoring(self.promised[:, 0], kept, sigma, scale / coarse, 2 / coarse, self.count)
-        return total * factor**self.energy
+        if isinstance(self.promised, Tensor):
+            coarse = coarseness(scale * sigma / 2)
+            kept = total.square().mean(1, keepdim=True)
+            given = restoring(self.promised[:, 0], kept, sigma, scale / coarse, 2 / coarse, self.count)
+            total = total * given**self.energy
+        if factor is not None:
+            total = total * resample(factor[:, None], *total.shape[-2:])[:, 0]
+        return total if self.most is None else torch.minimum(total.maximum(-self.most[:, 0]), self.most[:, 0])
 
 
 def restoring(promised: Tensor, kept: Tensor, sigma: float, scale: float, least: float, k: int) -> Tensor:

@@ -135,8 +135,9 @@ def bands(
 
     .. math:: a^2 = \frac{G \sum_k w_k |\Delta_k|^2}{G |\sum_k w_k \Delta_k|^2} \in [1, K]
 
-    so that equal sources stay as they are. Learned weights come with their own factor. Our own form. The target stays
-    in the range that the sources span, and at last in their range around each pixel, see ``bands.within``.
+    so that equal sources stay as they are. Learned weights bring one more factor, on the band; the product is held to
+    :math:`\max_k |\Delta_k|` at each pixel. Our own form. The target stays in the range that the sources span, and at
+    last in their range around each pixel, see ``bands.within``.
 
     ``scale`` is r, pixels of blur per unit of noise level for images in [-1, 1]; ``energy`` the exponent of a: 0 leaves
     the plain weighted sum, 1 restores all energy; ``tone`` a factor on every band. The state is used up.
@@ -146,14 +147,12 @@ def bands(
     blur = partial(blurred, scale=scale)
     seen = state.seen if state else space[0] if space else [blur(step.sources[:, part], step.sigma) for part in parts]
     target = step.start(torch.cat(seen, 1)) if state is None else state.target
-    total = BandSum(energy if step.factor is None else 0.0)
+    total = BandSum(energy, held=step.factor is not None)
     for i, part in enumerate(parts):
         sharper = space[1][i] if space else blur(step.sources[:, part], step.sigma_next)
         total.add(sharper, seen[i], step.weights[:, part])
         seen[i] = sharper
-    fused = total.restored(step.sigma_next, scale)
-    if step.factor is not None:
-        fused = fused * resample(step.factor[:, None], *fused.shape[-2:])[:, 0]
+    fused = total.restored(step.sigma_next, scale, step.factor)
     target = torch.add(resample(target[:, None], *fused.shape[-2:])[:, 0], fused, alpha=tone)
     whole = resample(target[:, None], *step.sources.shape[-2:])[:, 0]
     if step.sigma_next and sigma_n > 0:  # else no network sees it

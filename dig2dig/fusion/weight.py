@@ -92,7 +92,7 @@ class WeightNetwork(nn.Module):
 
     All sources and levels share its layers; a level has a learned vector. Sources meet in a mean and a maximum alone:
     any number of them in any order. A second output, averaged over the sources, is the log of a factor on the band.
-    The last layer starts at zero: the plain mean of the sources.
+    The last layer starts at zero: equal weights.
 
     It is made for ``settings``, the steps, gains and bands that it was trained with. The first level is the base: what
     is coarser than the first step. Our own form.
@@ -240,5 +240,6 @@ def _load(folder: Path, _: str) -> WeightNetwork:
 
 def adopted(config: SamplerConfig, settings: SamplerConfig) -> SamplerConfig:
     """A configuration with the steps, gains and bands that learned weights were trained with."""
-    guidance = replace(config.guidance, kind="bands", scale=settings.guidance.scale)
+    told = settings.guidance
+    guidance = replace(config.guidance, kind="bands", scale=told.scale, energy=told.energy)
     return replace(config, guidance=guidance, **{name: getattr(settings, name) for name in BROUGHT})

@@ -10,6 +10,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from dig2dig.config import GuidanceConfig
 from dig2dig.config_train import TrainConfig
 from dig2dig.errors import RunError
 from dig2dig.fusion.guidance import Step, bands
@@ -25,14 +26,14 @@ from dig2dig.priors.schedule import noise_level
 from dig2dig.shapes import Image, Maps, Sources
 
 
-def composed(space: Sequence[Maps], levels: Sequence[Level], sigmas: Sequence[float], scale: float) -> Image:
+def composed(space: Sequence[Maps], levels: Sequence[Level], sigmas: Sequence[float], how: GuidanceConfig) -> Image:
     """The weighted bands of a scale space of sources in [-1, 1], not clipped; differentiable with its levels."""
     base, *rest = levels
     sources, state = space[-1], None
     for i, ((sigma, sigma_next), level) in enumerate(zip(pairwise([*sigmas, 0.0]), rest, strict=True)):
         learned = level.weight, None, None, base.weight, level.factor, space[i : i + 2]
         step = Step(0, sigma, sigma_next, None, sources, *learned)
-        _, state = bands(sources[:, 0], step, state, sigma_n=0.0, scale=scale, energy=0.0, tone=1.0)
+        _, state = bands(sources[:, 0], step, state, sigma_n=0.0, scale=how.scale, energy=how.energy, tone=1.0)
     assert state is not None
     return state.target
 
@@ -83,12 +84,12 @@ class WeightModule(Learner):
         """The objective's mean over the crops."""
         total = torch.zeros((), device=self.device)
         terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        scale = self.config.fusion.sampler.guidance.scale
+        guidance = self.config.fusion.sampler.guidance
         for crops in stacked(batch, self.device):
             sources, share = 2 * crops["sources"] - 1, len(crops["sources"]) / len(batch)
-            space = scale_space(sources, self.sigmas, scale)
+            space = scale_space(sources, self.sigmas, guidance.scale)
             levels = self.network(space, self.gains(sources, crops), self.sigmas)
-            fused = (composed(space, levels, self.sigmas, scale) + 1) / 2
+            fused = (composed(space, levels, self.sigmas, guidance) + 1) / 2
             view = View(fused, crops["sources"], crops.get("truth"), crops.get("mask"))
             with torch.autocast(self.device.type, enabled=False):  # products of colours would be in half
                 found = objective(view, self.config.objective)

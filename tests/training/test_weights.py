@@ -15,6 +15,7 @@ from datamodules.gain_data import GainCrops
 from datamodules.made import made_exposures, made_focus, varied
 from datamodules.pairing import find_pairs
 from dig2dig.cli import load_strictly
+from dig2dig.config import GuidanceConfig
 from dig2dig.config_train import TrainConfig
 from dig2dig.errors import UserError
 from dig2dig.fusion.bands import surroundings, within
@@ -200,7 +201,7 @@ def test_training_composes_what_inference_fuses(bundled: Denoiser, monkeypatch: 
     sources = torch.nn.functional.avg_pool2d(torch.rand(2, 1, 96, 96), 5, 1, 2)[None]
     space = scale_space(2 * sources - 1, module.sigmas, 32.0)
     levels = network(space, module.gains(2 * sources - 1, {"index": [0]}), module.sigmas)
-    fused = within(composed(space, levels, module.sigmas, 32.0), *surroundings(2 * sources - 1)) / 2 + 0.5
+    fused = within(composed(space, levels, module.sigmas, GuidanceConfig()), *surroundings(2 * sources - 1)) / 2 + 0.5
     expected = fuse(sources, bundled, seed=0, weights=network)
     torch.testing.assert_close(fused, expected, atol=1e-5, rtol=0)
 

@@ -17,7 +17,7 @@ from dig2dig.priors.windows import pad
 from dig2dig.shapes import Gains, Maps, Sources, State, Valid
 
 LEAST = 32  # pixels of a side; smaller images are borders for the most part
-SHARED = 2**21  # pixels in all draws for the gain of whole sources
+SHARED = 2**20  # pixels in all draws for the gain of whole sources
 
 
 def pixel_loss(estimate: Tensor, target: Tensor, kind: str) -> Tensor:
@@ -203,10 +203,11 @@ def _unknown(
     the name of a file decides the tone.
     """
     b, _, _, h, w = sources.shape
-    draws, count = generators(0, 1), min(max(SHARED // (h * w), 1), 64)
-    noises = (draw_noise((denoiser.channels, h, w), draws, sources).expand(b, -1, -1, -1) for _ in range(count))
-    firsts = (reconstruct(sources, noise, time, denoiser, config.reduce, grid)[0] for noise in noises)
-    return torch.stack([_left(first, sources, valid) for first in firsts]).mean(0)
+    count = min(max(SHARED // (h * w), 1), 16)
+    noise = draw_noise((denoiser.channels, h, w), generators(range(count), count), sources)
+    many = sources.repeat(count, 1, 1, 1, 1) if count > 1 else sources
+    (first,) = reconstruct(many, noise.repeat_interleave(b, 0), time, denoiser, config.reduce, grid)
+    return torch.stack([_left(one, sources, valid) for one in first.split(b)]).mean(0)
 
 
 def _left(estimates: Maps, sources: Sources, valid: Valid | None) -> Tensor:

@@ -188,7 +188,7 @@ def test_the_total_gain_is_the_variance_removed(
     gaussian: GaussianDenoiser, signal: torch.Tensor, times: list[int], monkeypatch
 ) -> None:
     """Whatever the loss of the gains; of one time, all that is left there."""
-    monkeypatch.setattr("dig2dig.fusion.gain.draw_noise", lambda shape, _, like: like.new_zeros(1, *shape))
+    monkeypatch.setattr("dig2dig.fusion.gain.draw_noise", lambda shape, given, like: like.new_zeros(len(given), *shape))
     sources, config = torch.rand(2, 3, 1, 8, 8) * 2 - 1, DigConfig(loss="l1", share=1.0, reduce=0.0)
     total = measure(sources, [torch.zeros(2, 1, 8, 8)], torch.tensor(times), gaussian, config).total
     a = at(signal, torch.tensor([times[0], times[-1]]), sources).flatten()

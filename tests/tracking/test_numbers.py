@@ -161,7 +161,7 @@ def test_training_shows_pairs_at_its_step(steps_shown, tmp_path: Path) -> None:
     shows = FusionMonitor(tmp_path / "fusion")
     shows.on_validation_batch_end(trainer, MODULE, {"results": [result("a")]}, None, 0)
     shows.on_validation_batch_end(trainer, MODULE, None, None, 1)
-    assert steps_shown == [("a", "step000040", 40)]
+    assert steps_shown == [("a", "step000040", 39)]  # where Lightning logs the scores
     assert shown({"loss": 1}) == [] and shown([Result("a", reason="no")]) == []
     assert shown([replace(result(), trace=[replace(snapshot(0), x0_hat=None)])]) == []
 

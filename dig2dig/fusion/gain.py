@@ -203,7 +203,7 @@ def _unknown(
     the name of a file decides the tone.
     """
     b, _, _, h, w = sources.shape
-    count = min(max(SHARED // (h * w), 1), 16)
+    count = min(max(SHARED // (h * w), 1), 4)
     noise = draw_noise((denoiser.channels, h, w), generators(range(count), count), sources)
     many = sources.repeat(count, 1, 1, 1, 1) if count > 1 else sources
     (first,) = reconstruct(many, noise.repeat_interleave(b, 0), time, denoiser, config.reduce, grid)

@@ -30,7 +30,7 @@ def is_medical(path: Path) -> bool:
 
 
 def kind(path: Path) -> Kind:
-    """What a file is by its suffix, or by its content where the suffix tells nothing."""
+    """What a file is: NIfTI by its name, DICOM by its suffix or, where that tells nothing, by its content."""
     name = path.name.lower()
     if name.startswith(".") or name == "dicomdir":
         return ""

@@ -1,8 +1,10 @@
 """Photographs as cameras and renderers store them, for users who installed ``dig2dig[formats]``."""
 
 import io
-from collections.abc import Callable
-from contextlib import redirect_stdout, suppress
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ RAW_SUFFIXES = {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".rw2", ".orf"}
 SUFFIXES = {*RAW_SUFFIXES, ".heic", ".heif", ".avif", ".jxl", ".exr", ".hdr"}
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 STARTS = {"jxl": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"), "exr": (b"v/1\x01",), "hdr": (b"#?RADIANCE", b"#?RGBE")}
+_STDERR = threading.Lock()  # held while the process has no stderr
 
 Decoded = tuple[np.ndarray, np.ndarray | None, Metadata]  # pixels, alpha where there is one, metadata
 Opened = tuple[int, int, Callable[[], Decoded]]  # height and width in the header of a file, and what decodes the rest
@@ -37,8 +40,9 @@ def kind_of(path: Path, start: bytes) -> str:
 
 def photo_size(content: bytes, kind: str) -> tuple[int, int]:
     """(height, width) of what ``read_photo`` gives; nothing is decoded."""
-    height, width, _ = OPEN[kind](content)
-    return height, width
+    with silent():
+        height, width, _ = OPEN[kind](content)
+        return height, width
 
 
 def read_photo(content: bytes, kind: str, most: int) -> tuple[np.ndarray, np.ndarray | None, Metadata, list[str]]:
@@ -48,13 +52,32 @@ def read_photo(content: bytes, kind: str, most: int) -> tuple[np.ndarray, np.nda
     a bracket keep their relation. Linear light stays in floating point. More than ``most`` pixels are an ImageError;
     of a damaged file a decoder raises what it likes.
     """
-    height, width, decode = OPEN[kind](content)
-    if height * width > most:
-        raise ImageError(f"claims {height * width / 1e6:.0f} megapixels; at most {most / 1e6:.0f} are read")
-    pixels, alpha, metadata = decode()
+    with silent():
+        height, width, decode = OPEN[kind](content)
+        if height * width > most:
+            raise ImageError(f"claims {height * width / 1e6:.0f} megapixels; at most {most / 1e6:.0f} are read")
+        pixels, alpha, metadata = decode()
     notes = ["developed with the camera's white balance"] if kind == "raw" else []
     notes += ["taken for sRGB, its EXIF is not read"] if kind == "jxl" and b"jbrd" not in content else []
     return np.ascontiguousarray(pixels), None if alpha is None else opaque(alpha), metadata, notes
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keeps what C libraries print about a broken file off the terminal; the exception says it already."""
+    with _STDERR:
+        try:
+            kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        except OSError:  # a process without stderr
+            yield
+            return
+        try:
+            os.dup2(nowhere, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nowhere)
 
 
 def _open_raw(content: bytes) -> Opened:
@@ -97,19 +120,48 @@ def _open_heif(content: bytes) -> Opened:
 
 
 def _open_jxl(content: bytes) -> Opened:
-    """JPEG XL by libjxl, which turns pictures upright, and tells their size only with their pixels."""
-    import imagecodecs
-
-    pixels = imagecodecs.jpegxl_decode(content)
-    pixels = pixels[0] if pixels.ndim == 4 else pixels  # of an animation the first frame
+    """JPEG XL by libjxl, which turns pictures upright."""
 
     def decode() -> Decoded:
-        metadata = Metadata()
+        import imagecodecs
+
+        pixels = imagecodecs.jpegxl_decode(content)
+        pixels, metadata = pixels[0] if pixels.ndim == 4 else pixels, Metadata()  # of an animation the first frame
         with suppress(Exception), Image.open(io.BytesIO(imagecodecs.jpegxl_decode_jpeg(content, numthreads=1))) as jpeg:
             metadata = metadata_of(jpeg)  # of a repacked JPEG; of others imagecodecs gives pixels only
         return *split(pixels), metadata
 
-    return *pixels.shape[:2], decode
+    return *jxl_size(content), decode
+
+
+def jxl_size(content: bytes) -> tuple[int, int]:
+    """Height and width, upright, in the header of a JPEG XL file (ISO 18181-1)."""
+    start = content
+    if content[:2] != STARTS["jxl"][0]:  # in boxes
+        place = 0
+        while content[place + 4 : place + 8] not in (b"jxlc", b"jxlp"):
+            length = int.from_bytes(content[place : place + 4], "big")
+            length = int.from_bytes(content[place + 8 : place + 16], "big") if length == 1 else length
+            if length < 8 or place + length >= len(content):
+                raise ValueError("no picture in it")
+            place += length
+        start = content[place + (8 if content[place + 4 : place + 8] == b"jxlc" else 12) :]
+    bits, used = int.from_bytes(start[2:18], "little"), 0
+
+    def take(count: int) -> int:
+        nonlocal used
+        used += count
+        return bits >> (used - count) & (1 << count) - 1
+
+    def side() -> int:
+        return 8 * (take(5) + 1) if small else take((9, 13, 18, 30)[take(2)]) + 1
+
+    small = take(1)
+    height, ratio = side(), take(3)
+    across, down = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio - 1]
+    width = height * across // down if ratio else side()
+    plain = take(1) or not take(1)  # no further fields, so no orientation
+    return (height, width) if plain or take(3) < 4 else (width, height)
 
 
 def _open_exr(content: bytes) -> Opened:

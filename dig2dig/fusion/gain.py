@@ -199,8 +199,8 @@ def _unknown(
 ) -> Tensor:
     """Variance of the residual at the first time, (b, k): mean over draws, more of them for small images.
 
-    What is seen through strong noise depends on its draw. All images have the same draws, so that neither the seed nor
-    the name of a file decides the tone.
+    What is seen through strong noise depends on its draw. All images have the same draws, so that the seed, and with
+    it the name of a file, hardly changes the tone.
     """
     b, _, _, h, w = sources.shape
     count = min(max(SHARED // (h * w), 1), 4)

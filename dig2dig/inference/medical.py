@@ -150,7 +150,8 @@ def nifti_bytes(volume: np.ndarray, reference: Path, first: int = 0) -> bytes:
     affine = affine_of(grid, first) if grid is not None and told else np.eye(4)
     image: Any = nibabel.Nifti1Image(values, affine, dtype=values.dtype)
     image.set_sform(affine, 1 if told else 0)  # in the scanner's axes, or unknown
-    straight = np.allclose(image.get_qform(), affine, atol=1e-2)  # a qform holds no shear of a tilted gantry
+    axes, kept = affine[:3, :3], image.get_qform()[:3, :3]
+    straight = np.allclose(kept, axes, rtol=0, atol=1e-3 * np.abs(axes).max())  # a qform holds no shear of a gantry
     image.set_qform(affine, 1 if told and straight else 0)
     image.header.set_xyzt_units("mm")
     return gzip.compress(image.to_bytes(), 6, mtime=0)

@@ -151,7 +151,7 @@ def test_bad_values_are_answered_and_the_worker_lives(page: str) -> None:
         shown = fused(page, f"bad{k}", **change)
         refused = "Cannot be fused" in shown or '"success":false' in shown
         assert refused and "Fused:" not in shown, (change, shown[-500:])
-    assert "Fused:" in fused(page, "good")
+    assert "Fused:" in fused(page, "good") and "Fused:" in fused(page, "none", align=None, tone=None)
 
 
 @pytest.mark.parametrize("name", ["a\0.png", "x" * 300 + ".png", "..", "", "/", "../../evil.png"])

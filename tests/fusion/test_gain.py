@@ -203,6 +203,18 @@ def test_the_total_gain_is_the_variance_removed(
     torch.testing.assert_close(seen[:, :2], removed * crop.var((-2, -1), correction=0).mean(2), rtol=1e-3, atol=1e-6)
 
 
+def test_the_total_gain_of_an_image_is_the_same_in_a_batch(bundled: Denoiser) -> None:
+    both = 2 * torch.cat([crop_of("multi_focus", 0, top, 64, "far", "near") for top in (0, 64)]) - 1
+    times, config = time_grid("logsnr", 4, bundled.alpha_bar, 8.0, 0.03), DigConfig(loss="l1", share=1.0)
+    draw = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        batch, *single = (
+            measure(one, [draw.expand(len(one), -1, -1, -1)], times, bundled, config, estimates=False).total
+            for one in (both, both[:1], both[1:])
+        )
+    torch.testing.assert_close(batch, torch.cat(single), rtol=1e-3, atol=1e-6)
+
+
 def test_noise_is_no_gain(bundled: Denoiser) -> None:
     """What no level predicts, the noise of a sensor, leaves the total gain; so does its removal."""
     clean = 2 * crop_of("multi_focus", 0, 0, 128, "far", "near") - 1

@@ -132,6 +132,13 @@ def test_nabf_counts_only_edges_that_no_source_has() -> None:
     assert float(defect) == float(nabf(step, torch.stack([flat, flat], 1)))
 
 
+def test_against_the_truth() -> None:
+    truth = torch.randint(50, 200, (2, 1, 24, 30)) / 255
+    found = metrics.fusion_metrics(truth + 2 / 255, truth[:, None], names=("PSNR", "SSIM"))
+    torch.testing.assert_close(found["PSNR"], torch.full((2,), 20 * math.log10(255 / 2), dtype=torch.float64))
+    assert set(metrics.fusion_metrics(truth[..., :5], truth[:, None, ..., :5], names=("PSNR", "SSIM"))) == {"PSNR"}
+
+
 def test_grey_levels_are_those_of_an_8_bit_file() -> None:
     pixels = torch.tensor([[0, 255, 10], [1, 2, 3], [7, 7, 7], [255, 254, 255]])
     images = (pixels / 255).T.reshape(1, 3, 2, 2)

@@ -206,7 +206,8 @@ def _unknown(
     count = min(max(SHARED // (h * w), 1), 4)
     noise = draw_noise((denoiser.channels, h, w), generators(range(count), count), sources)
     many = sources.repeat(count, 1, 1, 1, 1) if count > 1 else sources
-    (first,) = reconstruct(many, noise.repeat_interleave(b, 0), time, denoiser, config.reduce, grid)
+    each = noise.repeat_interleave(b, 0) if b > 1 else noise
+    (first,) = reconstruct(many, each, time, denoiser, config.reduce, grid)
     return torch.stack([_left(one, sources, valid) for one in first.split(b)]).mean(0)
 
 

@@ -1,6 +1,6 @@
 """Sources of one scene in one frame: structures of edges, and doubts whether two of them lie on each other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -24,12 +24,16 @@ class Registration:
     size: tuple[int, int]  # height and width of the source before
     motion: str = ""  # the simplest motion that explains it: nothing, shift, similarity, homography, rig, camera
     parallax: str = ""  # where no homography holds
+    bend: np.ndarray | None = None  # how far a place of the reference is moved before it, pixels, (n, m, 2)
+
+    def bent(self, moving: np.ndarray, by: np.ndarray) -> "Registration":
+        """The same, and each place of the reference moved by so many pixels more, (n, m, 2)."""
+        bend = by if self.bend is None else self.bend + by
+        return replace(self, image=drawn(moving, self.matrix, self.image.shape, bend), bend=bend)
 
     def cover(self, valid: np.ndarray | None = None) -> np.ndarray | None:
         """Pixels of the reference that valid pixels of the source cover, (h, w); None if all are."""
-        height, width = self.image.shape[:2]
-        places = np.stack(np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)), -1)
-        x, y = np.moveaxis(cv2.perspectiveTransform(places, self.matrix), -1, 0)
+        x, y = places(self.matrix, self.image.shape, self.bend)
         sides = zip((y, x), self.size, strict=True)
         covered = np.all([np.abs(at + 0.5 - side / 2) < side / 2 + 0.01 for at, side in sides], 0)
         if valid is not None:
@@ -54,6 +58,8 @@ class Registration:
         words += ["with perspective"] if bent >= 1 else []
         if self.motion == "nothing":
             words = ["lies on the reference" if percent == 100 else f"only scaled to {percent:g} %"]
+        if self.bend is not None:
+            words += [f"bent by up to {np.linalg.norm(self.bend, axis=-1).max():.0f} px where depths differ"]
         proof = f" (agreement {self.score:.0f}, at least {LEAST_SCORE:g} is needed)"
         proof = {"rig": "", "camera": ", as its camera says"}.get(self.motion, proof)
         return f"{', '.join(words)}{proof}{self.parallax and '; '}{self.parallax}"
@@ -138,12 +144,28 @@ def resizing(size: tuple[int, ...], to: tuple[int, ...]) -> np.ndarray:
     return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
 
 
-def drawn(image: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """An image in [0, 1] through a homography from the result's pixels to its own; means of areas when smaller."""
+def places(matrix: np.ndarray, shape: tuple[int, ...], bend: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Where a homography puts each pixel of an image, x and y, (h, w); ``bend`` (n, m, 2) moves the pixels before."""
+    height, width = shape[:2]
+    grid = np.stack(np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)), -1)
+    if bend is not None:
+        grid += cv2.resize(bend, (width, height), interpolation=cv2.INTER_LINEAR)
+    x, y = np.moveaxis(cv2.perspectiveTransform(grid, matrix), -1, 0)
+    return x, y
+
+
+def drawn(image: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...], bend: np.ndarray | None = None) -> np.ndarray:
+    """An image in [0, 1] through a homography from the result's pixels to its own; means of areas when smaller.
+
+    ``bend`` is as in :func:`places`.
+    """
     step = local_scale(matrix, shape)
     if step > 1.3:
         small = rescale(image, (max(4, round(image.shape[0] / step)), max(4, round(image.shape[1] / step))))
         image, matrix = small, resizing(image.shape, small.shape) @ matrix
+    if bend is not None:
+        at = places(matrix, shape, bend)
+        return cv2.remap(image, *at, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE).clip(0, 1)
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
     return cv2.warpPerspective(image, matrix, shape[1::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE).clip(0, 1)
 

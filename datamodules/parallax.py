@@ -1,9 +1,15 @@
-"""Where a registered source does not lie on its reference: things at other depths than the homography's plane."""
+"""Where a registered source does not lie on its reference: things at other depths than the homography's plane.
+
+In stacks of one kind of light it is bent onto them.
+"""
+
+from dataclasses import replace
 
 import cv2
 import numpy as np
 
-from datamodules.align import correlation, peak, small, structure
+from datamodules.align import Registration, correlation, peak, small, structure
+from datamodules.ranges import Valid
 from datamodules.readers.pixels import convert
 
 SIDE, BLOCK, STEP, REACH = 512, 64, 32, 14  # of the working image, its blocks and their shifts, pixels
@@ -12,26 +18,70 @@ LEAST_SHARE = 0.15  # of the blocks that say something
 ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "middle", "right")
 
 
-def disagreement(fixed: np.ndarray, moved: np.ndarray, cover: np.ndarray | None = None) -> np.ndarray:
-    """How far a source lies from the reference at each place, in pixels, (h, w); NaN where the edges do not say it.
+def block_shifts(
+    fixed: np.ndarray, moved: np.ndarray, cover: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far a source lies right and down of the reference in each block, pixels (n, m, 2), and how clearly, (n, m).
 
-    Both images are (h, w[, c]) in [0, 1], of one size. ``cover`` are the pixels where both show something.
+    Both images are (h, w[, c]) in [0, 1], of one size. ``cover`` are the pixels where both show something. A block
+    whose edges do not say it has zeros.
     """
-    whole = fixed.shape[:2]
     a, b = (structure(small(convert(image, "L"), SIDE), 1.2) for image in (fixed, moved))
     inside = np.ones(a.shape, bool) if cover is None else cv2.resize(cover.astype(np.float32), a.shape[::-1]) > 0.99
     taper = cv2.createHanningWindow((BLOCK, BLOCK), cv2.CV_32F)
     tops, lefts = (range(0, max(1, side - BLOCK + 1), STEP) for side in a.shape)
-    far = np.full((len(tops), len(lefts)), np.nan, np.float32)
+    shifts, clear = np.zeros((len(tops), len(lefts), 2), np.float32), np.zeros((len(tops), len(lefts)), np.float32)
     for i, top in enumerate(tops):
         for j, left in enumerate(lefts):
             part = np.s_[top : top + BLOCK, left : left + BLOCK]
             if a[part].shape == taper.shape and inside[part].mean() > 0.9:
-                dx, dy, clear, here = peak(correlation(a[part] * taper, b[part] * taper, (REACH, REACH)))
-                away = np.hypot(dx, dy)
-                if clear > CLEAR and (away < 4 or here < 0.5 * clear):  # else two places are as likely
-                    far[i, j] = away * max(whole) / max(a.shape)
-    return cv2.resize(far, whole[::-1], interpolation=cv2.INTER_NEAREST)
+                dx, dy, found, here = peak(correlation(a[part] * taper, b[part] * taper, (REACH, REACH)))
+                if found > CLEAR and (np.hypot(dx, dy) < 4 or here < 0.5 * found):  # else two places are as likely
+                    shifts[i, j], clear[i, j] = (dx, dy), found
+    return shifts * max(fixed.shape) / max(a.shape), clear
+
+
+def disagreement(fixed: np.ndarray, moved: np.ndarray, cover: np.ndarray | None = None) -> np.ndarray:
+    """How far a source lies from the reference at each place, in pixels, (h, w); NaN where the edges do not say it.
+
+    See :func:`block_shifts`.
+    """
+    shifts, clear = block_shifts(fixed, moved, cover)
+    far = np.where(clear > 0, np.linalg.norm(shifts, axis=-1), np.nan).astype(np.float32)
+    return cv2.resize(far, fixed.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+
+
+def settled(fixed: np.ndarray, moving: np.ndarray, found: Registration, valid: Valid, seen: Valid) -> Registration:
+    """A registration bent so that things at other depths than the homography's plane lie on the reference too.
+
+    Shifts of blocks are smoothed over their neighbours; a block that differs from them has little say. ``valid`` are
+    pixels of the moving image, ``seen`` of the fixed one. It stays as it is where few blocks lie a pixel in 512 away.
+    """
+    limit = max(fixed.shape) / SIDE
+    for _ in range(2):
+        shifts, clear = block_shifts(fixed, found.image, _both(found.cover(valid), seen))
+        if (np.linalg.norm(shifts, axis=-1) > limit).sum() < LEAST_SHARE * (clear > 0).sum():
+            break
+        smooth, say = shifts, clear
+        for _ in range(6):
+            total = cv2.GaussianBlur(say, (0, 0), 1.0) + 1e-6
+            smooth = cv2.GaussianBlur(shifts * say[..., None], (0, 0), 1.0) / total[..., None]
+            say = clear / (1 + (np.linalg.norm(shifts - smooth, axis=-1) / limit) ** 2)
+        found = found.bent(moving, _spread(smooth, fixed.shape))
+    if found.bend is None:
+        return found
+    return replace(found, parallax=parallax(disagreement(fixed, found.image, _both(found.cover(valid), seen))))
+
+
+def _both(one: Valid, other: Valid) -> Valid:
+    return other if one is None else one if other is None else one & other
+
+
+def _spread(shifts: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Shifts of blocks on a grid over the whole picture, (n, m, 2)."""
+    scale = min(1, SIDE / max(shape))
+    x, y = ((np.arange(4, scale * side, 8, dtype=np.float32) - BLOCK / 2) / STEP for side in shape[1::-1])
+    return cv2.remap(shifts, *np.meshgrid(x, y), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def parallax(far: np.ndarray) -> str:

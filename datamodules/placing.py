@@ -8,6 +8,7 @@ import numpy as np
 
 from datamodules.align import Registration, drawn, laid, misregistration, rescale
 from datamodules.aside import aside
+from datamodules.parallax import settled
 from datamodules.ranges import Valid
 from datamodules.register import LEAST_GAIN, register
 from datamodules.rig import is_rig, keep, kept, read_rig
@@ -27,15 +28,22 @@ class Placing:
     stated: Mapping[str, np.ndarray] = field(default_factory=dict)  # homographies that cameras state, by modality
     memory: str = ""  # file that keeps registrations from run to run
     links: dict[tuple[str, str], Registration] = field(default_factory=dict)  # found so far
+    placed: dict[str, tuple[np.ndarray, Valid, list[str]]] = field(default_factory=dict)  # of a stack, so far
 
     def place(self, modality: str) -> tuple[np.ndarray, Valid, list[str]]:
         """An image in the reference's frame, its valid pixels there, and what was done or seems to be needed."""
         fixed, image, valid = self.images[self.reference], self.images[modality], self.valids[modality]
+        if modality in self.placed:
+            return self.placed[modality]
         if self.align not in ("none", "resize") or (self.align == "none" and modality in self.stated):
             found = self.registration(modality)
             covered = found.cover(valid)
             if covered is not None and not covered.any():
                 raise AlignmentError(f"{self.align} puts it beside {self.reference}: it covers no pixel")
+            if self.chained and self.align in ("auto", "ecc"):
+                found = self._settled(modality, found)
+                self.placed[modality] = aside(found.image, len(self.images)), found.cover(valid), [str(found)]
+                return self.placed[modality]
             return found.image, covered, [str(found)]
         notes = []
         if image.shape[:2] != fixed.shape[:2]:
@@ -71,6 +79,16 @@ class Placing:
         motion = max((link.motion for link in links), key=("nothing", "shift", "similarity", "homography").index)
         image = laid(moving, matrix, motion, fixed.shape)
         return replace(links[-1], image=image, matrix=matrix, motion=motion, score=min(link.score for link in links))
+
+    def _settled(self, modality: str, found: Registration) -> Registration:
+        """A registered source of a stack, bent onto its neighbour in the reference's frame."""
+        names = list(self.images)
+        start, end = names.index(self.reference), names.index(modality)
+        near = names[end - 1 if end > start else end + 1]
+        fixed, seen = self.images[self.reference], self.valids[self.reference]
+        if near != self.reference:
+            fixed, seen, _ = self.place(near)
+        return settled(fixed, self.images[modality], found, self.valids[modality], seen)
 
     def _as_stated(self, modality: str) -> Registration:
         """A source where its camera says that it lies."""

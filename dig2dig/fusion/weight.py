@@ -25,6 +25,8 @@ from dig2dig.shapes import Gains, Image, Maps, Sources, Weights
 BUNDLED = Path(__file__).with_name("bundled")
 FILE, SETTINGS = "weights.safetensors", "sampler.yaml"
 FEATURES = 8
+FINEST = 4.0
+"""Least blur, in pixels, whose grid the weights of a band have."""
 
 
 def fusion_weight(gain: Gains, temperature: float = 1.0) -> Weights:
@@ -98,7 +100,7 @@ class WeightNetwork(nn.Module):
     is coarser than the first step. Our own form.
     """
 
-    def __init__(self, settings: SamplerConfig, width: int = 24) -> None:
+    def __init__(self, settings: SamplerConfig, width: int = 16) -> None:
         super().__init__()
         self.settings = settings
         self.level = nn.Parameter(0.1 * torch.randn(settings.steps + 1, width))
@@ -173,7 +175,7 @@ def features(space: Sequence[Maps], gains: Sequence[Maps], sigmas: Sequence[floa
         return (maps.clamp(min=0) + 1e-3).log() / 4 + 1
 
     h, w = space[-1].shape[-2:]
-    grids = [coarseness(max(scale * sigma, 2.0)) for sigma in (sigmas[0], *sigmas)]
+    grids = [coarseness(max(scale * sigma, FINEST)) for sigma in (sigmas[0], *sigmas)]
     parts, finer = grouped(space[0].shape[1], space[-1].shape), None
     levels: list[Maps] = []
     for i in reversed(range(len(grids))):  # from the finest band to the base

@@ -137,6 +137,28 @@ def test_disagreement_shows_what_lies_elsewhere() -> None:
     assert parallax(far).startswith("parallax: ") and "lower" in parallax(far) and "upper" not in parallax(far)
 
 
+def test_a_stack_is_bent_where_depths_differ() -> None:
+    """What is below lies six pixels further right in each frame than what is above; a plane stays one."""
+    near = focal()[0]
+    height, width = near.shape[:2]
+    bend = np.zeros((height, width, 2), np.float32)
+    bend[..., 0] = 6 / (1 + np.exp(-(np.arange(height) - 0.6 * height) / 20))[:, None]
+    frames = {"a": near}
+    for k, name in enumerate("bc", 1):
+        moved = drawn(near, shift(3 * k, -2 * k), near.shape, -k * bend)
+        frames[name] = moved * 0.8**k
+    placing = Placing(frames, dict.fromkeys(frames), "a", "auto", True)
+    inner = np.s_[40:-40, 60:-60]
+    for k, name in enumerate("bc", 1):
+        before = np.abs(placing.registration(name).image - near * 0.8**k)[inner].mean()
+        image, valid, notes = placing.place(name)
+        assert np.abs(image - near * 0.8**k)[inner].mean() < 0.6 * before and "bent by up to" in notes[0], name
+        assert valid is not None and 0.7 < valid.mean() < 1
+    flat = {name: drawn(near, similarity(near.shape, 1, 2 * k, 5 * k, 3), near.shape) for k, name in enumerate("abc")}
+    plane = Placing(flat, dict.fromkeys(flat), "b", "auto", True)
+    assert not any("bent" in plane.place(name)[2][0] for name in "ac")
+
+
 def registration(matrix: np.ndarray) -> Registration:
     return Registration(np.zeros((80, 100)), matrix, 30.0, (40, 50))
 

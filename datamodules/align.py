@@ -1,6 +1,6 @@
 """Sources of one scene in one frame: structures of edges, and doubts whether two of them lie on each other."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -25,11 +25,6 @@ class Registration:
     motion: str = ""  # the simplest motion that explains it: nothing, shift, similarity, homography, rig, camera
     parallax: str = ""  # where no homography holds
     bend: np.ndarray | None = None  # how far a place of the reference is moved before it, pixels, (n, m, 2)
-
-    def bent(self, moving: np.ndarray, by: np.ndarray) -> "Registration":
-        """The same, and each place of the reference moved by so many pixels more, (n, m, 2)."""
-        bend = by if self.bend is None else self.bend + by
-        return replace(self, image=drawn(moving, self.matrix, self.image.shape, bend), bend=bend)
 
     def cover(self, valid: np.ndarray | None = None) -> np.ndarray | None:
         """Pixels of the reference that valid pixels of the source cover, (h, w); None if all are."""

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.image_data import shared_out, training_batches
+from datamodules.pair_data import ListsStay
 from datamodules.pairs import Sample
 from dig2dig.atomic import write_atomically
 from dig2dig.config_train import ImageDataConfig
@@ -67,7 +67,7 @@ class GainCrops(Dataset):
         return crop | {"index": index}
 
 
-class GainDataModule(LightningDataModule):
+class GainDataModule(ListsStay):
     """Crops of files that :func:`write_scene` wrote, for the whole run; and pairs that are fused at each validation."""
 
     def __init__(
@@ -91,7 +91,3 @@ class GainDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """This process's share of the pairs."""
         return shared_out(self.samples, self.trainer)
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leaves crops and pairs where they are; they travel when they are used."""
-        return batch

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning import LightningDataModule, Trainer
+from lightning import Trainer
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from datamodules.pair_data import ListsStay
 from datamodules.pairs import Sample
 from datamodules.ranges import to_unit
 from datamodules.readers.pixels import convert, list_images, read_picture
@@ -139,7 +140,7 @@ def collate(items: list[Any]) -> Any:
     return default_collate(items) if items and isinstance(items[0], dict) else items
 
 
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(ListsStay):
     """Training crops from a folder tree, centre crops for validation, and pairs that are fused at each validation.
 
     The split and the crops follow from ``seed``. The whole run has ``steps`` optimiser steps. ``overfit`` gives the
@@ -181,7 +182,3 @@ class ImageDataModule(LightningDataModule):
         """This process's share of the centre crops, four at a time, and of the pairs."""
         images = [shared_out(self.val, self.trainer, 4, self.config.workers)] if self.val else []
         return [*images, shared_out(self.samples, self.trainer)] if self.samples else images
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leaves pairs where they are; they travel when they are fused."""
-        return batch if isinstance(batch, list) else super().transfer_batch_to_device(batch, device, dataloader_idx)

@@ -57,7 +57,15 @@ class ReadAhead(DataLoader):
                 yield batch
 
 
-class FusionDataModule(LightningDataModule):
+class ListsStay(LightningDataModule):
+    """Leaves lists of pairs or crops where they are: they travel when they are used, those of one shape together."""
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """A batch as it is, if it is a list."""
+        return batch if isinstance(batch, list) else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+
+class FusionDataModule(ListsStay):
     """Pairs for ``Trainer.predict`` and ``Trainer.validate``: batches are lists of samples and failures.
 
     Args:
@@ -86,7 +94,3 @@ class FusionDataModule(LightningDataModule):
         return loader(self.dataset, batch_sampler=batches, num_workers=self.workers, collate_fn=list)
 
     val_dataloader = predict_dataloader
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leaves pairs where they are: those of one shape travel together as one tensor."""
-        return batch

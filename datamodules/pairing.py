@@ -10,6 +10,7 @@ from datamodules.folders import Named, example_pattern, is_run, left_out, named_
 from datamodules.naming import by_table, folded, name_scenes
 from datamodules.picture import check_regular
 from datamodules.readers.medical import is_medical
+from datamodules.readers.pixels import text_of
 from datamodules.readers.source import Probes, frame_count, is_source, medical_grid, real, stem
 from datamodules.readers.thermal import both_from_one
 from datamodules.words import by_words
@@ -91,8 +92,7 @@ def find_pairs(sources: Mapping[str, str], tell: Tell = silent) -> list[Pair]:
         if not _is_pattern(path) and not path.exists():
             raise PairingError(f"sources.{modality}: no such file or folder: {path}")
         twin = next((m for m, p in paths.items() if m != modality and real(p) == real(path)), None)
-        folder = path.is_dir() and not is_medical(path)
-        if twin and not folder and not both_from_one(path, modality, twin):
+        if twin and (is_medical(path) or not path.is_dir()) and not both_from_one(path, modality, twin):
             raise PairingError(f"sources.{modality} and sources.{twin} are the same: {path}")
     many = [_is_pattern(path) or path.is_dir() or path.suffix == ".txt" for path in paths.values()]
     if all(is_medical(path) or not several for path, several in zip(paths.values(), many, strict=True)):
@@ -183,29 +183,29 @@ def _grouped(named: Mapping[str, Named]) -> list[Pair]:
 
 
 def read_manifest(path: Path) -> list[Pair]:
-    """Pairs that a CSV table lists: a column ``name`` and one for each modality, empty where a scene has none.
+    """Pairs of a table: a column ``name`` and one for each modality, parted by commas, semicolons or tabs.
 
     Relative paths start at the table's folder. Without a column ``name`` a row is called after its first file.
     """
     try:
         check_regular(path)
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            table = csv.DictReader(file, skipinitialspace=True)
-            modalities = [column for column in table.fieldnames or [] if column and column != "name"]
-            rows = [(table.line_num, row) for row in table if any(row.values())]  # Excel adds rows of commas
+        file = text_of(path, "surrogateescape")
+        parted = max(",;\t", key=file.getvalue().partition("\n")[0].count)
+        table = csv.DictReader(file, delimiter=parted, skipinitialspace=True)
+        table.fieldnames = [re.sub("(?i)^name$", "name", column.strip()) for column in table.fieldnames or []]
+        modalities = [column for column in table.fieldnames if column and column != "name"]
+        rows = [(table.line_num, row) for row in table if any(row.values())]  # Excel adds rows of commas
     except ImageError as error:
         raise PairingError(f"manifest: {error}") from error
-    except (OSError, csv.Error) as error:
+    except (OSError, csv.Error, UnicodeError) as error:
         raise PairingError(f"manifest: {path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    if len(modalities) == 1 and ";" in modalities[0]:
-        raise PairingError(f"manifest: {path} is separated by semicolons; save it with commas")
     check_modalities(f"manifest: {path}", modalities)
     if len(modalities) < 2 or not rows:
         raise PairingError(f"manifest: {path} needs a line of modalities, as name,visible,infrared, and rows under it")
     pairs: dict[str, Pair] = {}
     for number, row in rows:
         place = f"{path}, line {number}"
-        files = {modality: path.parent / row[modality] for modality in modalities if row[modality]}
+        files = {modality: path.parent / text for modality in modalities if (text := (row[modality] or "").strip())}
         first = stem(next(iter(files.values()))) if files else f"line {number}"
         pair = _checked(Pair(row.get("name") or first, files), place)
         if None in row:

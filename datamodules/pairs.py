@@ -175,7 +175,7 @@ def scaled(pair: Pair, pictures: Mapping[str, Picture], reading: Reading) -> tup
     notes: dict[str, str] = {}
     ranges = wanted_ranges(pair, pictures, reading)
     for modality, picture in pictures.items():
-        image, notes[modality] = to_unit(picture.pixels, ranges[modality], picture.valid)
+        image, notes[modality] = to_unit(picture.pixels, ranges[modality], picture.valid, picture.inverted)
         images[modality] = aside(image, len(pictures))
     if reading.task in STACKS and len({*notes.values()}) > 1:  # mixed rules are never silent
         notes = {modality: note or "its whole range is black to white" for modality, note in notes.items()}

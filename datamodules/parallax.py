@@ -8,7 +8,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from datamodules.align import Registration, correlation, peak, small, structure
+from datamodules.align import Registration, correlation, drawn, peak, small, structure
 from datamodules.ranges import Valid
 from datamodules.readers.pixels import convert
 
@@ -18,16 +18,15 @@ LEAST_SHARE = 0.15  # of the blocks that say something
 ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "middle", "right")
 
 
-def block_shifts(
-    fixed: np.ndarray, moved: np.ndarray, cover: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def block_shifts(fixed: np.ndarray, moved: np.ndarray, *covers: Valid) -> tuple[np.ndarray, np.ndarray]:
     """How far a source lies right and down of the reference in each block, pixels (n, m, 2), and how clearly, (n, m).
 
-    Both images are (h, w[, c]) in [0, 1], of one size. ``cover`` are the pixels where both show something. A block
+    Both images are (h, w[, c]) in [0, 1], of one size, and show something at the pixels of all ``covers``. A block
     whose edges do not say it has zeros.
     """
     a, b = (structure(small(convert(image, "L"), SIDE), 1.2) for image in (fixed, moved))
-    inside = np.ones(a.shape, bool) if cover is None else cv2.resize(cover.astype(np.float32), a.shape[::-1]) > 0.99
+    known = [cv2.resize(cover.astype(np.float32), a.shape[::-1]) > 0.99 for cover in covers if cover is not None]
+    inside = np.logical_and.reduce([np.ones(a.shape, bool), *known])
     taper = cv2.createHanningWindow((BLOCK, BLOCK), cv2.CV_32F)
     tops, lefts = (range(0, max(1, side - BLOCK + 1), STEP) for side in a.shape)
     shifts, clear = np.zeros((len(tops), len(lefts), 2), np.float32), np.zeros((len(tops), len(lefts)), np.float32)
@@ -41,12 +40,12 @@ def block_shifts(
     return shifts * max(fixed.shape) / max(a.shape), clear
 
 
-def disagreement(fixed: np.ndarray, moved: np.ndarray, cover: np.ndarray | None = None) -> np.ndarray:
+def disagreement(fixed: np.ndarray, moved: np.ndarray, *covers: Valid) -> np.ndarray:
     """How far a source lies from the reference at each place, in pixels, (h, w); NaN where the edges do not say it.
 
     See :func:`block_shifts`.
     """
-    shifts, clear = block_shifts(fixed, moved, cover)
+    shifts, clear = block_shifts(fixed, moved, *covers)
     far = np.where(clear > 0, np.linalg.norm(shifts, axis=-1), np.nan).astype(np.float32)
     return cv2.resize(far, fixed.shape[1::-1], interpolation=cv2.INTER_NEAREST)
 
@@ -59,22 +58,19 @@ def settled(fixed: np.ndarray, moving: np.ndarray, found: Registration, valid: V
     """
     limit = max(fixed.shape) / SIDE
     for _ in range(2):
-        shifts, clear = block_shifts(fixed, found.image, _both(found.cover(valid), seen))
-        if (np.linalg.norm(shifts, axis=-1) > limit).sum() < LEAST_SHARE * (clear > 0).sum():
+        shifts, clear = block_shifts(fixed, found.image, found.cover(valid), seen)
+        if (np.linalg.norm(shifts, axis=-1) > limit).sum() <= LEAST_SHARE * (clear > 0).sum():
             break
         smooth, say = shifts, clear
         for _ in range(6):
             total = cv2.GaussianBlur(say, (0, 0), 1.0) + 1e-6
             smooth = cv2.GaussianBlur(shifts * say[..., None], (0, 0), 1.0) / total[..., None]
             say = clear / (1 + (np.linalg.norm(shifts - smooth, axis=-1) / limit) ** 2)
-        found = found.bent(moving, _spread(smooth, fixed.shape))
+        bend = _spread(smooth, fixed.shape) + (0 if found.bend is None else found.bend)
+        found = replace(found, image=drawn(moving, found.matrix, fixed.shape, bend), bend=bend)
     if found.bend is None:
         return found
-    return replace(found, parallax=parallax(disagreement(fixed, found.image, _both(found.cover(valid), seen))))
-
-
-def _both(one: Valid, other: Valid) -> Valid:
-    return other if one is None else one if other is None else one & other
+    return replace(found, parallax=parallax(disagreement(fixed, found.image, found.cover(valid), seen)))
 
 
 def _spread(shifts: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -29,6 +29,7 @@ class Picture:
     note: str = ""  # what a user may want to know about the reading
     valid: np.ndarray | None = None  # pixels that show the scene, (h, w), bool; None = all of them
     metadata: Metadata = field(default_factory=Metadata)  # what the file says beside its pixels
+    inverted: bool = False  # large values are dark, as in DICOM's MONOCHROME1
     box: tuple[float, ...] | None = None  # x, y, width, height that it covers of the file's visible picture, in shares
 
     @property

@@ -42,9 +42,8 @@ class Placing:
                 raise AlignmentError(f"{self.align} puts it beside {self.reference}: it covers no pixel")
             if self.chained and self.align in ("auto", "ecc"):
                 found = self._settled(modality, found)
-                self.placed[modality] = aside(found.image, len(self.images)), found.cover(valid), [str(found)]
-                return self.placed[modality]
-            return found.image, covered, [str(found)]
+            self.placed[modality] = aside(found.image, len(self.images)), found.cover(valid), [str(found)]
+            return self.placed[modality]
         notes = []
         if image.shape[:2] != fixed.shape[:2]:
             notes = [f"resized from {image.shape[1]}x{image.shape[0]}"]

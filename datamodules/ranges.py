@@ -9,8 +9,10 @@ from dig2dig.options import parse_range
 Valid = np.ndarray | None  # (h, w), bool; None = all pixels
 
 
-def to_unit(pixels: np.ndarray, scale: str = "auto", valid: Valid = None) -> tuple[np.ndarray, str]:
-    """Stored pixels as float32 in [0, 1], and a note on the range that was taken.
+def to_unit(
+    pixels: np.ndarray, scale: str = "auto", valid: Valid = None, inverted: bool = False
+) -> tuple[np.ndarray, str]:
+    """Stored pixels as float32 in [0, 1], and a note on the range that was taken; ``inverted`` ones are dark if large.
 
     ``full`` takes all that the type can hold, for floating point 0 to 1; ``percentile`` the 0.1 to the 99.9
     percentile of the valid pixels, as thermal frames need it; ``LOW-HIGH`` these stored values. ``auto`` takes
@@ -25,7 +27,8 @@ def to_unit(pixels: np.ndarray, scale: str = "auto", valid: Valid = None) -> tup
         if not high > low:  # nearly constant: show what little there is
             found = shown(pixels, valid)
             low, high = float(found.min()), max(float(found.max()), float(found.min()) + 1e-6)
-        note = f"values {low:g} to {high:g} are black to white"
+        note = f"values {low:g} to {high:g} are {'white to black' if inverted else 'black to white'}"
+    low, high = (high, low) if inverted else (low, high)
     unit = (pixels.astype(np.float32) - np.float32(low)) / np.float32(high - low)
     return np.nan_to_num(unit, nan=0.0).clip(0, 1).astype(np.float32), note
 

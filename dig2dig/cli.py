@@ -91,16 +91,12 @@ def load_strictly(schema: type[T], argv: Sequence[str]) -> T:
     return result
 
 
-def _check_record(path: str, values: Mapping[str, Any], config: object, given: set[str]) -> None:
+def _check_record(path: str, values: Mapping[str, Any], config: Any, given: set[str]) -> None:
     """Refuses what a record of a run, which may be somebody else's, must not decide alone: ``given`` options may."""
 
     def decides(key: str) -> str:
-        parts = key.split(".")
-        found, wanted = values, config
-        for part in parts:
-            found = found.get(part) if isinstance(found, Mapping) else None
-            wanted = getattr(wanted, part, None)
-        said = any(".".join(parts[: n + 1]) in given for n in range(len(parts)))
+        found, wanted = (OmegaConf.select(OmegaConf.create(one), key) for one in (dict(values), asdict(config)))
+        said = any(f"{key}.".startswith(f"{name}.") for name in given)
         return found if isinstance(found, str) and found == wanted and not said else ""
 
     if out := decides("out"):

@@ -86,8 +86,7 @@ class SamplerConfig(Checked, heading="sampler."):
     guidance: GuidanceConfig = option(GuidanceConfig, "pull to the sources")
     research: ResearchConfig = option(ResearchConfig, "variants that only experiments need")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
         contradiction = self.grid == "gain" and self.dig.kind == "static"
         require(not contradiction, "sampler.grid=gain needs gains: choose another sampler.dig.kind than static")
         require(all(factor > 0 for factor in self.prefer), "sampler.prefer: factors must be above 0")
@@ -120,8 +119,7 @@ class TrainerConfig(Checked, heading="trainer."):
     num_nodes: int = option(1, "machines", least=1)
     strategy: str = option("auto", "auto, ddp or another of Lightning's strategies that keep whole weights")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
         self.devices = re.sub(r"\[(.*)\]", r"\1,", self.devices).replace(" ", "")  # a list of one is no number
         known = re.fullmatch(r"auto|-1|\d+(,\d+)*,?", self.devices)
         require(bool(known), f"trainer.devices must be auto, a number or a list as 0,2, not {self.devices}")
@@ -174,8 +172,7 @@ class ReportConfig(Checked, heading="report."):
     estimates: int = option(0, "pairs shown with the prior's estimates: the network runs in their steps", least=0)
     baselines: str = common("", "classical fusions to compare, with commas: mean, laplacian, wavelet, guided, mertens")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
         unknown = sorted(set(self.compared) - {"mean", "laplacian", "wavelet", "guided", "mertens"})
         require(not unknown, f"report.baselines: no {', '.join(unknown)}; see --help")
 
@@ -200,8 +197,7 @@ class FusionConfig(Checked):
     seed: int = common(0, "seed of the noise; each image draws its own from it and its name")
     exact: bool = option(True, "the same bytes whatever the batch size; false: faster batches, last bits may differ")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
         for modality, sigma in self.noise.items():
             number = sigma.replace(".", "", 1).isdecimal()
             require(number or sigma == "auto", f"noise.{modality} must be a number of 255 or auto, not {sigma}")
@@ -262,8 +258,8 @@ class InferConfig(FusionConfig):
     overwrite: bool = common(False, "fuse again what an earlier run with the same configuration has done")
     validate: bool = common(False, "print fusion metrics and statistics of the gains; no picture is written")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
+        super()._check()
         ways = [name for name in ("sources", "manifest", "stacks") if getattr(self, name)]
         example = "at least two are needed, as in sources.visible=DIR sources.infrared=DIR"
         require(bool(ways), f"no sources given: {example}")

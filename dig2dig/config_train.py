@@ -26,7 +26,7 @@ class ImageDataConfig(Checked, heading="data."):
     val: str = common("", "validation images, a folder tree or list; they never train; empty = none")
     val_share: float = common(0.0, "share of root held out by seed, if val is empty, one image at least", least=0)
     crop: int = common(64, "side of a training crop, pixels", least=1)
-    val_crop: int = option(256, "side of a validation image's centre crop, pixels", least=1)
+    val_crop: int = option(256, "side of a validation image's centre crop, pixels", least=1, most=2**14)
     scales: list[float] = option([1.0, 1.5, 2.0], "crops are taken this many times larger and reduced")
     grey: float = option(0.2, "share of crops that lose their colour: infrared and CT are grey", least=0, most=1)
     range: str = option("percentile", "black and white of deep files, as range of infer.py; pairs have auto")
@@ -35,10 +35,10 @@ class ImageDataConfig(Checked, heading="data."):
     batch_size: int = common(8, "crops per step and device", least=1)
     workers: int = common(1, "processes that prepare crops", least=0, most=1024)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
         require(self.val_share < 1, f"data.val_share must be below 1, not {self.val_share}")
-        require(bool(self.scales) and min(self.scales) > 0, "data.scales must name one scale at least, all above 0")
+        fits = bool(self.scales) and all(1 <= round(self.crop * scale) <= 2**14 for scale in self.scales)
+        require(fits, f"data.scales={self.scales}: data.crop={self.crop} times each must be 1 to {2**14} pixels")
         check_range("data.range", self.range)
 
     @property
@@ -58,8 +58,7 @@ class NetworkConfig(Checked, heading="network."):
         "v_prediction", "what the network predicts: the noise, v, or the image"
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
         fits = bool(self.channels) and all(width > 0 for width in self.channels)
         require(fits, f"network.channels must be positive, not {self.channels}")
 
@@ -93,8 +92,7 @@ class OptimConfig(Checked, heading="optim."):
     weighting: Literal["none", "min_snr"] = option("none", "weight of noise levels in the loss")
     gamma: float = option(5.0, "min_snr: signal-to-noise ratio at which weights are cut", above=0)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
         require(self.sigma_min <= self.sigma_max, "optim.sigma_min must be at most optim.sigma_max")
         require(self.ema < 1, f"optim.ema must be below 1, not {self.ema}")
 
@@ -108,8 +106,7 @@ class FusionCheckConfig(Checked, heading="fusion."):
     crop: int = option(256, "side of the centre crop that is fused, pixels; 0 = whole images")
     sampler: SamplerConfig = option(SamplerConfig, "as in infer.py")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
         require(len(self.sources) != 1, "fusion.sources: give at least two, or none")
         self.sampler = of_task(self.sampler, self.task)
 
@@ -138,11 +135,9 @@ class TrainConfig(Checked):
     precision: Literal["32-true", "bf16-mixed"] = common("32-true", "bf16-mixed on recent GPUs, and CPUs with AMX")
     recompute: bool = option(False, "compute features again in the backward pass: far less memory, a third more time")
     compile: bool = option(False, "compile the network: may pay in long runs on a GPU; the first step takes a minute")
-    fast_dev_run: bool = common(False, "one training and one validation step, nothing saved")
     overfit: bool = option(False, "learn the first batch again and again: its loss must fall, or something is wrong")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _check(self) -> None:
         require(bool(self.out.strip()), "out is empty: give a folder, as out=runs/prior")
         shares = any(word in self.trainer.strategy for word in ("fsdp", "deepspeed", "model_parallel"))
         require(not shares, f"trainer.strategy={self.trainer.strategy}: exports need whole weights; take ddp")
@@ -174,6 +169,8 @@ class TrainConfig(Checked):
         require(bool(self.weights) or not self.validate, "validate=true needs weights=, as weights=OUT/weights")
         require(not data.val, "data.val is for priors: weights hold out data.val_share, or take fusion.sources")
         require(not data.mask or bool(data.sources), "data.mask goes with data.sources; a manifest has a column mask")
+        told = "data.exclude leaves out photographs of data.root; of pairs, give lists or a manifest without them"
+        require(not data.exclude or bool(data.made and data.root), told)
         require(len(data.sources) != 1, "data.sources: give at least two, as data.sources.visible=DIR")
         require(bool(self.prior), "learned weights need a prior: give prior=bundled, a folder or a hub id")
         require(bool(self.objective), "no objective: start from a preset, as configs/weights_ivf.yaml")

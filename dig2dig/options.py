@@ -58,6 +58,10 @@ class Checked:
                 each = limits.get("each")
                 told = f"{name} must be numbers of at least {each}, separated by commas, not {value!r}"
                 require(each is None or _numbers(value, each), told)
+        self._check()
+
+    def _check(self) -> None:
+        """Refuses values of several options that do not go together; schemas have their own."""
 
 
 def _numbers(text: str, least: int | float) -> bool:

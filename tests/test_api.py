@@ -1,5 +1,7 @@
 """From Python and from the command line: files fused in one call are what ``infer.py`` writes."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +115,22 @@ def test_mistakes_say_which_file(exposures: list[Path], tmp_path: Path) -> None:
         dig2dig.fuse_files(exposures, "mef", out=tmp_path / "fused.nii.gz")
     with pytest.raises(UserError, match="report is a group of options: --help report"):
         dig2dig.fuse_files(exposures, "mef", overrides="report=0")
+
+
+def test_a_name_in_the_place_of_what_it_stands_for_is_told() -> None:
+    """In a process of its own: the types of this one are checked before the function is."""
+    code = (
+        "import torch; from dig2dig import fuse, load_prior\nprior, s = load_prior(), torch.rand(1, 2, 1, 24, 24)\n"
+        "for given in ((prior, 'ivf'), ('bundled',), (None,), (prior, {'steps': 3})):\n"
+        "    try: fuse(s, *given)\n    except TypeError as error: print(error)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert shown.stdout.splitlines() == [
+        "'ivf': give what preset('ivf') returns, not str",
+        "'bundled': give what load_prior(NAME) returns, not str",
+        "None: give what load_prior(NAME) returns, not NoneType",
+        "{'steps': 3}: give what preset('ivf') returns, not dict",
+    ]
 
 
 def test_tensors_that_go_with_the_sources_are_checked(tmp_path: Path) -> None:

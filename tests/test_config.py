@@ -222,6 +222,12 @@ def test_a_training_fuses_with_the_bundled_weights_of_its_task() -> None:
     assert config.fusion.sampler.weights == "bundled/ivf"
 
 
+@pytest.mark.parametrize("scales", ["[0.01]", "[1, 1e6]", "[-1]", "[]"])
+def test_a_crop_has_a_size(scales: str) -> None:
+    with pytest.raises(UserError, match=r"data\.scales=.*: data\.crop=32 times each must be 1 to 16384 pixels"):
+        load_strictly(TrainConfig, ["data.root=x", "data.crop=32", f"data.scales={scales}"])
+
+
 def test_home_in_a_file_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "c.yaml").write_text("out: ~/o\nsources: {visible: ~/v, infrared: i}")

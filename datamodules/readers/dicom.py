@@ -21,11 +21,6 @@ SERIES = (  # what slices of one series share
 )
 
 
-def is_header(start: bytes) -> bool:
-    """Whether bytes are the start of a DICOM file."""
-    return start[128:132] == b"DICM"
-
-
 def series(files: Sequence[Path]) -> tuple[Path, ...]:
     """Slices of one series by their places along the normal; empty where files are anything else."""
     headers = [header(file) for file in files]
@@ -107,17 +102,14 @@ def read_volume(files: Sequence[Path]) -> Volume:
     values = np.concatenate([part.values for part, _, _ in parts])
     masks = [np.ones(part.values.shape[:3], bool) if part.valid is None else part.valid for part, _, _ in parts]
     valid = None if all(part.valid is None for part, _, _ in parts) else np.concatenate(masks)
-    shown = values if valid is None else values[valid]
-    if parts[0][1] and shown.size:  # large values are dark
-        values = shown.max() + shown.min() - values
-        shown = values if valid is None else values[valid]
-    if valid is not None and shown.size:
-        values[~valid] = shown.min()
+    inverted = parts[0][1]
+    if valid is not None and valid.any():
+        values[~valid] = values[valid].max() if inverted else values[valid].min()
     found = stack([grid for _, _, places in parts for grid in places])
     if found is None or len(found[0]) != len(values):
-        return Volume(values, valid)
+        return Volume(values, valid, None, inverted)
     order, grid = found
-    return Volume(values[order], None if valid is None else valid[order], grid)
+    return Volume(values[order], None if valid is None else valid[order], grid, inverted)
 
 
 def _read(path: Path) -> tuple[Volume, bool, list[Grid | None]]:

@@ -55,7 +55,7 @@ def kind(path: Path) -> Kind:
 @lru_cache(maxsize=2**16)
 def _sniffed(path: Path, version: tuple[int, int, int]) -> Kind:
     with path.open("rb") as file:
-        return "dicom" if dicom.is_header(file.read(132)) else ""
+        return "dicom" if file.read(132)[128:] == b"DICM" else ""
 
 
 def files(path: Path) -> tuple[Path, ...]:
@@ -121,7 +121,7 @@ def read_slice(path: Path, index: int, onto: Onto | None = None) -> Picture:
     if valid is not None:
         notes.append(f"{100 * (~valid).mean():.1f} % of the pixels are padding or NaN, taken for no data")
     metadata = Metadata(medical=str(path), frame=index)
-    return Picture(np.ascontiguousarray(volume.values[index]), "", "; ".join(notes), valid, metadata)
+    return Picture(np.ascontiguousarray(volume.values[index]), "", "; ".join(notes), valid, metadata, volume.inverted)
 
 
 def _resampled(path: Path, volume: Volume, target: Grid, index: int, onto: Onto) -> Picture:
@@ -137,7 +137,8 @@ def _resampled(path: Path, volume: Volume, target: Grid, index: int, onto: Onto)
     note = f"resampled from {size} mm to the grid of {modality}"
     if not valid.all():
         note += f", of which it covers {100 * valid.mean():.0f} %"
-    return Picture(pixels, "", note, None if valid.all() else valid, Metadata(medical=str(file), frame=index))
+    metadata = Metadata(medical=str(file), frame=index)
+    return Picture(pixels, "", note, None if valid.all() else valid, metadata, volume.inverted)
 
 
 def _target(path: Path, onto: Onto | None) -> Grid | None:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import threading
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from datamodules.readers import raw, tiff
 from dig2dig.atomic import RECORD, read_names
 from dig2dig.errors import ImageError
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", *raw.SUFFIXES}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", *raw.SUFFIXES}
 MAX_PIXELS = 2**28  # a larger header is taken for a decompression bomb
 _PILLOW = threading.Lock()  # held while Pillow's own limit is lifted
 
@@ -37,9 +38,9 @@ def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
     place = Path(root)
     if place.is_file():
         try:
-            lines = filter(None, map(str.strip, place.read_text(encoding="utf-8-sig").splitlines()))
-        except UnicodeDecodeError as error:
-            raise FileNotFoundError(f"{place}: neither a folder of images nor a text file that lists them") from error
+            lines = filter(None, map(str.strip, text_of(place)))
+        except UnicodeError as error:
+            raise FileNotFoundError(f"{place}: neither a folder of images nor a list of them in UTF-8") from error
         found = [place.parent / line for line in lines if not line.startswith("#")]
         if lost := next((path for path in found if not path.is_file()), None):
             raise FileNotFoundError(f"{place}: names {lost}, which does not exist")
@@ -57,6 +58,13 @@ def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
     return kept
 
 
+def text_of(path: Path, errors: str = "strict") -> io.StringIO:
+    """The text of a file in UTF-8, or in UTF-16 with its mark, as Excel's "Unicode text" is; a UnicodeError else."""
+    content = path.read_bytes()
+    wide = content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE)
+    return io.StringIO(content.decode("utf-16" if wide else "utf-8-sig", errors), newline="")
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) as ``read_picture`` gives it, from the file's header."""
     check_regular(path)
@@ -64,7 +72,8 @@ def image_size(path: Path) -> tuple[int, int]:
         start = file.read(16)
         file.seek(0)
         if kind := raw.kind_of(path, start):
-            return raw.photo_size(file.read(), kind)
+            with raw.silent():
+                return raw.OPEN[kind](file.read())[:2]
         if start[:4] in tiff.STARTS:
             return tiff.tiff_size(file)
         with open_header(file, path) as image:

@@ -38,13 +38,6 @@ def kind_of(path: Path, start: bytes) -> str:
     return "raw" if path.suffix.lower() in RAW_SUFFIXES and not start.startswith((b"\xff\xd8", b"\x89PNG")) else ""
 
 
-def photo_size(content: bytes, kind: str) -> tuple[int, int]:
-    """(height, width) of what ``read_photo`` gives; nothing is decoded."""
-    with silent():
-        height, width, _ = OPEN[kind](content)
-        return height, width
-
-
 def read_photo(content: bytes, kind: str, most: int) -> tuple[np.ndarray, np.ndarray | None, Metadata, list[str]]:
     """Upright pixels, which of them are valid (None = all), metadata, and notes.
 

@@ -57,24 +57,21 @@ def read_source(path: Path, frame: int | None = None, onto: medical.Onto | None 
     Of a volume, it is what lies where slice ``frame`` of ``onto`` does. Of a thermal camera's JPEG, ``modality`` says
     whether the temperatures or the visible picture are read. An infrared picture is grey, see ``without_palette``.
     """
-    picture = _read(path, frame, onto, modality)
+    if medical.is_medical(path):
+        picture = medical.read_slice(path, frame or 0, onto)
+        picture = replace(picture, pixels=check_pixels(picture.pixels, path, False), digest=source_digest(path))
+    elif video.is_video(path):
+        picture = Picture(check_pixels(video.opened(path).read(frame or 0), path), source_digest(path))
+    elif thermal := read_thermal(path, modality):
+        picture = replace(thermal, digest=source_digest(path))
+    else:
+        picture = read_picture(path)
     return without_palette(picture) if is_infrared(modality) else picture
 
 
 def shows_heat(path: Path) -> bool:
     """Whether a file says of itself that it is infrared: by temperatures, or by the false colours of a palette."""
     return is_radiometric(path) or "false colour" in read_source(path, modality="infrared").note
-
-
-def _read(path: Path, frame: int | None, onto: medical.Onto | None, modality: str) -> Picture:
-    """A source as its file has it."""
-    if medical.is_medical(path):
-        picture = medical.read_slice(path, frame or 0, onto)
-        return replace(picture, pixels=check_pixels(picture.pixels, path, False), digest=source_digest(path))
-    if video.is_video(path):
-        return Picture(check_pixels(video.opened(path).read(frame or 0), path), source_digest(path))
-    thermal = read_thermal(path, modality)
-    return replace(thermal, digest=source_digest(path)) if thermal else read_picture(path)
 
 
 def source_digest(path: Path) -> str:

@@ -78,6 +78,7 @@ class Volume:
     values: np.ndarray  # (n, h, w) float32, or (n, h, w, 3) 8-bit RGB
     valid: np.ndarray | None = None  # voxels that were measured, (n, h, w), bool; None = all of them
     grid: Grid | None = None  # None where the file does not tell
+    inverted: bool = False  # large values are dark
 
 
 def comparable(one: Grid, other: Grid) -> bool:

@@ -16,7 +16,7 @@ from dig2dig.benchmark.config import QualityConfig
 from dig2dig.benchmark.datasets import Case, centre, find_cases, names, noted, read_case, read_luminance, read_targets
 from dig2dig.benchmark.gallery import write_gallery
 from dig2dig.benchmark.methods import DDFM, Fused, Fuser, hashed, open_fuser, sampler_of
-from dig2dig.benchmark.tables import COST, EYE, Row, Rows, write_tables
+from dig2dig.benchmark.tables import COST, EYE, Row, Rows, all_tables
 from dig2dig.color import luminance, merge, to_pixels
 from dig2dig.errors import ImageError, UserError
 from dig2dig.fusion import comparators
@@ -31,14 +31,14 @@ INFRARED = ("ir", "infrared")  # sides that show what is warm
 def run(config: QualityConfig) -> int:
     """Fuses and scores all that an earlier run has not, and writes the tables."""
     cases = find_cases(config.data, config.datasets, config.half, config.limit)
-    out, methods = Path(config.out), [*names(config.methods), *config.variants]
+    methods = [*names(config.methods), *config.variants]
     compared = any(method in (config.reference, "peers") or method.startswith("peers:") for method in methods)
     if not methods or (config.reference != "dig2dig" and not compared):
         raise UserError(f"reference={config.reference} is none of the methods" if methods else "methods= is empty")
     for task, method in dict.fromkeys((case.task, method) for case in cases for method in methods):
         sampler_of(method, task, config.variants)  # refuses what is no method of a task before any work
     kept, failed = list[Row](), list[str]()
-    judge = Judge(config, open_fuser(config), Rows(out / "results.csv"), failed)
+    judge = Judge(config, open_fuser(config), Rows(Path(config.out) / "results.csv"), failed)
     for case in tqdm(cases, desc="pairs"):
         with noted(failed):
             sample = read_case(case, config.crop)
@@ -49,8 +49,7 @@ def run(config: QualityConfig) -> int:
         judge.rows.save()
     if kept and config.reference not in ("dig2dig", *(row["method"] for row in kept)):
         raise UserError(f"reference={config.reference}: no picture is of it")
-    write_tables(kept, config, out)
-    print(f"{len(kept)} rows in {out / 'results.csv'}, tables in {out / 'table.md'}")
+    judge.rows.finish(kept, all_tables(kept, config))
     if config.report and kept:
         print(f"report: {write_gallery(config, cases, judge.pictures, kept, failed)}")
     return int(bool(failed))

@@ -161,8 +161,8 @@ def tests_table(scores: Scores, reference: str) -> str:
     return markdown(["against", "better means", "significant: better / worse", *scores.metrics], lines)
 
 
-def write_tables(rows: Sequence[Row], config: QualityConfig, out: Path) -> None:
-    """Writes ``table.md``: by task for methods that have all images, by dataset with the peers."""
+def all_tables(rows: Sequence[Row], config: QualityConfig) -> str:
+    """By task for methods that have all images, by dataset with the peers."""
     parts = [
         f"Means over images, metrics on luminance (convention: {config.convention}). Mean rank: the mean over images "
         "and metrics of the rank among the methods shown, 1 is best. Paired tests of "
@@ -177,7 +177,7 @@ def write_tables(rows: Sequence[Row], config: QualityConfig, out: Path) -> None:
             by_k = [(f"K = {k}", group) for k, group in of_task.groupby("k")]
             for name, group in (*of_task.groupby("dataset", sort=False), *(by_k if len(by_k) > 1 else ())):
                 parts += _section(f"{task}: {name}", group, config.reference)
-    write_atomically(out / "table.md", "\n".join(parts).encode())
+    return "\n".join(parts)
 
 
 def _section(title: str, rows: pd.DataFrame, reference: str) -> list[str]:

@@ -89,10 +89,14 @@ def fuse(
         ValueError: The sources have another shape, type or range, colour sources meet a grey prior, the number of
             seeds is not that of images, the steps do not fit the noise levels, or the grid is ``gain``, which places
             the steps of one image, and there are more.
+        TypeError: The denoiser or the configuration is a name.
 
     Reference: Cao et al., "Dig2DIG", arXiv:2503.18627.
     """
     config = config or SamplerConfig()
+    for given, kind, made in ((denoiser, Denoiser, "load_prior(NAME)"), (config, SamplerConfig, "preset('ivf')")):
+        if not isinstance(given, kind):
+            raise TypeError(f"{given!r}: give what {made} returns, not {type(given).__name__}")
     check_sources(sources, denoiser.channels, noisy=noise is not None)
     if weights is None and config.weights != "gain":
         weights = load_weights(config.weights)

@@ -25,8 +25,6 @@ from dig2dig.shapes import Gains, Image, Maps, Sources, Weights
 BUNDLED = Path(__file__).with_name("bundled")
 FILE, SETTINGS = "weights.safetensors", "sampler.yaml"
 FEATURES = 8
-FINEST = 4.0
-"""Least blur, in pixels, whose grid the weights of a band have."""
 
 
 def fusion_weight(gain: Gains, temperature: float = 1.0) -> Weights:
@@ -175,7 +173,7 @@ def features(space: Sequence[Maps], gains: Sequence[Maps], sigmas: Sequence[floa
         return (maps.clamp(min=0) + 1e-3).log() / 4 + 1
 
     h, w = space[-1].shape[-2:]
-    grids = [coarseness(max(scale * sigma, FINEST)) for sigma in (sigmas[0], *sigmas)]
+    grids = [coarseness(max(scale * sigma, 4.0)) for sigma in (sigmas[0], *sigmas)]
     parts, finer = grouped(space[0].shape[1], space[-1].shape), None
     levels: list[Maps] = []
     for i in reversed(range(len(grids))):  # from the finest band to the base

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
@@ -129,16 +129,15 @@ def make_trainer(run: Run, report: Report, writer: FusionWriter) -> Trainer:
             report.start()
         trainer.strategy.barrier()
 
-    callbacks: list[Any] = [LambdaCallback(on_predict_start=start), Progress(len(run.todo), "picture"), writer]
+    shown = run.shown
+    numbers = {pair.name: number for number, pair in enumerate(run.pairs) if pair.name in shown}
+    monitor, begin = FusionMonitor(run.out / "panels", numbers), LambdaCallback(on_predict_start=start)
+    callbacks = [monitor, begin, Progress(len(run.todo), "picture"), writer]
     trainer = build_trainer(config.trainer, len(run.todo), default_root_dir=run.out, callbacks=callbacks, logger=False)
     if trainer.is_global_zero:
         run.claim(report.written, trainer.world_size)
     if run.todo:
         trainer.loggers = make_loggers(config.logger, run.out, asdict(config), start=sys.maxsize)
-    if run.shown:
-        numbers = {pair.name: number for number, pair in enumerate(run.pairs) if pair.name in run.shown}
-        monitor = FusionMonitor(run.out / "panels", numbers)
-        trainer.callbacks.insert(0, monitor)  # pyright: ignore[reportAttributeAccessIssue]
     return trainer
 
 

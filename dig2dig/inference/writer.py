@@ -93,15 +93,13 @@ class FusionWriter(BasePredictionWriter):
         done = {"seconds": f"{result.seconds:.3f}", "size": f"{width}x{height}", "seed": result.seed}
         return row | {"status": "done", "file": file} | done
 
-    def finish(self) -> None:
-        """Waits until everything is written; OSError where something could not be."""
+    def finish(self, *_: Any, **__: Any) -> None:
+        """Waits until everything is written, also when a run breaks off; OSError where something could not be."""
         if self.writing:
             self.writing.result()
         self.writing = None
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """What was fused before a run broke off is kept."""
-        self.finish()
+    on_exception = finish
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Joins the tables of all processes into one, sorted by name."""

@@ -29,12 +29,7 @@ OUTER = {
 }
 
 
-def is_adm(state: State) -> bool:
-    """Whether a state dict has the key names of an ADM network with residual up- and down-sampling."""
-    return "input_blocks.0.0.weight" in state and "time_embed.0.weight" in state and bool(_upsamplers(state))
-
-
-def _upsamplers(state: State) -> list[int]:
+def upsamplers(state: State) -> list[int]:
     """Output blocks that end in a residual upsampler: those that close a level."""
     found = (re.match(r"output_blocks\.(\d+)\.[12]\.in_layers\.0\.weight", key) for key in state)
     return sorted(int(match[1]) for match in found if match)
@@ -43,7 +38,7 @@ def _upsamplers(state: State) -> list[int]:
 def _sizes(state: State) -> tuple[int, int]:
     """(levels, residual blocks per level on the way down)."""
     blocks = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("output_blocks."))
-    per_level = _upsamplers(state)[0] + 1
+    per_level = upsamplers(state)[0] + 1
     return blocks // per_level, per_level - 1
 
 

@@ -69,7 +69,7 @@ def _read_adm(path: Path, sha256: str | None) -> tuple[AnyUNet, Mapping[str, Any
     check_sha256(weights_files(path), sha256)
     state = read_weights(path)
     check_sha256([path], sha256)
-    if not adm.is_adm(state):
+    if not {"input_blocks.0.0.weight", "time_embed.0.weight"} <= state.keys() or not adm.upsamplers(state):
         raise PriorError(
             f"{path}: not an ADM checkpoint: expected keys like input_blocks.0.0.weight, "
             f"found {', '.join(sorted(state)[:3]) or 'none'}; ADM's are at {ADM_URL}"

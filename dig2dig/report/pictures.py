@@ -110,7 +110,7 @@ def load_picture(file: Path, scale: str = "auto", modality: str = "") -> tuple[T
     except ImageError:
         return None, False
     valid = without_data(picture.pixels, picture.valid)[0]
-    pixels = torch.from_numpy(to_unit(picture.pixels, scale, valid)[0])
+    pixels = torch.from_numpy(to_unit(picture.pixels, scale, valid, picture.inverted)[0])
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1), valid is None
 
 

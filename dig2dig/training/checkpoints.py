@@ -132,7 +132,7 @@ class WeightAverage(Callback):
         self.decay = decay
         self.average: list[Tensor] = []
         self.saved: dict[str, Any] = {}
-        self.count, self.steps, self.swapped = 0, 0, False  # count is no tensor: to read one would wait for the device
+        self.count, self.steps = 0, 0  # count is no tensor: to read one would wait for the device
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts from the weights as they are, or from an interrupted run's average."""
@@ -149,24 +149,15 @@ class WeightAverage(Callback):
             torch._foreach_lerp_(self.average, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
             self.steps, self.count = trainer.global_step, self.count + 1
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validates the average."""
-        if self.average and not self.swapped:
-            self.swap(pl_module)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Goes on training the weights themselves."""
-        if self.swapped:
-            self.swap(pl_module)
-
     @torch.no_grad()
-    def swap(self, module: LightningModule) -> None:
-        """Exchanges the weights that learn with their average."""
-        for average, weight in zip(self.average, learning(module).values(), strict=True):
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Exchanges the weights that learn with their average, which is validated, and back at the end."""
+        for average, weight in zip(self.average, learning(pl_module).values() if self.average else (), strict=True):
             kept = average.clone()
             average.copy_(weight)
             weight.copy_(kept)
-        self.swapped = not self.swapped
+
+    on_validation_end = on_validation_start
 
     def state_dict(self) -> dict[str, Any]:
         """The average, in the order of the weights that learn, and the number of averaged steps."""

@@ -1,7 +1,6 @@
 """One run of ``train.py``: where it stands, how Lightning runs it, and what it leaves."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -42,11 +41,10 @@ def train(config: TrainConfig, given: Sequence[Path] = ()) -> int:
     if config.validate:
         validate(config)
         return 0
-    if not config.fast_dev_run:
-        refuse_to_replace_inputs(config, given)
+    refuse_to_replace_inputs(config, given)
     try:
-        with heed_signals(), nullcontext() if config.fast_dev_run else lock(Path(config.out)):
-            if process_number() == 0 and not config.fast_dev_run:
+        with heed_signals(), lock(Path(config.out)):
+            if process_number() == 0:
                 claim(Path(config.out), WRITTEN, read_names(Path(config.out)))
             fit(config)
     except Interrupted as signal:
@@ -75,7 +73,7 @@ def find_start(config: TrainConfig) -> tuple[TrainConfig, int, Path | None]:
     """
     if config.prior:
         config = replace(config, prior_sha256=config.prior_sha256 or prior_sha256(config.prior))
-    found = None if config.fast_dev_run else newest_checkpoint(Path(config.out) / LAST)
+    found = newest_checkpoint(Path(config.out) / LAST)
     if found is None:
         return config, 0, None
     steps = int(found[1]["global_step"])
@@ -102,9 +100,7 @@ def _shaping(config: TrainConfig) -> dict[str, Any]:
 def make_trainer(config: TrainConfig, guard: Guard, start: int, whole: bool) -> Trainer:
     """Lightning's trainer with averaged weights, a progress bar, fusions to look at, checkpoints, and loggers."""
     out, optim = Path(config.out), config.optim
-    callbacks: list[Callback] = [WeightAverage(optim.ema)] if optim.ema else []
-    if not config.fast_dev_run:
-        callbacks += [Progress(optim.steps, "step", start), FusionMonitor(out / "fusion")]
+    average: list[Callback] = [WeightAverage(optim.ema)] if optim.ema else []
     trainer = build_trainer(
         config.trainer,
         default_root_dir=out,
@@ -115,20 +111,18 @@ def make_trainer(config: TrainConfig, guard: Guard, start: int, whole: bool) -> 
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=min(config.logger.every, optim.steps),
-        fast_dev_run=config.fast_dev_run,
         benchmark=True,  # crops are of one size
         logger=False,
         enable_checkpointing=False,
-        callbacks=[*callbacks, guard],
+        callbacks=[*average, Progress(optim.steps, "step", start), FusionMonitor(out / "fusion"), guard],
         plugins=[AtomicCheckpointIO(whole)],
     )
-    if not config.fast_dev_run:  # now each process knows its rank
-        begin = start + (start == optim.steps)  # a finished run keeps its last validation
-        trainer.loggers = make_loggers(config.logger, out, asdict(config), begin)
-        if trainer.loggers:
-            trainer.callbacks[-1:-1] = [LearningRateMonitor()]  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
-        if trainer.is_global_zero:
-            write_atomically(out / "config.yaml", to_yaml(config).encode())
+    begin = start + (start == optim.steps)  # a finished run keeps its last validation
+    trainer.loggers = make_loggers(config.logger, out, asdict(config), begin)  # now each process knows its rank
+    if trainer.loggers:
+        trainer.callbacks[-1:-1] = [LearningRateMonitor()]  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
+    if trainer.is_global_zero:
+        write_atomically(out / "config.yaml", to_yaml(config).encode())
     return trainer
 
 
@@ -138,16 +132,14 @@ def fit(config: TrainConfig) -> None:
     learning = WeightLearning(config) if config.learns_weights else PriorLearning(config)
     module, data, steps = learning.module, learning.data, config.optim.steps
     path = Path(config.out) / LAST
-    guard = Guard(None if config.fast_dev_run else path, (config.save_every, config.val_every), start)
+    guard = Guard(path, (config.save_every, config.val_every), start)
     trainer = make_trainer(config, guard, start, whole=stands == path)
-    watched = bool(data.samples) and not config.fast_dev_run and start < steps
+    watched = bool(data.samples) and start < steps
     if watched and not start:
         trainer.validate(module, data, verbose=False)  # before anything is learned
     if start < steps:
         with guard.heeding():
             trainer.fit(module, data, ckpt_path=stands)
-    if config.fast_dev_run:
-        return
     if guard.saved < steps:
         trainer.save_checkpoint(path)
     if watched and steps % config.val_every:

@@ -2,10 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from shutil import rmtree
-from tempfile import mkdtemp
 from typing import Any
-from weakref import finalize
 
 import torch
 from tqdm import tqdm
@@ -47,10 +44,7 @@ class WeightLearning:
         if config.data.names_scenes and not (config.validate and self.held_out):
             scenes, self.held_out = training_scenes(config, self.held_out)
             if not config.validate:
-                folder = Path(mkdtemp() if config.fast_dev_run else config.out)
-                if config.fast_dev_run:  # which leaves nothing behind
-                    finalize(self, rmtree, folder, ignore_errors=True)
-                files = cached(scenes, config, denoiser.to(device_of(config)), folder / "scenes")
+                files = cached(scenes, config, denoiser.to(device_of(config)), Path(config.out) / "scenes")
         self.count = len(files)
         samples = fusion_samples(config, self.held_out)
         self.data = GainDataModule(config.data, files, config.seed, config.optim.steps, config.overfit, samples)

@@ -90,12 +90,10 @@ def test_a_training_that_is_lost_stops_and_keeps_what_is_good(
     assert not list(tmp_path.rglob("*.part*"))
 
 
-def test_the_last_step_and_a_dry_one_are_no_exceptions(tmp_path: Path) -> None:
+def test_the_last_step_is_no_exception(tmp_path: Path) -> None:
     with at_step(5, poison):
         assert train.main(arguments(tmp_path / "last", *RARE)) == 1
     assert not (tmp_path / "last" / "prior").exists() and steps_of(tmp_path / "last") == []
-    with at_step(0, lambda _, loss: loss * float("inf")):
-        assert train.main(arguments(tmp_path / "dry", "fast_dev_run=true")) == 1
 
 
 def test_a_flipped_byte_is_seen_wherever_it_matters(tmp_path: Path) -> None:

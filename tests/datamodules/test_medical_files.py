@@ -49,7 +49,8 @@ def test_padding_was_not_measured(tmp_path: Path) -> None:
     np.testing.assert_array_equal(picture.valid, stored >= 0)
     inverted = dicom(tmp_path / "three.dcm", stored, PhotometricInterpretation="MONOCHROME1", **limits)
     found = medical.read_slice(inverted, 0)
-    np.testing.assert_array_equal(found.pixels[stored >= 0], 121 - stored[stored >= 0])  # of 2 to 119
+    np.testing.assert_array_equal(found.pixels[stored >= 0], stored[stored >= 0])
+    assert found.inverted and (found.pixels[stored < 0] == 119).all()  # no data is dark
     with pytest.raises(ImageError, match="no pixel of slice 0 was measured"):
         medical.read_slice(dicom(tmp_path / "all.dcm", np.full((8, 8), -2000, np.int16), PixelPaddingValue=-2000), 0)
     sample = read_pair(Pair("a", {"CT": path, "MRI": dicom(tmp_path / "b.dcm", stored % 50)}), Reading("mif"))
@@ -111,8 +112,17 @@ def test_a_series_shares_range_and_inversion(tmp_path: Path) -> None:
     for i in range(3):
         stored = np.arange(120, dtype=np.int16).reshape(10, 12) + 1000 * i
         dicom(tmp_path / "ct" / str(i), stored, (0, 0, i), PhotometricInterpretation="MONOCHROME1")
-    found = [medical.read_slice(tmp_path / "ct", i).pixels.max() for i in range(3)]
-    assert found == [2119, 1119, 119]
+    found = [medical.read_slice(tmp_path / "ct", i) for i in range(3)]
+    assert [one.pixels.max() for one in found] == [119, 1119, 2119] and all(one.inverted for one in found)
+
+
+def test_a_window_holds_stored_values_where_large_ones_are_dark(tmp_path: Path) -> None:
+    stored = np.arange(120, dtype=np.int16).reshape(10, 12)
+    ct = dicom(tmp_path / "ct.dcm", stored, PhotometricInterpretation="MONOCHROME1")
+    pair = Pair("a", {"CT": ct, "MRI": dicom(tmp_path / "mri.dcm", stored % 50)})
+    sample = read_pair(pair, Reading("mif", range={"CT": "20-60"}))
+    assert isinstance(sample, Sample) and "CT: values 20 to 60 are white to black" in sample.note
+    np.testing.assert_allclose(sample.sources[0, 0].numpy(), (1 - (stored - 20) / 40).clip(0, 1), atol=1e-6)
 
 
 def test_a_series_is_in_colour_or_grey_as_a_whole(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 import infer
 from datamodules.pairing import expand, find_pairs, find_stacks, read_manifest, scenes
 from datamodules.ranges import to_unit
-from datamodules.readers.pixels import read_picture
+from datamodules.readers.pixels import is_image, list_images, read_picture
 from datamodules.readers.source import read_source
 from dig2dig.cli import load_strictly
 from dig2dig.config import InferConfig
@@ -207,9 +207,25 @@ def test_patterns_manifests_and_stacks(tmp_path: Path) -> None:
     assert [sorted(pair.files) for pair in scenes(config)] == [["a", "b"], ["a", "b"]]  # masks are for training
     table.write_text("name,a,b,mask\nx,flat/p1_vis.png,,m.png\n")
     assert "line 2: x has 1 of at least 2 sources" in read_manifest(table)[0].problem
-    table.write_text("name;a;b\nx;1.png;2.png\n")
-    with pytest.raises(PairingError, match="is separated by semicolons; save it with commas"):
+    for mark, coding in ((";", "utf-8"), ("\t", "utf-16")):
+        table.write_bytes(
+            "name,a,b\r\nx,ö 1.png,2.png\r\n".replace(",", mark).encode(coding)
+        )  # as Excel saves CSV where commas are decimal, and "Unicode text"
+        assert read_manifest(table)[0].files == {"a": tmp_path / "ö 1.png", "b": tmp_path / "2.png"}
+    table.write_text("Name, a ,b \nx,flat/p1_vis.png ,flat/p1_ir.png\n")  # typed by hand
+    (typed,) = read_manifest(table)
+    assert typed.name == "x" and [file.name for file in typed.files.values()] == ["p1_vis.png", "p1_ir.png"]
+    table.write_bytes(b"\xff\xfea")
+    with pytest.raises(PairingError, match=r"table\.csv cannot be read"):
         read_manifest(table)
+    table.with_suffix(".txt").write_bytes("ö 1.png".encode("latin-1"))
+    with pytest.raises(FileNotFoundError, match=r"nor a list of them in UTF-8"):
+        list_images(str(table.with_suffix(".txt")))
+    (tmp_path / "b.JFIF").touch()  # as browsers save JPEG
+    assert is_image(tmp_path / "b.JFIF")
+    (tmp_path / "ö 1.png").touch()
+    table.with_suffix(".txt").write_text("# list\r\nö 1.png\r\n", encoding="utf-16", newline="")
+    assert list_images(str(table.with_suffix(".txt"))) == [tmp_path / "ö 1.png"]
     with pytest.raises(PairingError, match=r"^manifest: .*nope\.csv: cannot be read"):
         read_manifest(tmp_path / "nope.csv")
     table.write_text(f"name,a,b\n\nx,flat/p1_vis.png,\n,,\ny,{one}\n,,\n")  # as Excel ends a table

@@ -110,11 +110,6 @@ def test_an_interrupted_training_ends_where_an_unbroken_one_does(tmp_path: Path)
         torch.testing.assert_close(ours[name], value)
 
 
-def test_a_dry_step_writes_nothing(tmp_path: Path) -> None:
-    assert train.main(arguments(tmp_path / "none", "fast_dev_run=true")) == 0
-    assert not (tmp_path / "none").exists()
-
-
 def test_a_prior_that_learns_with_the_weights_recomputes_too(tmp_path: Path) -> None:
     config = load_strictly(TrainConfig, arguments(tmp_path, "adapt.mode=full+weights", "recompute=true"))
     blocks = [part for part in WeightModule(config).modules() if type(part).__name__ == "ResidualBlock"]
@@ -248,6 +243,7 @@ def test_gains_of_another_seed_or_task_are_measured_anew(tmp_path: Path) -> None
     (["prior="], "learned weights need a prior"),
     (["validate=true", "weights=bundled/ivf", "data.val_share=0"], "nothing is held out to measure"),
     (["data.val=examples"], "data.val is for priors"),
+    (["data.exclude=[a]"], "data.exclude leaves out photographs of data.root"),
     (["validate=true"], "validate=true needs weights="),
     ([f"data.mask={EXAMPLES / 'multi_exposure' / 'under'}"], "no mask has the name of a pair"),
     (["objective.vfi=1"], "no term vfi"),

@@ -241,9 +241,9 @@ def aligned(
     if told := differing(pair, {modality: size for modality, size in sizes.items() if modality not in known}, reading):
         raise ImageError(f"{pair.name}: {told}")
     moved, valid, notes = dict(images), dict(valids), list[str]()
-    chained = reading.task in STACKS
+    chained, bends = reading.task in STACKS, reading.task == "mef"
     keys = digests if pair.frame is None else {m: f"{one} {pair.frame}" for m, one in digests.items()}  # one for a film
-    placing = Placing(images, valids, reference, reading.align, chained, keys, known, reading.memory)
+    placing = Placing(images, valids, reference, reading.align, chained, bends, keys, known, reading.memory)
     for modality in (modality for modality in images if modality != reference):
         two = [images[m] for m in (reference, modality)]
         empty = pair.series and reading.align in ("auto", "ecc", "phase") and any(one.min() == one.max() for one in two)

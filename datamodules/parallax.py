@@ -1,7 +1,4 @@
-"""Where a registered source does not lie on its reference: things at other depths than the homography's plane.
-
-In stacks of one kind of light it is bent onto them.
-"""
+"""Where a registered source does not lie on its reference, at other depths than a plane; exposures are bent there."""
 
 from dataclasses import replace
 
@@ -15,6 +12,7 @@ from datamodules.readers.pixels import convert
 SIDE, BLOCK, STEP, REACH = 512, 64, 32, 14  # of the working image, its blocks and their shifts, pixels
 CLEAR = 6.5  # robust deviations by which a block's shift must stand out among all shifts
 LEAST_SHARE = 0.15  # of the blocks that say something
+LEAST_EDGES = 0.03  # mean size of a block's structure; what is blown out has less, what shows anything 0.05
 ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "middle", "right")
 
 
@@ -33,7 +31,8 @@ def block_shifts(fixed: np.ndarray, moved: np.ndarray, *covers: Valid) -> tuple[
     for i, top in enumerate(tops):
         for j, left in enumerate(lefts):
             part = np.s_[top : top + BLOCK, left : left + BLOCK]
-            if a[part].shape == taper.shape and inside[part].mean() > 0.9:
+            edges = min(np.abs(one[part]).mean() for one in (a, b))
+            if a[part].shape == taper.shape and inside[part].mean() > 0.9 and edges > LEAST_EDGES:
                 dx, dy, found, here = peak(correlation(a[part] * taper, b[part] * taper, (REACH, REACH)))
                 if found > CLEAR and (np.hypot(dx, dy) < 4 or here < 0.5 * found):  # else two places are as likely
                     shifts[i, j], clear[i, j] = (dx, dy), found

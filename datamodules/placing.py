@@ -24,6 +24,7 @@ class Placing:
     reference: str
     align: str  # none, resize, auto, ecc, phase, or the path of a rig
     chained: bool = False  # each registers to its neighbour in the order of the sources: focal planes, exposures
+    bends: bool = False  # and is bent onto it: exposures; edges of focal planes move as they blur
     digests: Mapping[str, str] | None = None  # of the files
     stated: Mapping[str, np.ndarray] = field(default_factory=dict)  # homographies that cameras state, by modality
     memory: str = ""  # file that keeps registrations from run to run
@@ -40,7 +41,7 @@ class Placing:
             covered = found.cover(valid)
             if covered is not None and not covered.any():
                 raise AlignmentError(f"{self.align} puts it beside {self.reference}: it covers no pixel")
-            if self.chained and self.align in ("auto", "ecc"):
+            if self.bends and self.align in ("auto", "ecc"):
                 found = self._settled(modality, found)
             self.placed[modality] = aside(found.image, len(self.images)), found.cover(valid), [str(found)]
             return self.placed[modality]
@@ -84,9 +85,7 @@ class Placing:
         names = list(self.images)
         start, end = names.index(self.reference), names.index(modality)
         near = names[end - 1 if end > start else end + 1]
-        fixed, seen = self.images[self.reference], self.valids[self.reference]
-        if near != self.reference:
-            fixed, seen, _ = self.place(near)
+        fixed, seen, *_ = (self.images[near], self.valids[near]) if near == self.reference else self.place(near)
         return settled(fixed, self.images[modality], found, self.valids[modality], seen)
 
     def _as_stated(self, modality: str) -> Registration:

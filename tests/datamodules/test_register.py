@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from datamodules.align import Registration, drawn, resizing
+from datamodules.pairing import Pair
+from datamodules.pairs import Reading, Sample, read_pair
 from datamodules.parallax import disagreement, parallax
 from datamodules.placing import Placing
 from datamodules.register import register
@@ -18,7 +20,7 @@ from datamodules.search import search
 from dig2dig.__main__ import main
 from dig2dig.errors import AlignmentError
 from tests.conftest import SHARED
-from tests.datamodules.test_align import focal, load, shift, thermal
+from tests.datamodules.test_align import EXAMPLES, focal, load, shift, thermal
 from tests.runs import rows, run, save
 
 FOV = SHARED.parent / "cases" / "fov"
@@ -148,7 +150,7 @@ def test_a_stack_is_bent_where_depths_differ() -> None:
     for k, name in enumerate("bc", 1):
         moved = drawn(near, shift(3 * k, -2 * k), near.shape, -k * bend)
         frames[name] = moved * 0.8**k
-    placing = Placing(frames, dict.fromkeys(frames), "a", "auto", True)
+    placing = Placing(frames, dict.fromkeys(frames), "a", "auto", True, True)
     inner = np.s_[40:-40, 60:-60]
     for k, name in enumerate("bc", 1):
         before = np.abs(placing.registration(name).image - near * 0.8**k)[inner].mean()
@@ -156,7 +158,7 @@ def test_a_stack_is_bent_where_depths_differ() -> None:
         assert np.abs(image - near * 0.8**k)[inner].mean() < 0.6 * before and "bent by up to" in notes[0], name
         assert valid is not None and 0.7 < valid.mean() < 1
     flat = {name: drawn(near, similarity(near.shape, 1, 2 * k, 5 * k, 3), near.shape) for k, name in enumerate("abc")}
-    plane = Placing(flat, dict.fromkeys(flat), "b", "auto", True)
+    plane = Placing(flat, dict.fromkeys(flat), "b", "auto", True, True)
     assert not any("bent" in plane.place(name)[2][0] for name in "ac")
 
 
@@ -174,10 +176,27 @@ def test_real_stacks_of_one_plane_are_hardly_bent() -> None:
             motion = similarity(frames[name].shape, 1 + 0.01 * k, 0.5 * k, 3 * k, -2 * k)
             motion[2, 0] = 1e-5 * k
             frames[name] = drawn(frames[name], motion, frames[name].shape)
-        placing = Placing(frames, dict.fromkeys(frames), "e1", "auto", True)
+        placing = Placing(frames, dict.fromkeys(frames), "e1", "auto", True, True)
         notes = [f"{first.stem} {name}: {placing.place(name)[2][0]}" for name in list(frames)[1:]]
         bent, count = bent + [note for note in notes if "bent" in note], count + len(notes)
     assert count == 22 and len(bent) <= 1 and all("bent by up to 1 px" in note for note in bent), bent
+
+
+def test_what_is_blown_out_does_not_bend_a_stack() -> None:
+    """The upper half of the longer exposure is white but for traces that lie elsewhere."""
+    near = focal()[0]
+    light, half = near.copy(), len(near) // 2
+    light[:half] = 1 - 0.002 * np.roll(near, 11, 1)[:half]
+    frames = {"a": 0.8 * near, "b": light}
+    assert "bent" not in Placing(frames, dict.fromkeys(frames), "a", "auto", True, True).place("b")[2][0]
+    assert np.isnan(disagreement(frames["a"], light)[: half // 2]).all()
+
+
+def test_focal_planes_are_not_bent() -> None:
+    """The bundled pair was made of one photograph; where one is out of focus, edges seem to lie elsewhere."""
+    files = {side: EXAMPLES / "multi_focus" / side / "mountain.png" for side in ("near", "far")}
+    sample = read_pair(Pair("a", files), Reading("mff", align="auto"))
+    assert isinstance(sample, Sample) and "far: moved by" in sample.note and "bent" not in sample.note
 
 
 def registration(matrix: np.ndarray) -> Registration:

@@ -207,7 +207,7 @@ def read_manifest(path: Path) -> list[Pair]:
         place = f"{path}, line {number}"
         files = {modality: path.parent / text for modality in modalities if (text := (row[modality] or "").strip())}
         first = stem(next(iter(files.values()))) if files else f"line {number}"
-        pair = _checked(Pair(row.get("name") or first, files), place)
+        pair = _checked(Pair((row.get("name") or "").strip() or first, files), place)
         if None in row:
             pair = replace(pair, problem=f"{place}: more fields than columns")
         if pair.name in pairs:

@@ -95,7 +95,7 @@ def _check_record(path: str, values: Mapping[str, Any], config: Any, given: set[
     """Refuses what a record of a run, which may be somebody else's, must not decide alone: ``given`` options may."""
 
     def decides(key: str) -> str:
-        found, wanted = (OmegaConf.select(OmegaConf.create(one), key) for one in (dict(values), asdict(config)))
+        found, wanted = (flat(one).get(key) for one in (values, asdict(config)))
         said = any(f"{key}.".startswith(f"{name}.") for name in given)
         return found if isinstance(found, str) and found == wanted and not said else ""
 

@@ -145,7 +145,7 @@ def resample(volume: Volume, target: Grid, index: int) -> tuple[np.ndarray, np.n
         return np.zeros((*target.size, *volume.values.shape[3:]), volume.values.dtype), valid
     scale = np.maximum(weight, 1e-6)
     pixels = total / (scale if volume.values.ndim == 3 else scale[..., None])
-    pixels[~valid] = pixels[valid].min(0)
+    pixels[~valid] = pixels[valid].max(0) if volume.inverted else pixels[valid].min(0)
     whole = volume.values.dtype.kind in "ui"
     return (np.rint(pixels) if whole else pixels).astype(volume.values.dtype), valid
 

@@ -35,7 +35,7 @@ def measure(files: Sequence[Path], config: MetricsConfig) -> None:
     from datamodules.readers.thermal import both_from_one
     from datamodules.validity import check_finite, without_data
 
-    pixels = []
+    pixels, inverted = [], []
     for i, file in enumerate(files):
         if frame_count(file) is not None:
             raise UserError(f"{file}: has several frames or slices; give pictures")
@@ -45,14 +45,14 @@ def measure(files: Sequence[Path], config: MetricsConfig) -> None:
         if (note := without_data(picture.pixels, picture.valid)[1]) or picture.valid is not None:
             raise UserError(f"{file}: {note or 'some pixels hold no data'}; metrics are of whole pictures")
         check_finite(picture.pixels, None, str(file))
-        pixels.append(picture.pixels)
+        pixels, inverted = [*pixels, picture.pixels], [*inverted, picture.inverted]
     if pixels[0].dtype.kind == "f" and not 0 <= pixels[0].min() <= pixels[0].max() <= 1:
         raise UserError(f"{files[0]}: values outside of [0, 1]; a fused picture has values in [0, 1], or whole numbers")
     for file, image in zip(files[1:], pixels[1:], strict=True):
         (h, w), (height, width) = image.shape[:2], pixels[0].shape[:2]
         if (h, w) != (height, width):
             raise UserError(f"{file} has {w}×{h} pixels, {files[0]} has {width}×{height}: sizes must be equal")
-    units = [to_unit(image, "auto" if i else "full")[0] for i, image in enumerate(pixels)]
+    units = [to_unit(image, "auto" if i else "full", None, inverted[i])[0] for i, image in enumerate(pixels)]
     images = [torch.from_numpy(np.atleast_3d(unit)).movedim(-1, 0) for unit in units]
     channels = max(map(len, images))  # all are in colour if one of them is
     fused, *sources = (image.expand(channels, -1, -1) for image in images)

@@ -125,6 +125,17 @@ def test_a_window_holds_stored_values_where_large_ones_are_dark(tmp_path: Path) 
     np.testing.assert_allclose(sample.sources[0, 0].numpy(), (1 - (stored - 20) / 40).clip(0, 1), atol=1e-6)
 
 
+def test_what_is_not_covered_is_dark_where_large_values_are(tmp_path: Path) -> None:
+    """A slice that is resampled to a grid beyond its own."""
+    stored = np.arange(120, dtype=np.int16).reshape(10, 12)
+    onto = dicom(tmp_path / "ct.dcm", stored, (4, 0, 0))
+    for kind, filled in (("MONOCHROME1", np.max), ("MONOCHROME2", np.min)):
+        path = dicom(tmp_path / f"{kind}.dcm", stored, PhotometricInterpretation=kind)
+        found = medical.read_slice(path, 0, ("CT", onto))
+        assert found.valid is not None and not found.valid.all()
+        assert (found.pixels[~found.valid] == filled(found.pixels[found.valid])).all(), kind
+
+
 def test_a_series_is_in_colour_or_grey_as_a_whole(tmp_path: Path) -> None:
     """A slice of a PET map that shows nothing is grey, but its result belongs to those in colour."""
     colour = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}

@@ -212,7 +212,7 @@ def test_patterns_manifests_and_stacks(tmp_path: Path) -> None:
             "name,a,b\r\nx,ö 1.png,2.png\r\n".replace(",", mark).encode(coding)
         )  # as Excel saves CSV where commas are decimal, and "Unicode text"
         assert read_manifest(table)[0].files == {"a": tmp_path / "ö 1.png", "b": tmp_path / "2.png"}
-    table.write_text("Name, a ,b \nx,flat/p1_vis.png ,flat/p1_ir.png\n")  # typed by hand
+    table.write_text("Name, a ,b \nx ,flat/p1_vis.png ,flat/p1_ir.png\n")  # typed by hand
     (typed,) = read_manifest(table)
     assert typed.name == "x" and [file.name for file in typed.files.values()] == ["p1_vis.png", "p1_ir.png"]
     table.write_bytes(b"\xff\xfea")

@@ -9,6 +9,7 @@ import torch
 
 from dig2dig.metrics import ALL, MAIN, METRICS, fusion_metrics
 from dig2dig.metrics.__main__ import main
+from tests.scans import dicom
 
 
 @pytest.fixture
@@ -43,6 +44,18 @@ def test_values_are_those_of_the_function(files: list[str], convention: str, cap
         assert float(shown[name][0]) == pytest.approx(float(value), rel=1e-5)
     assert shown["VIF"] == ["needs", "41", "pixels", "a", "side", "↑"]
     assert shown["Nabf"][-1] == "↓" and shown["Qabf"][-1] == "↑"
+
+
+def test_sources_are_as_they_look(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """One slice, stored with small values dark, and with large ones."""
+    pytest.importorskip("pydicom")
+    stored, shown = np.arange(2000, dtype=np.int16).reshape(40, 50) % 577, []
+    for kind, pixels in (("MONOCHROME2", stored), ("MONOCHROME1", 576 - stored)):
+        path = dicom(tmp_path / f"{kind}.dcm", pixels, PhotometricInterpretation=kind)
+        assert main([*files[:2], str(path)]) == 0
+        shown.append(values(capsys.readouterr().out))
+    for name in set(MAIN) - {"VIF"}:
+        assert float(shown[0][name][0]) == pytest.approx(float(shown[1][name][0]), rel=1e-3), name
 
 
 def test_a_copy_of_the_sources_is_perfect(files: list[str], capsys: pytest.CaptureFixture) -> None:

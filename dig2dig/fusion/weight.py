@@ -231,10 +231,10 @@ def _load(folder: Path, _: str) -> WeightNetwork:
     try:
         found: dict[str, Any] = load((folder / FILE).read_bytes())
         with torch.random.fork_rng([]):  # what it draws for a start is not the caller's
-            network = WeightNetwork(settings, found["level"].shape[1])
+            network = WeightNetwork(settings)
         network.load_state_dict(found)
     except (SafetensorError, KeyError, RuntimeError) as error:
-        raise PriorError(f"{folder / 'weights.safetensors'}: damaged, or of another version ({error})") from error
+        raise PriorError(f"{folder / FILE}: damaged, or of another version; learn the weights again") from error
     return network.eval().requires_grad_(False)
 
 

@@ -112,6 +112,12 @@ def test_weights_come_back_from_their_folder(network: WeightNetwork, bundled: De
     torch.testing.assert_close(fuse(sources, bundled, named), expected)
     file = tmp_path / "w" / "weights.safetensors"
     file.write_bytes(file.read_bytes()[:-40])
+    narrow = WeightNetwork(SETTINGS, 8)
+    save_weights(narrow, tmp_path / "narrow")
+    with pytest.raises(
+        PriorError, match="damaged, or of another version; learn the weights again$"
+    ):
+        load_weights(str(tmp_path / "narrow"))
     with pytest.raises(PriorError, match=r"weights\.safetensors: damaged"):
         load_weights(str(tmp_path / "w"))
     (tmp_path / "w" / "sampler.yaml").unlink()

@@ -114,9 +114,7 @@ def test_weights_come_back_from_their_folder(network: WeightNetwork, bundled: De
     file.write_bytes(file.read_bytes()[:-40])
     narrow = WeightNetwork(SETTINGS, 8)
     save_weights(narrow, tmp_path / "narrow")
-    with pytest.raises(
-        PriorError, match="damaged, or of another version; learn the weights again$"
-    ):
+    with pytest.raises(PriorError, match=r"of another version; learn the weights again$"):
         load_weights(str(tmp_path / "narrow"))
     with pytest.raises(PriorError, match=r"weights\.safetensors: damaged"):
         load_weights(str(tmp_path / "w"))

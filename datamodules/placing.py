@@ -29,7 +29,7 @@ class Placing:
     stated: Mapping[str, np.ndarray] = field(default_factory=dict)  # homographies that cameras state, by modality
     memory: str = ""  # file that keeps registrations from run to run
     links: dict[tuple[str, str], Registration] = field(default_factory=dict)  # found so far
-    placed: dict[str, tuple[np.ndarray, Valid, list[str]]] = field(default_factory=dict)  # of a stack, so far
+    placed: dict[str, tuple[np.ndarray, Valid, list[str]]] = field(default_factory=dict)  # placed so far
 
     def place(self, modality: str) -> tuple[np.ndarray, Valid, list[str]]:
         """An image in the reference's frame, its valid pixels there, and what was done or seems to be needed."""
@@ -38,12 +38,12 @@ class Placing:
             return self.placed[modality]
         if self.align not in ("none", "resize") or (self.align == "none" and modality in self.stated):
             found = self.registration(modality)
+            if self.bends and self.align in ("auto", "ecc"):
+                found = self._settled(modality, found)
             covered = found.cover(valid)
             if covered is not None and not covered.any():
                 raise AlignmentError(f"{self.align} puts it beside {self.reference}: it covers no pixel")
-            if self.bends and self.align in ("auto", "ecc"):
-                found = self._settled(modality, found)
-            self.placed[modality] = aside(found.image, len(self.images)), found.cover(valid), [str(found)]
+            self.placed[modality] = aside(found.image, len(self.images)), covered, [str(found)]
             return self.placed[modality]
         notes = []
         if image.shape[:2] != fixed.shape[:2]:

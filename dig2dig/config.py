@@ -168,9 +168,9 @@ class SaveConfig(Checked, heading="save."):
 class ReportConfig(Checked, heading="report."):
     """The page to look at what a run made, OUT/report.html."""
 
-    pairs: int = common(20, "most pairs shown with pictures, metrics up to four megapixels; 0 = no report", least=0)
+    pairs: int = common(20, "most pairs shown with pictures; 0 = no report", least=0)
     estimates: int = option(0, "pairs shown with the prior's estimates: the network runs in their steps", least=0)
-    baselines: str = common("", "classical fusions to compare, with commas: mean, laplacian, wavelet, guided, mertens")
+    baselines: str = common("", "classical fusions to compare, with metrics: mean, laplacian, wavelet, guided, mertens")
 
     def _check(self) -> None:
         unknown = sorted(set(self.compared) - {"mean", "laplacian", "wavelet", "guided", "mertens"})
@@ -195,7 +195,6 @@ class FusionConfig(Checked):
     noise: dict[str, str] = common({}, "noise per modality, or of all: standard deviation of 255, or auto")
     prefer: dict[str, float] = common({}, "factor on the weight of a modality, as in prefer.infrared=1.5")
     seed: int = common(0, "seed of the noise; each image draws its own from it and its name")
-    exact: bool = option(True, "the same bytes whatever the batch size; false: faster batches, last bits may differ")
 
     def _check(self) -> None:
         for modality, sigma in self.noise.items():
@@ -250,7 +249,7 @@ class InferConfig(FusionConfig):
     shard: str = option("1/1", "I/N: only part I of N of the pairs, for N jobs with a folder each")
     save: SaveConfig = option(SaveConfig, "what is written beside the fused image")
     report: ReportConfig = option(ReportConfig, "the page to look at results")
-    batch_size: int = common(4, "images of equal size that are read together, and fused so if not exact", least=1)
+    batch_size: int = common(1, "images of one size fused together: faster on a GPU, last bits may differ", least=1)
     workers: int = common(0, "processes that read images ahead", least=0, most=1024)
     trainer: TrainerConfig = option(TrainerConfig, "devices")
     logger: LoggerConfig = option(lambda: LoggerConfig(WandbConfig("disabled"), csv=False), "dashboards of a few pairs")

@@ -25,7 +25,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 def command(folder: Path, out: Path) -> list[str]:
     sources = [f"sources.{side}={folder / side}" for side in ("visible", "infrared")]
-    return [sys.executable, "infer.py", "configs/ivf.yaml", *sources, f"out={out}", "batch_size=2",
+    return [sys.executable, "infer.py", "configs/ivf.yaml", *sources, f"out={out}",
             "trainer.accelerator=cpu", "save.weights=true", "logger.csv=true"]  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -16,8 +16,8 @@ from dig2dig.config import InferConfig
 from dig2dig.errors import RunError, exits_in_one_line, note, one_line
 from dig2dig.inference.interrupts import Interrupted, heed_signals
 from dig2dig.inference.listing import list_pairs
-from dig2dig.inference.ownership import ALIGNED, registers, settle
-from dig2dig.inference.state import Run, find_run, make_record, reading
+from dig2dig.inference.ownership import settle
+from dig2dig.inference.state import Run, find_run, make_record, reading, remembering
 from dig2dig.inference.table import Rows
 from dig2dig.inference.writer import FusionWriter, join_series
 from dig2dig.modules.fusion import FusionModule
@@ -87,9 +87,8 @@ def fuse_pairs(run: Run, report: Report, command: Sequence[str]) -> int:
     module = FusionModule(config, tracing=tracing)
     if make_record(config) != run.record:  # its hashes are those of what was opened
         raise RunError("prior, adapter, weights or rig were written while they were read: type the command again")
-    how = replace(reading(config), memory=str(run.out / ALIGNED) if registers(config) else "")
     if run.todo:
-        data = FusionDataModule(run.todo, how, config.batch_size, config.workers)
+        data = FusionDataModule(run.todo, remembering(config, run.out), config.batch_size, config.workers)
         trainer.predict(module, data, return_predictions=False)
     elif trainer.is_global_zero:
         run.start()

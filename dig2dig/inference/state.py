@@ -13,12 +13,12 @@ from typing import Any
 from datamodules.pairing import Pair
 from datamodules.pairs import Reading, pair_digest
 from datamodules.rig import is_rig, read_rig
-from dig2dig.atomic import is_file, sweep, write_atomically
+from dig2dig.atomic import is_file, read_names, sweep, write_atomically
 from dig2dig.cli import from_yaml, read_record, to_yaml
 from dig2dig.config import InferConfig
 from dig2dig.errors import RunError
 from dig2dig.fusion.weight import weights_sha256
-from dig2dig.inference.ownership import PART_TABLE, claim, names_of, read_names, refuse_to_replace_inputs
+from dig2dig.inference.ownership import ALIGNED, PART_TABLE, claim, names_of, refuse_to_replace_inputs, registers
 from dig2dig.inference.table import Rows, read_summary, write_summary
 from dig2dig.priors.files import file_sha256, prior_sha256
 from dig2dig.priors.lora import adapter_file
@@ -78,7 +78,7 @@ def key_of(config: InferConfig, record: dict[str, Any]) -> str:
     shaping = (
         reading(config),
         config.sequence,
-        config.exact or config.batch_size,
+        config.batch_size,
         config.noise,
         config.prefer,
         record.get("weights_sha256"),
@@ -96,6 +96,11 @@ def reading(config: InferConfig) -> Reading:
     """How the configuration wants files to be read."""
     c = config
     return Reading(c.task, c.allow_missing, c.range, c.reference, c.align, c.border, c.ghosts, c.save.metadata)
+
+
+def remembering(config: InferConfig, out: Path) -> Reading:
+    """The same, with what runs into a folder have registered."""
+    return replace(reading(config), memory=str(out / ALIGNED) if registers(config) else "")
 
 
 def find_run(config: InferConfig, pairs: Sequence[Pair], given: Sequence[Path] = ()) -> Run:

@@ -42,7 +42,7 @@ class Fuser:
     def __call__(self, batch: Sequence[Sample | Failure], device: torch.device) -> list[Result]:
         """Fuses a batch, samples of one shape and modalities together where that may be; failures pass through."""
         results = [Result(item.name, reason=item.reason) for item in batch if isinstance(item, Failure)]
-        apart = self.config.exact or self.config.sampler.grid == "gain"
+        apart = self.config.sampler.grid == "gain"
         alike: dict[tuple[object, ...], list[Sample]] = defaultdict(list)
         for item in batch:
             if isinstance(item, Sample):

@@ -42,7 +42,7 @@ class Detail:
 
 
 DETAILS = (
-    Detail(1024, 448, 320, 86),
+    Detail(1024, 384, 384, 86),
     Detail(800, 384, 256, 80),
     Detail(640, 320, 224, 72),
     Detail(448, 224, 160, 64),
@@ -100,18 +100,15 @@ def evenly(count: int, most: int) -> list[int]:
     return sorted(set(torch.linspace(0, count - 1, min(count, most)).round().int().tolist())) if count else []
 
 
-def load_picture(file: Path, scale: str = "auto", modality: str = "") -> tuple[Tensor | None, bool]:
-    """A source as (1 or 3, h, w) in [0, 1], of a video or volume the first frame, and whether each pixel holds data.
-
-    None where it cannot be read.
-    """
+def load_picture(file: Path, scale: str = "auto", modality: str = "") -> Tensor | None:
+    """A source as (1 or 3, h, w) in [0, 1], of a video or volume the first frame; None where it cannot be read."""
     try:
         picture = read_source(file, modality=modality)
     except ImageError:
-        return None, False
+        return None
     valid = without_data(picture.pixels, picture.valid)[0]
     pixels = torch.from_numpy(to_unit(picture.pixels, scale, valid, picture.inverted)[0])
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1), valid is None
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
 def relative(file: Path, folder: Path) -> str:
@@ -129,48 +126,38 @@ def scores(fused: Tensor, sources: Tensor) -> dict[str, float]:
     return finite(fusion_metrics(grey_levels(fused.cpu())[None] / 255, grey_levels(sources.cpu())[None] / 255))
 
 
-def size_facts(height: int, width: int) -> list[str]:
-    """The size of a pair in words."""
-    return [f"{width}×{height}", *(["too large for metrics"] if height * width > MEASURED else [])]
-
-
 def view_of_files(
     name: str,
     sources: Mapping[str, Path],  # file of each modality
     results: Mapping[str, Path],  # file of each method or run
     folder: Path,  # of the page
     facts: Sequence[str] = (),  # what stands beside the name
-    known: Mapping[str, dict[str, float]] | None = None,  # metrics that need not be computed, by method
+    known: Mapping[str, dict[str, float]] | None = None,  # metrics by method
     ours: Sequence[str] = (),  # methods that are not baselines; all if empty
     prepare: Callable[[Tensor], Tensor] = lambda image: image,  # done to each picture first, say a crop
 ) -> PairView:
     """The card of one pair from files; a file that cannot be read is shown as missing."""
 
-    def read(file: Path, scale: str, modality: str = "") -> tuple[Tensor | None, str, bool]:
-        """A picture, the way to its file unless only a part of the picture is shown, and whether all of it is data."""
-        whole, complete = load_picture(file, scale, modality)
+    def read(file: Path, scale: str, modality: str = "") -> tuple[Tensor | None, str]:
+        """A picture, and the way to its file unless only a part of the picture is shown."""
+        whole = load_picture(file, scale, modality)
         image = None if whole is None else prepare(whole)
         cut = whole is not None and image is not None and image.shape != whole.shape
-        return image, "" if cut else relative(file, folder), complete
+        return image, "" if cut else relative(file, folder)
 
     pictures = {label: read(file, "auto", label) for label, file in sources.items()}
-    stack = [luminance(image) for image, _, complete in pictures.values() if image is not None and complete]
-    size = stack[0].shape[-2:] if stack else None
-    comparable = len(stack) == len(sources) > 1 and all(image.shape[-2:] == size for image in stack)
+    size = next((image.shape[-2:] for image, _ in pictures.values() if image is not None), None)
     shown: list[Shown] = [
         (Panel(label, "source", file=link, note=_note(image, size)), small(image))
-        for label, (image, link, _) in pictures.items()
+        for label, (image, link) in pictures.items()
     ]
     for label, file in results.items():
-        image, link, _ = read(file, "full")
+        image, link = read(file, "full")
         size = size or (None if image is None else image.shape[-2:])
-        note, found = _note(image, size), (known or {}).get(label)
-        if found is None and image is not None and comparable and not note:
-            found = scores(image, torch.stack(stack))
         role = "result" if not ours or label in ours else "baseline"
-        shown.append((Panel(label, role, "", link, found or {}, note), small(image)))
+        shown.append((Panel(label, role, "", link, (known or {}).get(label, {}), _note(image, size)), small(image)))
     height, width = size or (3, 4)
-    lead = size_facts(height, width) if size else []
+    lead = [f"{width}×{height}"] if size else []
     return illustrated(PairView(name, [*lead, *facts], width, height, []), shown)
 
 
@@ -186,7 +173,7 @@ def source_panels(sample: Sample, files: Mapping[str, Path], folder: Path) -> li
     found: list[Shown] = []
     for k, (modality, channels) in enumerate(zip(sample.modalities, sample.sources, strict=True)):
         file = files.get(modality)
-        picture = load_picture(file)[0] if file and is_image(file) else None  # no other frame
+        picture = load_picture(file) if file and is_image(file) else None  # no other frame
         fits = picture is not None and picture.shape[-2:] == channels.shape[-2:]
         if picture is None or not fits or (luminance(picture) - luminance(channels)).abs().mean() >= 2 / 255:
             picture = channels  # registered, resized, or of another range
@@ -206,9 +193,9 @@ def hatched(picture: Tensor, valid: Tensor) -> Tensor:
 
 
 def baseline_panels(sample: Sample, names: Sequence[str]) -> list[Shown]:
-    """Classical fusions of the same sources, with their metrics; none of large ones."""
+    """Classical fusions of the same sources, with their metrics."""
     found: list[Shown] = []
-    for name in names if sample.sources[0, 0].numel() <= MEASURED else ():
+    for name in names:
         fused = merge(CLASSICAL[name](sample.sources[None])[0].clamp(0, 1), sample.chroma)
         note = "of luminance alone" if name == "mertens" and sample.chroma is not None else ""
         found.append((Panel(name, "baseline", scores=scores(fused, sample.sources), note=note), small(fused)))
@@ -216,13 +203,18 @@ def baseline_panels(sample: Sample, names: Sequence[str]) -> list[Shown]:
 
 
 def pair_view(result: Result, file: str, files: Mapping[str, Path], folder: Path, names: Sequence[str]) -> PairView:
-    """The card of a fused pair, whose picture has the name ``file``, with classical fusions of these names."""
+    """The card of a fused pair, whose picture has the name ``file``.
+
+    Metrics take as long as a third of the fusion. So they are there if something is compared, by these names.
+    """
     sample, trace = result.sample, result.trace
     assert result.image is not None and result.fused is not None and sample is not None
     height, width = result.image.shape[-2:]
-    ours = Panel("fused", "result", file=file, scores=scores(result.image, sample.sources))
+    facts = [f"{width}×{height}", f"{result.seconds:.2f} s", f"seed {result.seed}"]
+    if names and height * width > MEASURED:
+        names, facts = (), [*facts, "too large for metrics and baselines"]
+    ours = Panel("fused", "result", file=file, scores=scores(result.image, sample.sources) if names else {})
     pictures = [*source_panels(sample, files, folder), (ours, small(result.image)), *baseline_panels(sample, names)]
-    facts = [*size_facts(height, width), f"{result.seconds:.2f} s", f"seed {result.seed}"]
     times = [step.t for step in trace]
     weights = [[round(float(one), 4) for one in step.weight[0].mean((1, 2, 3))] for step in trace]
     card = PairView(result.name, facts, width, height, [], list(sample.modalities), times, weights)

@@ -1,20 +1,21 @@
 """The page of one run of ``infer.py``, and the page that compares several."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datamodules.pairing import scenes
+from datamodules.pairing import Pair, scenes
+from datamodules.pairs import Sample, read_pair
 from dig2dig.cli import flat, from_yaml, read_record, to_yaml
 from dig2dig.config import InferConfig
 from dig2dig.errors import UserError
-from dig2dig.inference.state import Run
+from dig2dig.inference.state import Run, remembering
 from dig2dig.inference.table import read_summary
 from dig2dig.metrics import ALL, METRICS
 from dig2dig.report.page import Page, Row
-from dig2dig.report.pictures import view_of_files
+from dig2dig.report.pictures import load_picture, scores, view_of_files
 from dig2dig.report.views import PairView, Panel, read_fragment
 
 ASIDE = ("out", "shard", "report", "save", "logger", "trainer", "workers", "dry_run", "overwrite")  # shape no picture
@@ -60,8 +61,7 @@ def run_page(run: Run, rows: Rows, command: str) -> Page:
     for name in sorted(chosen):
         row = done[name]
         lead = [f"{row['seconds']} s", f"seed {row['seed']}"]
-        known = {} if as_on_disk(config) else {"fused": {}}
-        card = found[name] or view_of_files(name, files.get(name, {}), {"fused": out / row["file"]}, out, lead, known)
+        card = found[name] or view_of_files(name, files.get(name, {}), {"fused": out / row["file"]}, out, lead)
         cards.append(replace(card, facts=[*card.facts, *row["note"].split("; ")]))
     return Page(
         title=out.resolve().name,
@@ -74,11 +74,6 @@ def run_page(run: Run, rows: Rows, command: str) -> Page:
         cards=cards,
         others=[Row(name, f"{row['size']} {row['note']}", row["file"]) for name, row in rest],
     )
-
-
-def as_on_disk(config: InferConfig) -> bool:
-    """Whether what was fused are the sources as their files have them, so that metrics can be computed from these."""
-    return config.align == "none" and not config.range
 
 
 def scores_over_pairs(cards: Sequence[PairView]) -> list[list[str]]:
@@ -138,16 +133,23 @@ def differences(runs: Sequence[Finished]) -> list[list[str]]:
     return [["", *(run.label for run in runs)], ["fused", *counts], *lines]
 
 
-def compared_view(name: str, runs: Sequence[Finished], files: Mapping[str, Path], folder: Path) -> PairView:
-    """One pair as every run made it."""
+def measured(run: Finished, row: Mapping[str, str], pair: Pair | None) -> dict[str, float]:
+    """Metrics of a run's picture against its sources, read as the run read them; none if these are other ones now."""
+    sample = read_pair(pair, remembering(run.config, run.folder)) if pair else None
+    image = load_picture(run.folder / row["file"], "full")
+    if not isinstance(sample, Sample) or sample.digest != row.get("inputs") or image is None:
+        return {}
+    return scores(image, sample.sources) if image.shape[-2:] == sample.sources.shape[-2:] else {}
+
+
+def compared_view(name: str, runs: Sequence[Finished], pairs: Mapping[str, Pair], folder: Path) -> PairView:
+    """One pair as every run made it; ``pairs`` has its files in each run whose sources are still there."""
     rows = {run.label: run.rows.get(name) for run in runs}
     done = [(run, row) for run in runs if (row := rows[run.label]) and row["status"] == "done"]
     times = [f"{run.label} {float(row['seconds']):.1f} s" for run, row in done]
-    known = {run.label: {} for run, _ in done if not as_on_disk(run.config)}
-    for run, row in done:  # as measured when the sources were at hand, registered
-        if kept := read_fragment(run.folder, name, row["run"], row.get("inputs", "")):
-            known[run.label] = next(panel.scores for panel in kept.panels if panel.role == "result")
+    known = {run.label: measured(run, row, pairs.get(run.label)) for run, row in done}
     pictures = {run.label: run.folder / row["file"] for run, row in done}
+    files = next((pair.files for pair in pairs.values() if pair.frame is None), {})  # no other frame
     card = view_of_files(name, files, pictures, folder, known=known)
     panels = {panel.label: panel for panel in card.panels if panel.role == "result"}
     for label, row in rows.items():
@@ -159,10 +161,11 @@ def compared_view(name: str, runs: Sequence[Finished], files: Mapping[str, Path]
 
 def comparison(runs: Sequence[Finished], folder: Path, pairs: int, command: str) -> Page:
     """The page that shows each pair as every run made it; those with most results first, then by name."""
-    files: dict[str, dict[str, Path]] = {}
-    for run in reversed(runs):
+    found: dict[str, dict[str, Pair]] = defaultdict(dict)
+    for run in runs:
         try:
-            files |= {pair.name: pair.files for pair in scenes(run.config) if pair.frame is None}
+            for pair in scenes(run.config):
+                found[pair.name][run.label] = pair
         except (UserError, OSError):  # the sources are no longer there
             continue
     rows = [(f"{run.label}: {name}", row) for run in runs for name, row in sorted(run.rows.items())]
@@ -174,6 +177,6 @@ def comparison(runs: Sequence[Finished], folder: Path, pairs: int, command: str)
         command=command,
         table=differences(runs),
         failed=[Row(name, row["reason"]) for name, row in rows if row["status"] == "failed"],
-        cards=[compared_view(name, runs, files.get(name, {}), folder) for name in names[:pairs]],
+        cards=[compared_view(name, runs, found[name], folder) for name in names[:pairs]],
         others=[Row(name) for name in names[pairs:]],
     )

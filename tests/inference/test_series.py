@@ -97,7 +97,7 @@ def test_a_pair_of_videos_becomes_frames_and_a_video(tmp_path: Path, capsys: pyt
     moving = frames.opened(tmp_path / "out" / "walk.mp4").read(3)[..., 0].astype(int)
     assert np.abs(still - moving).mean() < 8
     workers = tmp_path / "workers"
-    assert run(tmp_path, "workers=2", "batch_size=2", f"out={workers}") == 1
+    assert run(tmp_path, "workers=2", f"out={workers}") == 1
     assert all((workers / f"{name}.png").read_bytes() == (tmp_path / "out" / f"{name}.png").read_bytes()
                for name in (f"walk_00000{i}" for i in range(5)))  # fmt: skip
 

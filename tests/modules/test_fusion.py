@@ -122,17 +122,18 @@ def test_a_validation_step_keeps_every_step_at_full_size_with_estimates(pairs, g
 
 
 def test_a_prediction_is_fuse_with_the_seed_of_its_name(pairs, gaussian: GaussianDenoiser) -> None:
-    """Exact or in a batch, coloured or not; frames of a series share the seed of their series."""
+    """Alone or in a batch, coloured or not; frames of a series share the seed of their series."""
     tint = torch.full((2, SIDE, SIDE), 0.05)
     samples = [
         Sample("b", ("visible", "infrared"), read(pairs, "b")[0], tint, note="n"),
         Sample("c", ("visible", "infrared"), read(pairs, "b")[0], None),
         Sample("d", ("visible", "infrared"), read(pairs, "b")[0], None, series="b"),
     ]
-    for exact, grid in (True, "logsnr"), (False, "logsnr"), (False, "gain"):
+    together = [[*samples, Failure("e", "no")]]
+    for batches, grid in ([[one] for one in together[0]], "logsnr"), (together, "logsnr"), (together, "gain"):
         sampler = replace(CONFIG.sampler, guidance=GuidanceConfig("blend", 0.6), grid=grid)
-        config = replace(CONFIG, exact=exact, sampler=sampler)
-        results = FusionModule(config, gaussian).predict_step([*samples, Failure("e", "no")])
+        module = FusionModule(replace(CONFIG, sampler=sampler), gaussian)
+        results = [result for batch in batches for result in module.predict_step(batch)]
         by_name = {result.name: result for result in results}
         for name, seed in (("b", "5/b"), ("c", "5/c"), ("d", "5/b")):
             number = zlib.crc32(seed.encode())
@@ -160,8 +161,7 @@ def test_traces_are_those_that_were_asked_for(pairs, gaussian: GaussianDenoiser)
     watched: list[Snapshot] = []
     samples = [Sample(name, ("visible", "infrared"), read(pairs, "b")[0], None) for name in "ab"]
     tracing = Tracing(names={"b"}, estimates=(), side=11, watch=watched.append)
-    config = replace(CONFIG, exact=False)
-    first, second = Fuser(gaussian, config, tracing)(samples, torch.device("cpu"))
+    first, second = Fuser(gaussian, CONFIG, tracing)(samples, torch.device("cpu"))
     assert first.trace == [] and [step.guided.shape for step in second.trace] == [(1, 1, 11, 11)] * 3
     assert len(watched) == 3 and len(watched[0].guided) == 2  # both images of the batch
     assert torch.equal(second.trace[0].guided[0], watched[0].guided[1])

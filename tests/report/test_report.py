@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 
 import infer
+from datamodules.pairing import scenes
 from datamodules.readers.pixels import read_image
 from datamodules.readers.video import write_video
 from dig2dig.modules.fuser import Fuser
 from dig2dig.modules.fusion import FusionModule
 from dig2dig.report.__main__ import main as compare
 from dig2dig.report.page import LISTED, Page, Row, link, render, shown
-from dig2dig.report.pictures import BUDGET, DETAILS, data_uri, evenly, illustrated, view_of_files
+from dig2dig.report.pictures import BUDGET, DETAILS, data_uri, evenly, illustrated, scores, view_of_files
 from dig2dig.report.runs import compared_view, open_runs
 from dig2dig.report.views import PairView, Panel, fragment_file, ranks
 from dig2dig.report.writer import ReportWriter
@@ -153,7 +154,7 @@ def test_kept_steps_are_small(tiny: Path, tmp_path: Path, monkeypatch: pytest.Mo
         Image.fromarray(corpus.picture(len(modality), height=300, width=1200)).save(tmp_path / modality / "wide.png")
     sources = [f"sources.{modality}={tmp_path / modality}" for modality in ("visible", "infrared")]
     assert infer.main([*FAST, *sources, f"prior.path={tiny}", f"out={tmp_path / 'out'}", "report.estimates=0"]) == 0
-    assert sizes == [(128, ReportWriter.side)] * 3
+    assert sizes == [(ReportWriter.side // 4, ReportWriter.side)] * 3
 
 
 @pytest.mark.parametrize(
@@ -179,19 +180,21 @@ def test_mistakes_in_a_comparison_are_told_in_one_line(
 def test_compared_runs_keep_the_metrics_of_their_own_sources(tiny: Path, tmp_path: Path) -> None:
     """A range or a registration changes the sources: the files on disk are not what was fused."""
     sources = write_pairs(tmp_path, ["a"])
-    for name, more in (("plain", []), ("ranged", ["range.infrared=60-140"])):
+    for name, more in (("plain", []), ("ranged", ["range.infrared=60-140", "report.baselines=mean"])):
         assert infer.main([*FAST, *sources, f"prior.path={tiny}", f"out={tmp_path / name}", *more]) == 0
-    runs, files = open_runs([str(tmp_path / "plain"), str(tmp_path / "ranged")]), {}
-    for modality in ("visible", "infrared"):
-        files[modality] = tmp_path / modality / "a.png"
-    view = compared_view("a", runs, files, tmp_path)
-    found = {panel.label: panel.scores for panel in view.panels if panel.role == "result"}
-    for run in runs:
-        kept = next(panel for panel in cards(run.folder)["a"].panels if panel.role == "result")
-        assert found[run.label] == kept.scores != {}
-        fragment_file(run.folder, "a").unlink()
-    again = [panel for panel in compared_view("a", runs, files, tmp_path).panels if panel.role == "result"]
-    assert again[0].scores == pytest.approx(found[runs[0].label], rel=1e-5) and again[1].scores == {}
+    runs = open_runs([str(tmp_path / "plain"), str(tmp_path / "ranged")])
+    pairs = {run.label: next(iter(scenes(run.config))) for run in runs}
+
+    def found() -> dict[str, dict[str, float]]:
+        panels = compared_view("a", runs, pairs, tmp_path).panels
+        return {panel.label: panel.scores for panel in panels if panel.role == "result"}
+
+    plain, ranged = found().values()
+    kept = {panel.label: panel.scores for panel in cards(runs[1].folder)["a"].panels}
+    assert ranged == pytest.approx(kept["fused"], rel=1e-6) and ranged["SCD"] != plain["SCD"] and len(plain) == 8
+    assert not any(panel.scores for panel in cards(runs[0].folder)["a"].panels)  # nothing is compared there
+    (tmp_path / "infrared" / "a.png").write_bytes(corpus.png(corpus.picture(9, height=48, width=64)))
+    assert [*found().values()] == [{}, {}]  # the sources are other ones now
 
 
 def test_any_pair_fits_its_budget_and_twenty_fit_fifteen_megabytes(tmp_path: Path) -> None:
@@ -255,17 +258,25 @@ def test_sources_of_other_sizes_are_shown_without_metrics(tmp_path: Path) -> Non
     assert (card.width, card.height, card.panels[0].file) == (50, 40, "a.png")
 
 
-def test_large_pictures_are_shown_without_metrics_and_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_pictures_are_shown_without_metrics_and_small(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("a", "b", "fused"):
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 1200), np.uint8)).save(tmp_path / f"{name}.png")
     sources = {name: tmp_path / f"{name}.png" for name in ("a", "b")}
     results = {"one": tmp_path / "fused.png"}
     card = view_of_files("p", sources, results, tmp_path)
-    assert card.facts == ["1200×60"] and card.panels[2].scores["SD"] == pytest.approx(73.3, abs=2)
-    assert decoded(card.panels[2].image).shape == (51, 1024)
+    assert card.facts == ["1200×60"] and decoded(card.panels[2].image).shape == (51, 1024)
+    images = torch.rand(1, 60, 1200), torch.rand(2, 1, 60, 1200)
+    assert scores(*images)["SD"] == pytest.approx(73.6, abs=2)
     monkeypatch.setattr("dig2dig.report.pictures.MEASURED", 70_000)
-    card = view_of_files("p", sources, results, tmp_path)
-    assert card.facts == ["1200×60", "too large for metrics"] and card.panels[2].scores == {}
+    assert scores(*images) == {}
+    arguments = [*FAST, *write_pairs(tmp_path, ["c"]), f"prior.path={tiny}", f"out={tmp_path / 'out'}"]
+    monkeypatch.setattr("dig2dig.report.pictures.MEASURED", 3000)
+    assert infer.main([*arguments, "report.baselines=mean"]) == 0
+    card = cards(tmp_path / "out")["c"]
+    assert "too large for metrics and baselines" in card.facts
+    assert [panel.scores for panel in card.panels] == [{}, {}, {}]
 
 
 def test_frames_of_a_film_are_not_compared_with_its_first_frame(tmp_path: Path, tiny: Path) -> None:

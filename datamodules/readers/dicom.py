@@ -106,22 +106,19 @@ def read_volume(files: Sequence[Path]) -> Volume:
     if valid is not None and valid.any():
         values[~valid] = values[valid].max() if inverted else values[valid].min()
     found = stack([grid for _, _, places in parts for grid in places])
-    if found is None or len(found[0]) != len(values):
-        return Volume(values, valid, None, inverted)
-    order, grid = found
+    order, grid = found if found and len(found[0]) == len(values) else (slice(None), None)
     return Volume(values[order], None if valid is None else valid[order], grid, inverted)
 
 
 def _read(path: Path) -> tuple[Volume, bool, list[Grid | None]]:
     """Frames of a file, whether large values are dark, and the grid of each."""
     from pydicom.pixels.processing import apply_color_lut
-    from pydicom.pixels.utils import pixel_array
 
     data = _dataset(path)
     if not any(tag in data for tag in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise ImageError(f"{path}: a DICOM file without pixels")
     _check_decoder(path, data)
-    pixels, places = pixel_array(data), grids(data)  # YBR comes as RGB
+    pixels, places = _stored(data), grids(data)
     if data.get("SamplesPerPixel", 1) == 3:
         return Volume(pixels if pixels.ndim == 4 else pixels[None]), False, places
     pixels = pixels if pixels.ndim == 3 else pixels[None]
@@ -131,6 +128,18 @@ def _read(path: Path) -> tuple[Volume, bool, list[Grid | None]]:
         colours = colours >> 8 if colours.dtype == np.uint16 and colours.max() > 255 else colours
         return Volume(colours.astype(np.uint8)), False, places
     return Volume(_rescaled(pixels, data), _measured(pixels, data)), kind == "MONOCHROME1", places
+
+
+def _stored(data: Any) -> np.ndarray:
+    """Pixels as they are stored, but RGB for YBR; pydicom has no decoder for JPEG of 12 bits."""
+    import imagecodecs
+    from pydicom.encaps import generate_frames
+    from pydicom.pixels.utils import pixel_array
+
+    if data.file_meta.TransferSyntaxUID != f"{GDCM}51" or data.BitsStored <= 8:
+        return pixel_array(data)
+    frames = generate_frames(data.PixelData, number_of_frames=int(data.get("NumberOfFrames") or 1))
+    return np.stack([imagecodecs.jpeg_decode(frame) for frame in frames])
 
 
 def _check_decoder(path: Path, data: Any) -> None:

@@ -42,11 +42,10 @@ class Fuser:
     def __call__(self, batch: Sequence[Sample | Failure], device: torch.device) -> list[Result]:
         """Fuses a batch, samples of one shape and modalities together where that may be; failures pass through."""
         results = [Result(item.name, reason=item.reason) for item in batch if isinstance(item, Failure)]
-        apart = self.config.sampler.grid == "gain"
         alike: dict[tuple[object, ...], list[Sample]] = defaultdict(list)
         for item in batch:
             if isinstance(item, Sample):
-                alone = apart or among(item.name, self.tracing.estimates)
+                alone = self.config.sampler.grid == "gain" or among(item.name, self.tracing.estimates)
                 alike[item.name if alone else "", item.sources.shape, item.modalities].append(item)
         for samples in alike.values():
             results += self.fuse(samples, device)

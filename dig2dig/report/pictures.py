@@ -157,8 +157,8 @@ def view_of_files(
         role = "result" if not ours or label in ours else "baseline"
         shown.append((Panel(label, role, "", link, (known or {}).get(label, {}), _note(image, size)), small(image)))
     height, width = size or (3, 4)
-    lead = [f"{width}×{height}"] if size else []
-    return illustrated(PairView(name, [*lead, *facts], width, height, []), shown)
+    facts = [*[f"{width}×{height}"] * bool(size), *facts]
+    return illustrated(PairView(name, facts, width, height, []), shown)
 
 
 def _note(image: Tensor | None, size: torch.Size | None) -> str:
@@ -215,7 +215,6 @@ def pair_view(result: Result, file: str, files: Mapping[str, Path], folder: Path
         names, facts = (), [*facts, "too large for metrics and baselines"]
     ours = Panel("fused", "result", file=file, scores=scores(result.image, sample.sources) if names else {})
     pictures = [*source_panels(sample, files, folder), (ours, small(result.image)), *baseline_panels(sample, names)]
-    times = [step.t for step in trace]
     weights = [[round(float(one), 4) for one in step.weight[0].mean((1, 2, 3))] for step in trace]
-    card = PairView(result.name, facts, width, height, [], list(sample.modalities), times, weights)
+    card = PairView(result.name, facts, width, height, [], list(sample.modalities), [step.t for step in trace], weights)
     return illustrated(card, pictures, [trace[i] for i in evenly(len(trace), STEPS)])

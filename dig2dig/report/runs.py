@@ -58,9 +58,8 @@ def run_page(run: Run, rows: Rows, command: str) -> Page:
     files = {pair.name: pair.files for pair in run.pairs if pair.frame is None}  # no other frame
     rest = [(name, row) for name, row in done.items() if name not in chosen]
     cards = []
-    for name in sorted(chosen):
-        row = done[name]
-        lead = [f"{row['seconds']} s", f"seed {row['seed']}"]
+    for name, row in sorted((name, done[name]) for name in chosen):
+        lead = f"{row['seconds']} s", f"seed {row['seed']}"
         card = found[name] or view_of_files(name, files.get(name, {}), {"fused": out / row["file"]}, out, lead)
         cards.append(replace(card, facts=[*card.facts, *row["note"].split("; ")]))
     return Page(

@@ -58,6 +58,20 @@ def test_padding_was_not_measured(tmp_path: Path) -> None:
     assert not sample.valid[0, 0, :, :2].any() and sample.valid[0, 0, 1:, 2:].all()
 
 
+def test_jpeg_of_12_bits_is_decoded(tmp_path: Path) -> None:
+    """Lossy DICOM of CR and XA, which neither GDCM nor Pillow decode for pydicom."""
+    imagecodecs: Any = pytest.importorskip("imagecodecs")
+    from pydicom.encaps import encapsulate
+
+    y, x = np.mgrid[:64, :80]
+    stored = ((np.sin(x / 9) + np.cos(y / 7) + 2) * 1000).astype(np.uint16)
+    frames = encapsulate([imagecodecs.jpeg_encode(one, level=97, bitspersample=12) for one in (stored, stored[::-1])])
+    tags = {"BitsStored": 12, "HighBit": 11, "NumberOfFrames": 2, "PixelData": frames, "RescaleIntercept": "-9"}
+    path = dicom(tmp_path / "xa.dcm", stored, syntax="1.2.840.10008.1.2.4.51", RescaleSlope="1", **tags)
+    for index, frame in enumerate((stored, stored[::-1])):
+        np.testing.assert_allclose(medical.read_slice(path, index).pixels, frame - 9.0, atol=4)
+
+
 def test_files_are_recognised_by_content(tmp_path: Path) -> None:
     for name in ("IM000001", "1.2.840.7", "x.IMA", "x.DCM"):
         assert medical.kind(ramp_dicom(tmp_path / name, 0)) == "dicom"

@@ -20,7 +20,7 @@ from datamodules.readers import raw, tiff
 from dig2dig.atomic import RECORD, read_names
 from dig2dig.errors import ImageError
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", *raw.SUFFIXES}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", *raw.SUFFIXES}
 MAX_PIXELS = 2**28  # a larger header is taken for a decompression bomb
 _PILLOW = threading.Lock()  # held while Pillow's own limit is lifted
 
@@ -163,7 +163,9 @@ def _decode(content: bytes, path: Path) -> tuple[np.ndarray, np.ndarray | None, 
 
 
 def _shallow(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
-    """8-bit pixels as stored, and alpha where there is one."""
+    """Pixels as stored, and alpha where there is one; of more than 8 bits are Netpbm's and JPEG 2000's grey ones."""
+    if image.mode[0] in "FI":
+        return np.asarray(image).astype(np.float32 if image.mode == "F" else np.uint16), None
     alpha = np.asarray(image.convert("RGBA").getchannel("A")) if image.has_transparency_data else None
     if image.mode not in ("L", "LA", "1", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"):
         raise ValueError(f"pixels of kind {image.mode}")

@@ -56,7 +56,6 @@ def run_page(run: Run, rows: Rows, command: str) -> Page:
     found = {name: read_fragment(out, name, run.key, row.get("inputs", "")) for name, row in done.items()}
     chosen = sorted(done, key=lambda name: (found[name] is None, name))[: config.report.pairs]
     files = {pair.name: pair.files for pair in run.pairs if pair.frame is None}  # no other frame
-    rest = [(name, row) for name, row in done.items() if name not in chosen]
     cards = []
     for name, row in sorted((name, done[name]) for name in chosen):
         lead = f"{row['seconds']} s", f"seed {row['seed']}"
@@ -71,7 +70,7 @@ def run_page(run: Run, rows: Rows, command: str) -> Page:
         scores=scores_over_pairs(cards),
         failed=[Row(name, row["reason"]) for name, row in sorted(rows.items()) if row["status"] == "failed"],
         cards=cards,
-        others=[Row(name, f"{row['size']} {row['note']}", row["file"]) for name, row in rest],
+        others=[Row(n, f"{row['size']} {row['note']}", row["file"]) for n, row in done.items() if n not in chosen],
     )
 
 

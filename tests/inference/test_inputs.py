@@ -133,6 +133,18 @@ def test_results_keep_depth_and_format_of_the_reference(tmp_path, suffix, pixels
     assert [path.name for path in (tmp_path / "other").glob("a.*")] == ["a.jpg"]
 
 
+def test_netpbm_is_read_in_its_depth(tmp_path: Path) -> None:
+    """As thermal cameras and stereo data have it: 14 bits with their own white, and floating point."""
+    counts, heat = deep(0) >> 2, picture(1).astype("<f4") / 7
+    height, width = counts.shape
+    (tmp_path / "a.pgm").write_bytes(b"P5 %d %d 16383\n" % (width, height) + counts.astype(">u2").tobytes())
+    (tmp_path / "a.pfm").write_bytes(b"Pf\n%d %d\n-1\n" % (width, height) + heat[::-1].tobytes())
+    found = read_picture(tmp_path / "a.pgm").pixels
+    assert found.dtype == np.uint16 and np.abs(found / 65535 - counts / 16383).max() < 1e-4
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.pfm").pixels, heat)
+    assert [is_image(tmp_path / name) for name in ("a.pgm", "a.pfm", "a.PPM")] == [True] * 3
+
+
 def test_sixteen_bits_and_eight_bits_of_one_scene_agree(tmp_path: Path) -> None:
     """257 × 8-bit values are the same intensities, so the pictures agree to rounding."""
     for folder, factor in (("eight", 1), ("sixteen", 257)):

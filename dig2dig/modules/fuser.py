@@ -47,9 +47,7 @@ class Fuser:
             if isinstance(item, Sample):
                 alone = self.config.sampler.grid == "gain" or among(item.name, self.tracing.estimates)
                 alike[item.name if alone else "", item.sources.shape, item.modalities].append(item)
-        for samples in alike.values():
-            results += self.fuse(samples, device)
-        return results
+        return results + [result for samples in alike.values() for result in self.fuse(samples, device)]
 
     def fuse(self, samples: Sequence[Sample], device: torch.device) -> list[Result]:
         """Fuses samples of one shape and the same modalities; where memory runs out, one by one in small windows."""

@@ -173,7 +173,8 @@ def source_panels(sample: Sample, files: Mapping[str, Path], folder: Path) -> li
     found: list[Shown] = []
     for k, (modality, channels) in enumerate(zip(sample.modalities, sample.sources, strict=True)):
         file = files.get(modality)
-        picture = load_picture(file) if file and is_image(file) else None  # no other frame
+        coloured = sample.chroma is not None and file and is_image(file)  # no other frame
+        picture = load_picture(file) if file and coloured else None
         fits = picture is not None and picture.shape[-2:] == channels.shape[-2:]
         if picture is None or not fits or (luminance(picture) - luminance(channels)).abs().mean() >= 2 / 255:
             picture = channels  # registered, resized, or of another range

@@ -359,7 +359,16 @@ def test_the_least_noise_level_loses_no_digits(signal: torch.Tensor) -> None:
     assert float(1 - signal[0].float()) != pytest.approx(float(1 - signal[0]), rel=1e-6)
 
 
-@pytest.mark.parametrize("weights", ["gain", "bundled/ivf"])
+def test_weights_of_bands_alone_run_no_network(bundled: Denoiser) -> None:
+    sources, calls = crop_of("infrared_visible", 100, 60, 64, "visible", "infrared"), list[int]()
+    with bundled.network.register_forward_pre_hook(lambda *_: calls.append(1)):
+        alone = fuse(sources, bundled, preset("ivf", "sampler.weights=bundled/bands"))
+        assert not calls
+        learned = fuse(sources, bundled, preset("ivf", "sampler.weights=bundled/ivf"))
+    assert calls and 0 < (alone - learned).abs().mean() < 0.05 and (alone - sources.mean(1)).abs().mean() > 0.02
+
+
+@pytest.mark.parametrize("weights", ["gain", "bundled/ivf", "bundled/bands"])
 def test_sources_at_once_and_one_by_one_give_the_same_picture(bundled: Denoiser, monkeypatch, weights: str) -> None:
     """Large images are worked on source by source, which tests on small ones would not see."""
     sources = torch.cat([crop_of("infrared_visible", 100, 60, 64, "visible", "infrared")] * 2, 1)

@@ -163,8 +163,8 @@ def _decode(content: bytes, path: Path) -> tuple[np.ndarray, np.ndarray | None, 
 
 
 def _shallow(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
-    """Pixels as stored, and alpha where there is one; of more than 8 bits are Netpbm's and JPEG 2000's grey ones."""
-    if image.mode[0] in "FI":
+    """Pixels as stored, and alpha where there is one; of more than 8 bits are Netpbm's grey ones."""
+    if image.format == "PPM" and image.mode in ("I", "F"):
         return np.asarray(image).astype(np.float32 if image.mode == "F" else np.uint16), None
     alpha = np.asarray(image.convert("RGBA").getchannel("A")) if image.has_transparency_data else None
     if image.mode not in ("L", "LA", "1", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"):

@@ -132,12 +132,13 @@ def _read(path: Path) -> tuple[Volume, bool, list[Grid | None]]:
 
 def _stored(data: Any) -> np.ndarray:
     """Pixels as they are stored, but RGB for YBR; pydicom has no decoder for JPEG of 12 bits."""
-    import imagecodecs
-    from pydicom.encaps import generate_frames
     from pydicom.pixels.utils import pixel_array
 
     if data.file_meta.TransferSyntaxUID != f"{GDCM}51" or data.BitsStored <= 8:
         return pixel_array(data)
+    import imagecodecs
+    from pydicom.encaps import generate_frames
+
     frames = generate_frames(data.PixelData, number_of_frames=int(data.get("NumberOfFrames") or 1))
     return np.stack([imagecodecs.jpeg_decode(frame) for frame in frames])
 

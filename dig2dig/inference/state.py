@@ -99,7 +99,7 @@ def reading(config: InferConfig) -> Reading:
 
 
 def remembering(config: InferConfig, out: Path) -> Reading:
-    """The same, with what runs into a folder have registered."""
+    """How it wants them to be read, with what runs into the folder ``out`` have registered."""
     return replace(reading(config), memory=str(out / ALIGNED) if registers(config) else "")
 
 

@@ -355,3 +355,5 @@ def test_weights_can_be_learned_without_gains(tmp_path: Path) -> None:
     """The study of what gains are worth (docs/results.md) leaves them out."""
     config = load_strictly(TrainConfig, arguments(tmp_path / "run", "fusion.sampler.dig.kind=static"))
     assert config.fusion.sampler.dig.kind == "static"
+    card = weight_card(config, WeightNetwork(config.fusion.sampler), Facts(1, 0, 1, {}))
+    assert "the bands of the sources alone; no prior runs." in card and "| prior | none |" in card

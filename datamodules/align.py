@@ -85,9 +85,12 @@ def structure(image: np.ndarray, blur: float = 1.5, window: int = 31) -> Structu
     return inner
 
 
-def correlation(fixed: Structure, moving: Structure, reach: tuple[int, int]) -> np.ndarray:
-    """Correlation of two structures at shifts up to ``reach``, half whitened; no shift stands in the middle."""
-    size = [scipy.fft.next_fast_len(2 * side) for side in fixed.shape]
+def correlation(fixed: Structure, moving: Structure, reach: tuple[int, int], margin: int = 0) -> np.ndarray:
+    """Correlation of two structures at shifts up to ``reach``, half whitened; no shift stands in the middle.
+
+    Shifts up to ``margin`` do not wrap around; by default none does.
+    """
+    size = [scipy.fft.next_fast_len(side + (margin or side)) for side in fixed.shape]
     cross = np.conj(scipy.fft.fft2(fixed, size)) * scipy.fft.fft2(moving, size)  # pyright: ignore
     surface = np.fft.fftshift(scipy.fft.ifft2(cross / np.sqrt(np.maximum(np.abs(cross), 1e-9))).real)  # pyright: ignore
     (cy, cx), (ry, rx) = (side // 2 for side in surface.shape), reach
@@ -117,7 +120,7 @@ def misregistration(fixed: np.ndarray, moving: np.ndarray) -> tuple[float, float
     a, b = (structure(small(convert(image, "L"), 512)) for image in (fixed, moving))
     scale = fixed.shape[1] / a.shape[1]
     reach = min(max(8, min(a.shape) // 8), min(a.shape) // 2 - 1)
-    dx, dy, found, now = peak(correlation(a, b, (reach, reach)))
+    dx, dy, found, now = peak(correlation(a, b, (reach, reach), reach))
     clear = found > 6 and now < 0.5 * found and found - now > 4  # this shift explains twice as much as none
     return (dx * scale, dy * scale) if clear and np.hypot(dx, dy) > 2 else None
 

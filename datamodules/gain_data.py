@@ -71,22 +71,16 @@ class GainDataModule(ListsStay):
     """Crops of files that :func:`write_scene` wrote, for the whole run; and pairs that are fused at each validation."""
 
     def __init__(
-        self,
-        config: ImageDataConfig,
-        files: Sequence[Path],
-        seed: int,
-        steps: int,
-        overfit: bool = False,
-        samples: Sequence[Sample] = (),
+        self, config: ImageDataConfig, files: Sequence[Path], seed: int, steps: int, samples: Sequence[Sample] = ()
     ) -> None:
         super().__init__()
-        self.config, self.steps, self.overfit, self.samples = config, steps, overfit, list(samples)
+        self.config, self.steps, self.samples = config, steps, list(samples)
         self.train = GainCrops(files, config.crop, seed)
 
     def train_dataloader(self) -> DataLoader:
         """Crops from where the run stands to its last step; a batch is a list of crops."""
         assert self.trainer is not None
-        return training_batches(self.train, self.config, self.trainer, self.steps, self.overfit, collate_fn=list)
+        return training_batches(self.train, self.config, self.trainer, self.steps, collate_fn=list)
 
     def val_dataloader(self) -> DataLoader:
         """This process's share of the pairs."""

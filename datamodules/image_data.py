@@ -94,36 +94,28 @@ class ImageCrops(Dataset):
 
 
 class StepSampler(Sampler[int]):
-    """Sample indices from ``start`` to ``stop``: each process takes its share of every global batch.
+    """Sample indices from ``start`` to ``stop``: each process takes its share of every global batch."""
 
-    With ``period`` the indices begin again after so many: an overfitting test sees its first batch only.
-    """
-
-    def __init__(
-        self, start: int, stop: int, batch_size: int, rank: int = 0, world_size: int = 1, period: int | None = None
-    ) -> None:
-        self.start, self.stop, self.batch_size = start, stop, batch_size
-        self.rank, self.world_size, self.period = rank, world_size, period or stop
+    def __init__(self, start: int, stop: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.start, self.stop, self.batch_size, self.rank, self.world_size = start, stop, batch_size, rank, world_size
 
     def __iter__(self) -> Iterator[int]:
         for batch in range(self.start, self.stop, self.batch_size * self.world_size):
             first = batch + self.rank * self.batch_size
-            yield from (index % self.period for index in range(first, first + self.batch_size))
+            yield from range(first, first + self.batch_size)
 
     def __len__(self) -> int:
         """The whole run's samples: Lightning counts those before ``start`` as done."""
         return self.stop // self.world_size
 
 
-def training_batches(
-    dataset: Dataset, config: ImageDataConfig, trainer: Trainer, steps: int, overfit: bool, **more: Any
-) -> DataLoader:
-    """Batches from where a run stands to its last step; with ``overfit`` those of the first step again."""
+def training_batches(data: Dataset, config: ImageDataConfig, trainer: Trainer, steps: int, **more: Any) -> DataLoader:
+    """Batches from where a run stands to its last step."""
     per_step = config.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-    first, last, period = trainer.global_step * per_step, steps * per_step, per_step if overfit else None
-    sampler = StepSampler(first, last, config.batch_size, trainer.global_rank, trainer.world_size, period)
+    first, last = trainer.global_step * per_step, steps * per_step
+    sampler = StepSampler(first, last, config.batch_size, trainer.global_rank, trainer.world_size)
     more |= {"num_workers": config.workers, "pin_memory": trainer.strategy.root_device.type == "cuda"}
-    return DataLoader(dataset, config.batch_size, sampler=sampler, drop_last=True, **more)
+    return DataLoader(data, config.batch_size, sampler=sampler, drop_last=True, **more)
 
 
 def shared_out(items: Any, trainer: Trainer | None, size: int = 1, workers: int = 0) -> DataLoader:
@@ -143,15 +135,12 @@ def collate(items: list[Any]) -> Any:
 class ImageDataModule(ListsStay):
     """Training crops from a folder tree, centre crops for validation, and pairs that are fused at each validation.
 
-    The split and the crops follow from ``seed``. The whole run has ``steps`` optimiser steps. ``overfit`` gives the
-    first batch again and again. ``samples`` are the pairs.
+    The split and the crops follow from ``seed``. A run has ``steps`` optimiser steps. ``samples`` are the pairs.
     """
 
-    def __init__(
-        self, config: ImageDataConfig, seed: int, steps: int, overfit: bool = False, samples: Sequence[Sample] = ()
-    ) -> None:
+    def __init__(self, config: ImageDataConfig, seed: int, steps: int, samples: Sequence[Sample] = ()) -> None:
         super().__init__()
-        self.config, self.seed, self.steps, self.overfit, self.samples = config, seed, steps, overfit, list(samples)
+        self.config, self.seed, self.steps, self.samples = config, seed, steps, list(samples)
         self.train: ImageCrops | None = None
         self.val: ImageCrops | None = None
 
@@ -176,7 +165,7 @@ class ImageDataModule(ListsStay):
     def train_dataloader(self) -> DataLoader:
         """Crops from where the run stands to its last step."""
         assert self.trainer is not None and self.train is not None
-        return training_batches(self.train, self.config, self.trainer, self.steps, self.overfit)
+        return training_batches(self.train, self.config, self.trainer, self.steps)
 
     def val_dataloader(self) -> list[DataLoader]:
         """This process's share of the centre crops, four at a time, and of the pairs."""

@@ -50,7 +50,7 @@ class ReadAhead(DataLoader):
 
     def __iter__(self) -> Iterator[list[Sample | Failure]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         batches = super().__iter__()
-        with ThreadPoolExecutor(1) as thread:
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:  # beside the fusion
             coming = thread.submit(next, batches, None)
             while (batch := coming.result()) is not None:
                 coming = thread.submit(next, batches, None)

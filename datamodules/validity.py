@@ -66,7 +66,8 @@ def _framed(grey: np.ndarray, value: float) -> Valid:
     outside = np.pad((np.abs(grey - value) <= NEAR).astype(np.uint8), 1, constant_values=1)
     cv2.floodFill(outside, None, (0, 0), 2)  # what hangs together with the rim
     shown = cv2.morphologyEx((outside[1:-1, 1:-1] != 2).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    if shown.all() or (points := cv2.findNonZero(shown)) is None:
+    rim = shown - cv2.erode(shown, np.ones((3, 3), np.uint8), borderValue=0)  # it has the whole one's hull
+    if shown.all() or (points := cv2.findNonZero(rim)) is None:
         return None
     corners = cv2.approxPolyDP(cv2.convexHull(points), 1 + 0.004 * max(height, width), True)[:, 0].astype(float)
     lengths = [_side(grey, value, start, end) for start, end in zip(corners, np.roll(corners, -1, 0), strict=True)]

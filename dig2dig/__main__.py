@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from dig2dig import __version__
-from dig2dig.cli import keep_freed_memory, load
+from dig2dig.cli import importing, keep_freed_memory, load
 from dig2dig.config import InferConfig, PriorConfig
 from dig2dig.config_train import TrainConfig
 from dig2dig.errors import UserError, exits_in_one_line, last_resort, usage
@@ -49,9 +49,9 @@ dig2dig prior merge PRIOR ADAPTER FOLDER      a prior with a LoRA adapter in its
 def infer(argv: list[str], command: Sequence[str] = ("python", "infer.py")) -> int:
     """Fuses every pair that the configuration names, and gives the exit code: 1 if any pair failed."""
     config = load(InferConfig, argv)
-    # heavy imports come after the config, so that --help and errors answer at once
-    from dig2dig.inference.run import infer as run
-    from dig2dig.report.writer import ReportWriter
+    with importing():  # after the config, so that --help and errors answer at once
+        from dig2dig.inference.run import infer as run
+        from dig2dig.report.writer import ReportWriter
 
     return run(config, [*command, *argv], ReportWriter)
 
@@ -59,8 +59,9 @@ def infer(argv: list[str], command: Sequence[str] = ("python", "infer.py")) -> i
 def train(argv: list[str]) -> int:
     """Trains, or resumes where ``OUT/checkpoints`` stands, and gives the exit code."""
     config = load(TrainConfig, argv)
-    from dig2dig.atomic import is_file
-    from dig2dig.training.run import train as run
+    with importing():
+        from dig2dig.atomic import is_file
+        from dig2dig.training.run import train as run
 
     return run(config, [file for file in map(Path, argv) if "=" not in str(file) and is_file(file)])
 
@@ -80,8 +81,9 @@ def fuse(arguments: list[str]) -> int:
         raise UserError("give at least two files of one scene, or two folders")
     if lost := [file for file in files if not file.exists()]:
         raise UserError(f"{lost[0]}: no such file or folder" + "; type options as out=FILE" * (str(lost[0])[0] == "-"))
-    from dig2dig.api import check_picture_file, fuse_result, named_sources, write_result
-    from dig2dig.inference.encode import suffix_of
+    with importing():
+        from dig2dig.api import check_picture_file, fuse_result, named_sources, write_result
+        from dig2dig.inference.encode import suffix_of
 
     if any(file.is_dir() for file in files):
         named = (f"sources.{name}={file}" for name, file in named_sources(task, files).items())

@@ -2,10 +2,12 @@
 
 import ctypes
 import difflib
+import gc
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from inspect import cleandoc
 from pathlib import Path
@@ -41,6 +43,17 @@ def load(schema: type[T], argv: list[str]) -> T:
     except (UserError, OmegaConfBaseException) as error:
         print(f"error: {first_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Imports without garbage collection: what packages make then stays, and later collections leave it out."""
+    first = "torch" not in sys.modules
+    gc.disable()
+    yield
+    if first:
+        gc.freeze()
+    gc.enable()
 
 
 def keep_freed_memory() -> None:

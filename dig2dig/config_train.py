@@ -135,7 +135,6 @@ class TrainConfig(Checked):
     precision: Literal["32-true", "bf16-mixed"] = common("32-true", "bf16-mixed on recent GPUs, and CPUs with AMX")
     recompute: bool = option(False, "compute features again in the backward pass: far less memory, a third more time")
     compile: bool = option(False, "compile the network: may pay in long runs on a GPU; the first step takes a minute")
-    overfit: bool = option(False, "learn the first batch again and again: its loss must fall, or something is wrong")
 
     def _check(self) -> None:
         require(bool(self.out.strip()), "out is empty: give a folder, as out=runs/prior")

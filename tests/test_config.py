@@ -186,6 +186,23 @@ def test_scripts_answer_without_heavy_imports(script: str, argument: str, code: 
     assert "Traceback" not in done.stderr
 
 
+def test_imports_of_a_command_are_not_collected() -> None:
+    """What packages make stays for good, so no collection visits it; one that is there already changes nothing."""
+    probe = """if True:
+        import gc
+        from dig2dig.cli import importing
+        with importing():
+            import torch
+            assert not gc.isenabled()
+        kept = gc.get_freeze_count()
+        assert gc.isenabled() and kept > 10_000
+        with importing():
+            more = [[] for _ in range(500)]
+        assert gc.isenabled() and gc.get_freeze_count() <= kept
+    """
+    subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True)
+
+
 def test_paths_stay_as_they_were_typed(tmp_path: Path) -> None:
     for text in ("2024_01", "007", "1e3", "no", "run #2", "12:30:00", "a=b", "[x]"):
         config = load(InferConfig, [f"sources.a={text}", "sources.b=y", f"out={text}", f"prior.path={text}"])

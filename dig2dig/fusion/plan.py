@@ -1,6 +1,5 @@
 """What is known before the first step, gains and weights at each time, and what an observer gets of a step."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -154,7 +153,7 @@ def network_times(alpha_bar: AlphaBar, config: SamplerConfig) -> Times:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One step for an observer, cropped to the images' size; estimates in [0, 1].
+    """One step for an observer, of the images' size or smaller; estimates in [0, 1].
 
     It is step ``index`` (from 0) of ``steps``, with the time index ``t`` and the noise level ``sigma``, for images in
     [-1, 1]. ``x0_hat`` is the prior's estimate before guidance, None where the network did not run, and
@@ -172,24 +171,20 @@ class Snapshot:
 
     def of(self, sample: int) -> "Snapshot":
         """The same step of one image of the batch, in main memory."""
-        return self._each(lambda images: images[sample : sample + 1].cpu())
-
-    def resized(self, side: int) -> "Snapshot":
-        """The same step, its pictures and maps at most ``side`` pixels long: area means."""
-        return self._each(lambda images: resize(images, side))
-
-    def cropped(self, height: int, width: int) -> "Snapshot":
-        """The same step without padding."""
-        return self._each(lambda images: images[..., :height, :width])
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Snapshot":
         names = [name for name in ("x0_hat", "guided", "gain", "weight") if getattr(self, name) is not None]
-        return replace(self, **{name: change(getattr(self, name)) for name in names})
+        return replace(self, **{name: getattr(self, name)[sample : sample + 1].cpu() for name in names})
 
 
-def snapshot(plan: Plan, i: int, step: Step, x0_hat: Image | None, guided: Image) -> Snapshot:
-    """Step i for an observer, still padded."""
-    gain = resample(plan.at(plan.measured.gains, step.t), *step.weight.shape[-2:])
-    images = [None if x is None else ((x.detach() + 1) / 2).clamp(0, 1) for x in (x0_hat, guided)]
-    assert images[1] is not None
-    return Snapshot(i, len(plan.times), step.t, step.sigma, images[0], images[1], gain, step.weight)
+def snapshot(
+    plan: Plan, size: tuple[int, int], side: int, i: int, step: Step, x0_hat: Image | None, guided: Image
+) -> Snapshot:
+    """Step i of images of ``size``, without padding and at most ``side`` pixels long; maps go there from their grid."""
+    (h, w), (height, width) = size, guided.shape[-2:]
+    images = [None if x is None else resize(x.detach()[..., :h, :w], side) for x in (x0_hat, guided)]
+    x0_hat, shown = (None if x is None else ((x + 1) / 2).clamp(0, 1) for x in images)
+    assert shown is not None
+    rows, columns = shown.shape[-2:]
+    padded = round(rows * height / h), round(columns * width / w)
+    maps = plan.at(plan.measured.gains, step.t), step.weights
+    gain, weight = (resample(one, *padded)[..., :rows, :columns] for one in maps)
+    return Snapshot(i, len(plan.times), step.t, step.sigma, x0_hat, shown, gain, weight)

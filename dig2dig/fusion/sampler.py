@@ -62,6 +62,7 @@ def fuse(
     estimates: bool = True,
     weights: WeightNetwork | None = None,
     valid: Valid | None = None,
+    side: int | None = None,
 ) -> Image:
     """Fuses K aligned images of each scene with a pretrained denoiser.
 
@@ -81,6 +82,7 @@ def fuse(
             they were trained with.
         valid: Pixels of the sources that show the scene, shape (b, k, 1, h, w), bool. Others have no weight, and the
             other sources share it. Where no source is valid, the result continues its surroundings. None = all.
+        side: Longest side of what an observer gets, pixels: area means. None = as large as the images.
 
     Returns:
         The fused images in [0, 1], shape (b, c, h, w), of the sources' size.
@@ -129,7 +131,7 @@ def fuse(
     clean = clean if noise is None else denoise(clean, noise, denoiser, draw())
     plan = gains(clean, noises, denoiser, config, needs(guide, "reconstructions"), weights, masks)
     del noises
-    watch = observe and (lambda *step: observe(snapshot(plan, *step).cropped(h, w)))
+    watch = observe and (lambda *step: observe(snapshot(plan, (h, w), side or max(h, w), *step)))
     if needs(guide, "estimate") or (observe and estimates):
         guided = sample(clean, plan, denoiser, guide, draw, watch)
     else:

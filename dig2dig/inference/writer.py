@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
@@ -46,7 +47,7 @@ class FusionWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.out, self.save, self.report, self.key = out, save or SaveConfig(), report, key
         self.rows: dict[str, dict[str, Any]] = dict(done or {})
-        self.thread = ThreadPoolExecutor(1)
+        self.thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))  # beside the fusion
         self.writing: Future[None] | None = None
 
     def write_on_batch_end(

@@ -81,9 +81,9 @@ class Fuser:
         traced = [among(sample.name, tracing.names) for sample in samples]
 
         def keep(step: Snapshot) -> None:
-            trace.append(step.resized(tracing.side) if tracing.side else step)
+            trace.append(step)
             if tracing.watch:
-                tracing.watch(trace[-1])
+                tracing.watch(step)
 
         factors = [config.prefer.get(modality, 1.0) for modality in samples[0].modalities]
         sampler = replace(config.sampler, prefer=factors) if config.prefer else config.sampler
@@ -98,6 +98,7 @@ class Fuser:
             estimates=any(among(sample.name, tracing.estimates) for sample in samples),
             weights=self.weights,
             valid=valid,
+            side=tracing.side,
         ).cpu()
         seconds = (time.perf_counter() - started) / len(samples)
         results = []

@@ -25,7 +25,7 @@ class ReportWriter:
     Pairs that an earlier run has left a fragment of come first, then those to fuse in their order, up to the limit.
     """
 
-    side = 384
+    side = 320
 
     def __init__(self, run: Run) -> None:
         self.run, self.config = run, run.config.report

@@ -85,7 +85,7 @@ class PriorLearning:
         check_sizes(config, denoiser)
         self.config, samples = config, fusion_samples(config)
         self.module = PriorModule(config, denoiser if config.validate else choose_weights(denoiser, config.adapt))
-        self.data = ImageDataModule(config.data, config.seed, config.optim.steps, config.overfit, samples)
+        self.data = ImageDataModule(config.data, config.seed, config.optim.steps, samples)
 
     def export(self, checkpoint: dict[str, Any], devices: int) -> dict[str, float]:
         """Writes the prior or its adapter, averaged, with its card; gives its denoising PSNR by noise level."""

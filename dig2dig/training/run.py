@@ -91,7 +91,7 @@ def _shaping(config: TrainConfig) -> dict[str, Any]:
     data = {name: value for name, value in asdict(config.data).items() if name not in free}
     groups = {"data": data} | {name: asdict(getattr(config, name)) for name in ("network", "adapt", "optim")}
     values = {f"{group}.{name}": value for group, options in groups.items() for name, value in options.items()}
-    names = ("prior", "prior_sha256", "adapter", "seed", "precision", "overfit", "weights", "objective")
+    names = ("prior", "prior_sha256", "adapter", "seed", "precision", "weights", "objective")
     if config.learns_weights:
         values |= {"fusion.task": config.fusion.task, "fusion.sampler": asdict(config.fusion.sampler)}
     return values | {name: getattr(config, name) for name in names}

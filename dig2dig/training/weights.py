@@ -47,7 +47,7 @@ class WeightLearning:
                 files = cached(scenes, config, denoiser.to(device_of(config)), Path(config.out) / "scenes")
         self.count = len(files)
         samples = fusion_samples(config, self.held_out)
-        self.data = GainDataModule(config.data, files, config.seed, config.optim.steps, config.overfit, samples)
+        self.data = GainDataModule(config.data, files, config.seed, config.optim.steps, samples)
 
     def export(self, checkpoint: dict[str, Any], devices: int) -> dict[str, float]:
         """Writes the weights, and the prior or adapter if it learned; prints a table before and after."""

@@ -251,7 +251,7 @@ def test_batches_are_pinned_for_a_gpu_alone(kind: str) -> None:
     trainer: Any = type("Stands", (Trainer,), {"__init__": lambda _: None, "strategy": strategy, **names})()
     config = ImageDataConfig(root=str(EXAMPLES), batch_size=2, workers=0)
     images = ImageCrops(list_images(str(EXAMPLES)), training_crops(16, [1.0], 0.0), 5)
-    loader = training_batches(images, config, trainer, 5, False)
+    loader = training_batches(images, config, trainer, 5)
     assert loader.pin_memory == (kind == "cuda") and list(loader.sampler) == [14, 15, 18, 19]
 
 

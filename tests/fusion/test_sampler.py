@@ -254,7 +254,7 @@ def test_who_watches_changes_nothing_and_no_estimate_is_made_for_nobody(bundled:
     assert with_estimates == unwatched + options.steps and without == unwatched
     x0_hat = trace[-1].x0_hat
     assert x0_hat is not None and float((x0_hat - trace[-1].guided).abs().mean()) > 1e-4
-    assert all(glance.x0_hat is None and glance.of(0).resized(16).x0_hat is None for glance in glances)
+    assert all(glance.x0_hat is None and glance.of(0).x0_hat is None for glance in glances)
     for step, glance in zip(trace, glances, strict=True):
         assert torch.equal(step.weight, glance.weight) and torch.equal(step.guided, glance.guided)
 
@@ -265,8 +265,11 @@ def test_one_seed_or_one_for_each(gaussian: GaussianDenoiser) -> None:
 
 
 def test_observer_sees_every_step(bundled: Denoiser) -> None:
-    trace: list[Snapshot] = []
-    fused = fuse(random_sources(3, 2, 3, 1, 20, 30), bundled, config(), observe=trace.append)
+    trace, small = [], []
+    options, sources = config(), random_sources(3, 2, 3, 1, 20, 30)
+    options.dig.smoothing = options.dig.smoothing_noise = 0.0  # else maps are coarser, and stay so
+    fused = fuse(sources, bundled, options, observe=trace.append)
+    assert torch.equal(fuse(sources, bundled, options, observe=small.append, side=15), fused)
     assert [snapshot.index for snapshot in trace] == list(range(6))
     assert all(earlier.t > later.t for earlier, later in itertools.pairwise(trace))
     last = trace[-1]
@@ -274,10 +277,10 @@ def test_observer_sees_every_step(bundled: Denoiser) -> None:
     torch.testing.assert_close(last.weight.sum(1), torch.ones(2, 1, 20, 30))
     torch.testing.assert_close(last.guided, fused)
     assert torch.equal(last.of(1).weight, last.weight[1:])
-    small = last.resized(15)
-    assert small.guided.shape == (2, 1, 10, 15) and small.gain.shape == (2, 3, 1, 10, 15)
-    torch.testing.assert_close(small.weight, last.weight.unfold(3, 2, 2).unfold(4, 2, 2).mean((5, 6)))
-    assert torch.equal(last.resized(30).guided, last.guided)
+    assert small[-1].guided.shape == (2, 1, 10, 15) and small[-1].gain.shape == (2, 3, 1, 10, 15)
+    for name in ("weight", "gain", "guided"):
+        means = getattr(last, name).unfold(-2, 2, 2).unfold(-2, 2, 2).mean((-1, -2))
+        torch.testing.assert_close(getattr(small[-1], name), means)
 
 
 def test_an_observer_of_a_guidance_that_listens_sees_estimates_in_any_case(gaussian: GaussianDenoiser) -> None:

@@ -20,6 +20,7 @@ from datamodules.readers.pixels import image_size, read_image
 from dig2dig.atomic import write_atomically
 from dig2dig.cli import from_yaml, read_record
 from dig2dig.config import InferConfig
+from dig2dig.inference.writer import FusionWriter
 from dig2dig.modules.fuser import pair_seed
 from dig2dig.modules.fusion import FusionModule
 from dig2dig.priors.files import BUNDLED, prior_sha256, weights_files
@@ -236,6 +237,19 @@ def test_reading_ahead_gives_every_batch_once_and_raises_what_reading_raises(bat
     assert next(read) == ["A"]
     with pytest.raises(AttributeError):
         next(read)
+
+
+def test_threads_beside_the_fusion_take_one_core(tmp_path: Path) -> None:
+    """Threads of torch in them would wait for those of the fusion, and the fusion for them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        reads = ReadAhead([0, 1], batch_size=1, collate_fn=lambda _: torch.get_num_threads())  # pyright: ignore
+        assert list(reads) == [1, 1]
+        assert FusionWriter(tmp_path).thread.submit(torch.get_num_threads).result() == 1
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_ways_to_run_a_prior_give_the_same_picture(pairs: list[str], tmp_path: Path) -> None:

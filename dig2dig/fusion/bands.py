@@ -71,15 +71,15 @@ class BandSum:
         ``sigma`` is the noise level of the sharper end.
         """
         assert isinstance(self.total, Tensor)
-        total = self.total[:, 0]
+        total, times = self.total[:, 0], Tensor.mul if torch.is_grad_enabled() else Tensor.mul_
         if isinstance(self.promised, Tensor):
             coarse = coarseness(scale * sigma / 2)
             kept = total.square().mean(1, keepdim=True)
             given = restoring(self.promised[:, 0], kept, sigma, scale / coarse, 2 / coarse, self.count)
-            total = total * given**self.energy
+            total = times(total, given**self.energy)
         if factor is not None:
-            total = total * resample(factor[:, None], *total.shape[-2:])[:, 0]
-        return total if self.most is None else torch.minimum(total.maximum(-self.most[:, 0]), self.most[:, 0])
+            total = times(total, resample(factor[:, None], *total.shape[-2:])[:, 0])
+        return total if self.most is None else total.clamp(-self.most[:, 0], self.most[:, 0])
 
 
 def restoring(promised: Tensor, kept: Tensor, sigma: float, scale: float, least: float, k: int) -> Tensor:

@@ -154,6 +154,7 @@ def bands(
         seen[i] = sharper
     fused = total.restored(step.sigma_next, scale, step.factor)
     target = torch.add(resample(target[:, None], *fused.shape[-2:])[:, 0], fused, alpha=tone)
+    del total, fused  # large images have no room for what is used up
     whole = resample(target[:, None], *step.sources.shape[-2:])[:, 0]
     if step.sigma_next and sigma_n > 0:  # else no network sees it
         low, high = (bound.view(-1, 1, 1, 1) for bound in step.sources.flatten(1).aminmax(dim=1))

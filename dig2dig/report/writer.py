@@ -38,8 +38,7 @@ class ReportWriter:
         made = sum(any(step.estimate for step in view.views) for view in views)
         self.names = set(self.files)
         fragments = [fragment_file(run.out, name) for name in (*self.files, *run.done)]
-        page = ["report.html"] * bool(self.config.pairs)
-        self.written = [*page, *(f"{FOLDER}/{file.name}" for file in fragments)]
+        self.written = [*["report.html"] * bool(self.config.pairs), *(f"{FOLDER}/{file.name}" for file in fragments)]
         self.estimates = set(list(self.files)[: max(self.config.estimates - made, 0)])
 
     def start(self) -> None:

@@ -86,11 +86,8 @@ def structure(image: np.ndarray, blur: float = 1.5, window: int = 31) -> Structu
 
 
 def correlation(fixed: Structure, moving: Structure, reach: tuple[int, int], margin: int = 0) -> np.ndarray:
-    """Correlation of two structures at shifts up to ``reach``, half whitened; no shift stands in the middle.
-
-    Shifts up to ``margin`` do not wrap around; by default none does.
-    """
-    size = [scipy.fft.next_fast_len(side + (margin or side)) for side in fixed.shape]
+    """Correlation of two structures at shifts up to ``reach``, half whitened; no shift stands in the middle."""
+    size = [scipy.fft.next_fast_len(side + (margin or side)) for side in fixed.shape]  # shifts up to it do not wrap
     cross = np.conj(scipy.fft.fft2(fixed, size)) * scipy.fft.fft2(moving, size)  # pyright: ignore
     surface = np.fft.fftshift(scipy.fft.ifft2(cross / np.sqrt(np.maximum(np.abs(cross), 1e-9))).real)  # pyright: ignore
     (cy, cx), (ry, rx) = (side // 2 for side in surface.shape), reach

@@ -50,10 +50,12 @@ def importing() -> Iterator[None]:
     """Imports without garbage collection: what packages make then stays, and later collections leave it out."""
     first = "torch" not in sys.modules
     gc.disable()
-    yield
+    try:
+        yield
+    finally:
+        gc.enable()
     if first:
         gc.freeze()
-    gc.enable()
 
 
 def keep_freed_memory() -> None:

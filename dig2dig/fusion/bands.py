@@ -79,7 +79,7 @@ class BandSum:
             total = times(total, given**self.energy)
         if factor is not None:
             total = times(total, resample(factor[:, None], *total.shape[-2:])[:, 0])
-        return total if self.most is None else total.clamp(-self.most[:, 0], self.most[:, 0])
+        return total if self.most is None else torch.minimum(total.maximum(-self.most[:, 0]), self.most[:, 0])
 
 
 def restoring(promised: Tensor, kept: Tensor, sigma: float, scale: float, least: float, k: int) -> Tensor:

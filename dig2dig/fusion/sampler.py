@@ -82,7 +82,7 @@ def fuse(
             they were trained with.
         valid: Pixels of the sources that show the scene, shape (b, k, 1, h, w), bool. Others have no weight, and the
             other sources share it. Where no source is valid, the result continues its surroundings. None = all.
-        side: Longest side of what an observer gets, pixels: area means. None = as large as the images.
+        side: Longest side of the pictures and maps that an observer gets, pixels. None = as large as the images.
 
     Returns:
         The fused images in [0, 1], shape (b, c, h, w), of the sources' size.

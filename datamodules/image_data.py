@@ -100,8 +100,7 @@ class StepSampler(Sampler[int]):
         self.start, self.stop, self.batch_size, self.rank, self.world_size = start, stop, batch_size, rank, world_size
 
     def __iter__(self) -> Iterator[int]:
-        for batch in range(self.start, self.stop, self.batch_size * self.world_size):
-            first = batch + self.rank * self.batch_size
+        for first in range(self.start + self.rank * self.batch_size, self.stop, self.batch_size * self.world_size):
             yield from range(first, first + self.batch_size)
 
     def __len__(self) -> int:

@@ -48,13 +48,12 @@ def load(schema: type[T], argv: list[str]) -> T:
 @contextmanager
 def importing() -> Iterator[None]:
     """Imports without garbage collection: what packages make then stays, and later collections leave it out."""
-    first = "torch" not in sys.modules
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
-    if first:
+    if not gc.get_freeze_count():  # once
         gc.freeze()
 
 

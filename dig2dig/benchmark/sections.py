@@ -5,6 +5,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,31 +68,35 @@ def ratio(a: np.ndarray, b: np.ndarray) -> str:
 
 
 def sizes(config: SpeedConfig, fuser: Fuser) -> Section:
-    """Seconds and peak memory of the preset on pairs of several areas, each in a process of its own."""
-    rows = []
+    """Seconds of the preset on pairs of several areas, in turn, and its peak memory on each in a process of its own."""
+    rows, areas = [], names(config.megapixels)
     for channels, kind in ((1, "grey"), (3, "colour")):
-        for area in map(float, names(config.megapixels)):
+        runs: Contenders = {area: partial(fuser, sized(area, channels), preset(config.task)) for area in areas}
+        each = {area: seconds / float(area) for area, seconds in in_turn(runs, 3, fuser.device).items()}
+        for area, taken in each.items():
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                seconds, before, peak = pool.apply(measure_size, (config, area, channels))
-            row = {"sources": kind, "megapixels": area, "seconds": seconds, "seconds / MP": seconds / area}
-            rows.append(row | {"peak GiB": peak, "GiB before": before})
+                peak = pool.apply(measure_memory, (config, area, channels))
+            row = {"sources": kind, "megapixels": area, "seconds / MP": float(np.median(taken))}
+            rows.append(row | {"× the last": ratio(taken, each[areas[-1]]), "peak GiB": peak})
     text = (
-        "A 4:3 pair, the preset. Peak memory of a process of its own (on a GPU: of its tensors there), with what torch "
-        "and the sources take before. Images larger than `prior.window` are processed in windows."
+        "A 4:3 pair, the preset. Peak memory of three fusions in a process of its own; on a GPU, of its tensors there."
     )
     return Section("Sizes", text, rows)
 
 
-def measure_size(config: SpeedConfig, area: float, channels: int) -> tuple[float, float, float]:
-    """Seconds of a fusion, median of three after one that warms up, and GiB before and at its peak."""
+def sized(area: str, channels: int) -> Tensor:
+    """A pair of so many megapixels, 4:3."""
+    height = 8 * round((float(area) * 1e6 * 3 / 4) ** 0.5 / 8)
+    return example_pair(height, round(float(area) * 1e6 / height), channels)
+
+
+def measure_memory(config: SpeedConfig, area: str, channels: int) -> float:
+    """GiB at the peak of three fusions, after a small one."""
     keep_freed_memory()  # as commands do
-    fuser, setting = open_fuser(config), preset(config.task)
-    fuser(example_pair(256, 256, channels), setting)
-    height = 8 * round((area * 1e6 * 3 / 4) ** 0.5 / 8)
-    sources = example_pair(height, round(area * 1e6 / height), channels)
-    before = peak_memory(fuser.device)
-    taken = in_turn({"preset": lambda: fuser(sources, setting)}, 3, fuser.device)["preset"]
-    return float(np.median(taken)), before, peak_memory(fuser.device)
+    fuser, sources = open_fuser(config), sized(area, channels)
+    for one in (example_pair(256, 256, channels), *[sources] * 3):
+        fuser(one, preset(config.task))
+    return peak_memory(fuser.device)
 
 
 def peak_memory(device: torch.device) -> float:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from dig2dig.config import SamplerConfig
 from dig2dig.fusion.gain import Measured, at_time, measure
@@ -175,9 +175,7 @@ class Snapshot:
         return replace(self, **{name: getattr(self, name)[sample : sample + 1].cpu() for name in names})
 
 
-def snapshot(
-    plan: Plan, size: tuple[int, int], side: int, i: int, step: Step, x0_hat: Image | None, guided: Image
-) -> Snapshot:
+def snapshot(plan: Plan, size: Size, side: int, i: int, step: Step, x0_hat: Image | None, guided: Image) -> Snapshot:
     """Step i of images of ``size``, without padding and at most ``side`` pixels long; maps go there from their grid."""
     (h, w), (height, width) = size, guided.shape[-2:]
     images = [None if x is None else resize(x.detach()[..., :h, :w], side) for x in (x0_hat, guided)]

@@ -131,7 +131,7 @@ def fuse(
     clean = clean if noise is None else denoise(clean, noise, denoiser, draw())
     plan = gains(clean, noises, denoiser, config, needs(guide, "reconstructions"), weights, masks)
     del noises
-    watch = observe and (lambda *step: observe(snapshot(plan, (h, w), side or max(h, w), *step)))
+    watch = observe and (lambda *step: observe(snapshot(plan, sources.shape[-2:], side or max(h, w), *step)))
     if needs(guide, "estimate") or (observe and estimates):
         guided = sample(clean, plan, denoiser, guide, draw, watch)
     else:

@@ -46,11 +46,11 @@ class SizeBatches(list[list[int]]):
 
 
 class ReadAhead(DataLoader):
-    """Without workers, one thread reads the next batch while the last one is fused."""
+    """Without workers, one thread reads the next batch, on one core: else it would hold up the fusion of the last one."""
 
     def __iter__(self) -> Iterator[list[Sample | Failure]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         batches = super().__iter__()
-        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:  # beside the fusion
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
             coming = thread.submit(next, batches, None)
             while (batch := coming.result()) is not None:
                 coming = thread.submit(next, batches, None)

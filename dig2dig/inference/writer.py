@@ -31,9 +31,9 @@ UNNAMEABLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ, errno.EINVAL)  # on
 class FusionWriter(BasePredictionWriter):
     """Writes ``OUT/NAME.png``, maps if asked for, and rows of ``OUT/summary.csv`` after each batch.
 
-    A thread writes while the next batch is fused; what it could not write is raised with the batch after that. Rows of
-    an earlier run that stay valid are kept. ``report`` is called with each fused result and its file's name before the
-    table says that it is done. ``key`` and the sources tell DICOM results of one reference apart.
+    A thread, on one core, writes while the next batch is fused; what it could not write is raised with the batch after
+    that. Rows of an earlier run that stay valid are kept. ``report`` is called with each fused result and its file's
+    name before the table says that it is done. ``key`` and the sources tell DICOM results of one reference apart.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class FusionWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.out, self.save, self.report, self.key = out, save or SaveConfig(), report, key
         self.rows: dict[str, dict[str, Any]] = dict(done or {})
-        self.thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))  # beside the fusion
+        self.thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
         self.writing: Future[None] | None = None
 
     def write_on_batch_end(

@@ -46,7 +46,7 @@ class SizeBatches(list[list[int]]):
 
 
 class ReadAhead(DataLoader):
-    """Without workers, one thread reads the next batch, on one core: else it would hold up the fusion of the last one."""
+    """Without workers, one thread reads the next batch, on one core: else it would hold up the fusion before it."""
 
     def __iter__(self) -> Iterator[list[Sample | Failure]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         batches = super().__iter__()

@@ -316,7 +316,11 @@ def test_speed_end_to_end(tiny: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     cost = {row["setting"]: row for row in sections["What a fusion costs"]}
     assert cost["prior in the loop"]["evaluations"] > cost["prior in the loop, static weights"]["evaluations"] == 8
     assert cost["preset, static weights"]["evaluations"] == 0 < cost["preset"]["evaluations"] < 4
-    assert all(row["peak GiB"] >= row["GiB before"] > 0.1 for row in sections["Sizes"])
+    assert [(row["sources"], row["× the last"]) for row in sections["Sizes"]] == [
+        ("grey", "1 (1 to 1)"),
+        ("colour", "1 (1 to 1)"),
+    ]
+    assert all(row["peak GiB"] > 0.1 and row["seconds / MP"] > 0 for row in sections["Sizes"])
     windows = {row["setting"]: row for row in sections["Windows"] if row["pixels"] == "768 × 768"}
     assert windows["preset"]["mean"] < windows["gains at full size"]["largest"]
     assert (tmp_path / "windows_preset_768.png").is_file()

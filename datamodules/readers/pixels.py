@@ -20,7 +20,7 @@ from datamodules.readers import raw, tiff
 from dig2dig.atomic import RECORD, read_names
 from dig2dig.errors import ImageError
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", *raw.SUFFIXES}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", *raw.SUFFIXES}
 MAX_PIXELS = 2**28  # a larger header is taken for a decompression bomb
 _PILLOW = threading.Lock()  # held while Pillow's own limit is lifted
 
@@ -143,23 +143,45 @@ def _decode(content: bytes, path: Path) -> tuple[np.ndarray, np.ndarray | None, 
     with open_header(io.BytesIO(content), path) as image:
         pages = getattr(image, "n_frames", 1)
         notes = [f"first of {pages} pages"] if pages > 1 else []
+        tiles = list(image.tile)
         image.load()  # all of it: a truncated file is refused
         metadata = metadata_of(image)
-        flags = content[content.find(b"av1C") + 6] if image.format == "AVIF" else 0
-        bits = content[24] if image.format == "PNG" else 8 + 2 * (flags >> 6 & 1) + 2 * (flags >> 5 & 1)
-        if bits > 8:  # Pillow opens deeper colour as if it had 8
-            import imagecodecs
-
-            deep = imagecodecs.png_decode(content) if bits == 16 else imagecodecs.avif_decode(content).astype(np.uint32)
-            pixels, alpha = raw.split(deep if bits == 16 else (deep * 65535 // (2**bits - 1)).astype(np.uint16))
-        else:
-            pixels, alpha = _shallow(image)
+        deep = _deep(image, tiles, content)
+        pixels, alpha = _shallow(image) if deep is None else raw.split(deep)
         turn = orientation_of(image)
         pixels, alpha = tiff.upright(pixels, turn), None if alpha is None else tiff.upright(alpha, turn)
         if image.format == "JPEG" and (lost := lost_rows(pixels)):
             what = f"its last {lost} rows are lost: the file was cut; copy it again, or save it as PNG if they are grey"
             raise ImageError(f"{path}: {what}")
     return pixels, None if alpha is None else tiff.opaque(alpha), metadata, notes
+
+
+def _deep(image: Image.Image, tiles: list[Any], content: bytes) -> np.ndarray | None:
+    """16-bit pixels, the header's white at 65535, where Pillow would cut them to 8 bits; else None."""
+    bits = _bits(image.format, content)
+    if image.format == "PPM" and image.mode == "RGB" and tiles[0][0] != "raw" and (white := tiles[0][3][1]) > 255:
+        start, count = tiles[0][2], 3 * image.width * image.height
+        plain = tiles[0][0] == "ppm_plain"
+        values = content[start:].split()[:count] if plain else np.frombuffer(content, ">u2", count, start)
+        values = np.asarray(values, np.uint16).reshape(image.height, image.width, 3)
+    elif bits > 8:
+        import imagecodecs
+
+        codec = {"PNG": imagecodecs.png_decode, "AVIF": imagecodecs.avif_decode}
+        values, white = codec.get(str(image.format), imagecodecs.jpeg2k_decode)(content), 2**bits - 1
+    else:
+        return None
+    return values if white == 65535 else (values.astype(np.uint32) * 65535 // white).astype(np.uint16)
+
+
+def _bits(kind: str | None, content: bytes) -> int:
+    """Bits of a channel, by the header; 8 of kinds that hold no more, or that Pillow reads in full."""
+    if kind == "PNG":
+        return content[24]
+    if kind == "JPEG2000":
+        return content[content.find(b"\xff\x4f\xff\x51") + 42] % 128 + 1
+    flags = content[content.find(b"av1C") + 6] if kind == "AVIF" else 0
+    return 8 + 2 * (flags >> 6 & 1) + 2 * (flags >> 5 & 1)
 
 
 def _shallow(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:

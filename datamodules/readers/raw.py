@@ -17,7 +17,7 @@ from datamodules.readers.tiff import divided, opaque
 from dig2dig.errors import ImageError
 
 RAW_SUFFIXES = {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".rw2", ".orf"}
-SUFFIXES = {*RAW_SUFFIXES, ".heic", ".heif", ".avif", ".jxl", ".exr", ".hdr", ".pfm"}
+SUFFIXES = {*RAW_SUFFIXES, ".heic", ".heif", ".avif", ".jxl", ".exr", ".hdr", ".pfm", ".pgm", ".ppm", ".jp2"}
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 STARTS = {"jxl": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"), "exr": (b"v/1\x01",), "hdr": (b"#?RADIANCE", b"#?RGBE")}
 _STDERR = threading.Lock()  # held while the process has no stderr

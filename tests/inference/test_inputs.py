@@ -18,7 +18,7 @@ from PIL import Image
 import infer
 from datamodules.pairing import expand, find_pairs, find_stacks, read_manifest, scenes
 from datamodules.ranges import to_unit
-from datamodules.readers.pixels import is_image, list_images, read_picture
+from datamodules.readers.pixels import image_size, is_image, list_images, read_picture
 from datamodules.readers.source import read_source
 from dig2dig.cli import load_strictly
 from dig2dig.config import InferConfig
@@ -142,7 +142,29 @@ def test_netpbm_is_read_in_its_depth(tmp_path: Path) -> None:
     found = read_picture(tmp_path / "a.pgm").pixels
     assert found.dtype == np.uint16 and np.abs(found / 65535 - counts / 16383).max() < 1e-4
     np.testing.assert_array_equal(read_picture(tmp_path / "a.pfm").pixels, heat)
+    colours = np.dstack([counts, counts // 2, counts // 3])
+    (tmp_path / "a.ppm").write_bytes(b"P6 %d %d 16383\n" % (width, height) + colours.astype(">u2").tobytes())
+    (tmp_path / "b.ppm").write_text(f"P3 {width} {height} 16383\n{' '.join(map(str, colours.ravel()))}\n")
+    for name in ("a.ppm", "b.ppm"):
+        found = read_picture(tmp_path / name).pixels
+        assert found.dtype == np.uint16 and np.abs(found / 65535 - colours / 16383).max() < 1e-4
     assert [is_image(tmp_path / name) for name in ("a.pgm", "a.pfm", "a.PPM")] == [True] * 3
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("grey", [True, False])
+def test_jpeg_2000_is_read_in_its_depth(tmp_path: Path, bits: int, grey: bool) -> None:
+    """As satellites' bands come."""
+    counts = deep(0) >> (16 - bits)
+    counts = (counts if grey else np.dstack([counts, counts // 2, counts // 3])).astype("u1" if bits == 8 else "u2")
+    path = tmp_path / "a.jp2"
+    path.write_bytes(imagecodecs.jpeg2k_encode(counts, level=0, bitspersample=bits, codecformat="jp2"))
+    found = read_picture(path).pixels
+    assert found.dtype == (np.uint8 if bits == 8 else np.uint16) and image_size(path) == counts.shape[:2]
+    assert np.abs(found / np.iinfo(found.dtype).max - counts / (2**bits - 1)).max() < 1e-4
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError, match=r"a.jp2: damaged .*copy it again"):
+        read_picture(path)
 
 
 def test_sixteen_bits_and_eight_bits_of_one_scene_agree(tmp_path: Path) -> None:

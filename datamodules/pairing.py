@@ -10,7 +10,7 @@ from datamodules.folders import Named, example_pattern, is_run, left_out, named_
 from datamodules.naming import by_table, folded, name_scenes
 from datamodules.picture import check_regular
 from datamodules.readers.medical import is_medical
-from datamodules.readers.pixels import text_of
+from datamodules.readers.pixels import located, table_of
 from datamodules.readers.source import Probes, frame_count, is_source, medical_grid, real, stem
 from datamodules.readers.thermal import both_from_one
 from datamodules.words import by_words
@@ -189,9 +189,7 @@ def read_manifest(path: Path) -> list[Pair]:
     """
     try:
         check_regular(path)
-        file = text_of(path, "surrogateescape")
-        parted = max(",;\t", key=file.getvalue().partition("\n")[0].count)
-        table = csv.DictReader(file, delimiter=parted, skipinitialspace=True)
+        table = table_of(path)
         table.fieldnames = [re.sub("(?i)^name$", "name", column.strip()) for column in table.fieldnames or []]
         modalities = [column for column in table.fieldnames if column and column != "name"]
         rows = [(table.line_num, row) for row in table if any(row.values())]  # Excel adds rows of commas
@@ -205,7 +203,7 @@ def read_manifest(path: Path) -> list[Pair]:
     pairs: dict[str, Pair] = {}
     for number, row in rows:
         place = f"{path}, line {number}"
-        files = {modality: path.parent / text for modality in modalities if (text := (row[modality] or "").strip())}
+        files = {modality: located(path, text) for modality in modalities if (text := (row[modality] or "").strip())}
         first = stem(next(iter(files.values()))) if files else f"line {number}"
         pair = _checked(Pair((row.get("name") or "").strip() or first, files), place)
         if None in row:

@@ -1,11 +1,14 @@
 """Reading image files: pixels as they are stored, or one clear line that says what is wrong with which file."""
 
+import csv
 import hashlib
 import io
 import os
+import re
 import threading
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
@@ -41,7 +44,7 @@ def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
             lines = filter(None, map(str.strip, text_of(place)))
         except UnicodeError as error:
             raise FileNotFoundError(f"{place}: neither a folder of images nor a list of them in UTF-8") from error
-        found = [place.parent / line for line in lines if not line.startswith("#")]
+        found = [located(place, line) for line in lines if not line.startswith("#")]
         if lost := next((path for path in found if not path.is_file()), None):
             raise FileNotFoundError(f"{place}: names {lost}, which does not exist")
     elif place.is_dir():
@@ -63,6 +66,24 @@ def text_of(path: Path, errors: str = "strict") -> io.StringIO:
     content = path.read_bytes()
     wide = content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE)
     return io.StringIO(content.decode("utf-16" if wide else "utf-8-sig", errors), newline="")
+
+
+def table_of(path: Path) -> csv.DictReader:
+    """The rows of a table that is parted by commas, semicolons or tabs; Excel's line ``sep=;`` is left out."""
+    file = text_of(path, "surrogateescape")
+    lines = file.getvalue().splitlines()
+    before = list(takewhile(re.compile(r"(sep=.)?\s*$", re.IGNORECASE).match, lines))
+    first = "".join(lines[len(before) :][:1])
+    table = csv.DictReader(file, delimiter=max(",;\t", key=first.count), skipinitialspace=True)
+    for _ in before:
+        next(table.reader)
+    return table
+
+
+def located(listing: Path, name: str) -> Path:
+    """The file that a list names, from the list's folder; separators may be those of Windows."""
+    path = listing.parent / name
+    return path if "\\" not in name or path.exists() else listing.parent / name.replace("\\", "/")
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -143,7 +164,7 @@ def _decode(content: bytes, path: Path) -> tuple[np.ndarray, np.ndarray | None, 
     with open_header(io.BytesIO(content), path) as image:
         pages = getattr(image, "n_frames", 1)
         notes = [f"first of {pages} pages"] if pages > 1 else []
-        tiles = list(image.tile)
+        tiles = list(getattr(image, "tile", []))
         image.load()  # all of it: a truncated file is refused
         metadata = metadata_of(image)
         deep = _deep(image, tiles, content)

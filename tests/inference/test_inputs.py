@@ -249,6 +249,10 @@ def test_patterns_manifests_and_stacks(tmp_path: Path) -> None:
     table.write_text("Name, a ,b \nx ,flat/p1_vis.png ,flat/p1_ir.png\n")  # typed by hand
     (typed,) = read_manifest(table)
     assert typed.name == "x" and [file.name for file in typed.files.values()] == ["p1_vis.png", "p1_ir.png"]
+    table.write_text("\n\nsep=;\nname;a;b\nx;flat\\p1_vis.png;flat\\p1_ir.png\ny;flat/p2_vis.png;\n")  # made on Windows
+    listed, short = read_manifest(table)
+    assert [file.parent.name for file in listed.files.values()] == ["flat", "flat"] and not listed.problem
+    assert "line 6: y has 1 of" in short.problem
     table.write_bytes(b"\xff\xfea")
     with pytest.raises(PairingError, match=r"table\.csv cannot be read"):
         read_manifest(table)
@@ -258,8 +262,8 @@ def test_patterns_manifests_and_stacks(tmp_path: Path) -> None:
     (tmp_path / "b.JFIF").touch()  # as browsers save JPEG
     assert is_image(tmp_path / "b.JFIF")
     (tmp_path / "ö 1.png").touch()
-    table.with_suffix(".txt").write_text("# list\r\nö 1.png\r\n", encoding="utf-16", newline="")
-    assert list_images(str(table.with_suffix(".txt"))) == [tmp_path / "ö 1.png"]
+    table.with_suffix(".txt").write_text("# list\r\nö 1.png\r\nflat\\p1_ir.png", encoding="utf-16", newline="")
+    assert list_images(str(table.with_suffix(".txt"))) == [tmp_path / "ö 1.png", tmp_path / "flat" / "p1_ir.png"]
     with pytest.raises(PairingError, match=r"^manifest: .*nope\.csv: cannot be read"):
         read_manifest(tmp_path / "nope.csv")
     table.write_text(f"name,a,b\n\nx,flat/p1_vis.png,\n,,\ny,{one}\n,,\n")  # as Excel ends a table

@@ -217,8 +217,9 @@ def cuts(names: Sequence[str], scope: Scope = "path") -> list[Cut]:
     for a in range(min(start, least - 1) + 1):
         for b in range(min(end, least - 1 - a) + 1):
             joint = (0 < a < start and not one[a].isalnum()) or (0 < b < end and not one[-1 - b].isalnum())
-            if not joint:  # a mark between two parts goes with the part
-                found.append(Cut("".join(one[:a]), "".join(one[len(one) - b :]), scope))
+            cut = Cut("".join(one[:a]), "".join(one[len(one) - b :]), scope)
+            if not joint and cut.prefix.count("(") == cut.suffix.count(")"):  # a mark goes with the part beside it
+                found.append(cut)
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from datamodules.folders import Named, example_pattern, is_run, left_out, named_files, safe_names, video_map
 from datamodules.naming import by_table, folded, name_scenes
 from datamodules.picture import check_regular
-from datamodules.readers.medical import is_medical
+from datamodules.readers.medical import is_medical, is_mixed
 from datamodules.readers.pixels import located, table_of
 from datamodules.readers.source import Probes, frame_count, is_source, medical_grid, real, stem
 from datamodules.readers.thermal import both_from_one
@@ -94,9 +94,11 @@ def find_pairs(sources: Mapping[str, str], tell: Tell = silent) -> list[Pair]:
         twin = next((m for m, p in paths.items() if m != modality and real(p) == real(path)), None)
         if twin and (is_medical(path) or not path.is_dir()) and not both_from_one(path, modality, twin):
             raise PairingError(f"sources.{modality} and sources.{twin} are the same: {path}")
-    many = [_is_pattern(path) or path.is_dir() or path.suffix == ".txt" for path in paths.values()]
+    many = [_is_pattern(path) or path.is_dir() or path.suffix.lower() == ".txt" for path in paths.values()]
     if all(is_medical(path) or not several for path, several in zip(paths.values(), many, strict=True)):
         return [Pair(stem(next(iter(paths.values()))), paths)]
+    if any(map(is_medical, paths.values())) and (mixed := next(filter(is_mixed, paths.values()), None)):
+        raise PairingError(f"{mixed}: holds more than one DICOM series, echo or phase; give a folder for each")
     if not all(many):
         told = "sources: give a folder for every modality or a file for every modality, not both"
         raise PairingError(f"{told}; of a video and a folder of frames, make the video a folder too")

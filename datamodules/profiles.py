@@ -9,12 +9,13 @@ from datamodules.picture import Picture
 
 
 def in_profile_of(picture: Picture, reference: Picture) -> tuple[np.ndarray, str]:
-    """The pixels of a colour picture in the reference's ICC profile, and a note if they cannot be brought there.
+    """The pixels of a colour picture in the profile that a result in colour has, and a note if they were not in it.
 
-    A picture without a profile is taken for sRGB, as the web does. Grey pictures are left.
+    That is the reference's ICC profile for RGB. Without one, pictures and results are taken for sRGB, as the web does.
+    Grey pictures are left.
     """
-    ours, theirs = picture.metadata.icc, reference.metadata.icc
-    if ours == theirs or picture.pixels.ndim == 2 or reference.pixels.ndim == 2:
+    ours, theirs = (one.metadata.icc if one.metadata.icc[16:20] == b"RGB " else b"" for one in (picture, reference))
+    if ours == theirs or picture.pixels.ndim == 2:
         return picture.pixels, ""
     if picture.pixels.dtype != np.uint8:
         return picture.pixels, "its colour profile is another, and only 8-bit colours are converted"
@@ -26,4 +27,4 @@ def in_profile_of(picture: Picture, reference: Picture) -> tuple[np.ndarray, str
         image = ImageCms.profileToProfile(Image.fromarray(picture.pixels), source, target, outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, TypeError) as error:
         return picture.pixels, f"its colour profile was not converted ({error})"
-    return np.asarray(image), "converted to the reference's colour profile"
+    return np.asarray(image), "converted to the reference's colour profile" if theirs else "converted to sRGB"

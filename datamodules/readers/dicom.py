@@ -41,11 +41,20 @@ def _dataset(path: Path, **options: Any) -> Any:
     """A file, whose deflated part is measured before it is unpacked."""
     import pydicom
     from pydicom.filereader import read_file_meta_info
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-    meta: Any = read_file_meta_info(path)
+    with path.open("rb") as file:
+        told = file.read(132)[128:] == b"DICM"
+    meta: Any = read_file_meta_info(path) if told else {}  # files from before 1998 have none
     if meta.get("TransferSyntaxUID") == DEFLATED:
         check_claim(path, _unpacked_size(path, 144 + meta.FileMetaInformationGroupLength))
-    return pydicom.dcmread(path, **options)
+    data: Any = pydicom.dcmread(path, force=True, **options)
+    if "Rows" not in data:
+        raise ImageError(f"{path}: not a DICOM image")
+    implicit, little = data.original_encoding
+    plain = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+    data.file_meta.TransferSyntaxUID = meta.get("TransferSyntaxUID", ImplicitVRLittleEndian if implicit else plain)
+    return data
 
 
 def _unpacked_size(path: Path, start: int) -> int:

@@ -74,6 +74,18 @@ def _slices(folder: Path) -> tuple[Path, ...]:
         return ()
 
 
+def is_mixed(folder: Path) -> bool:
+    """Whether a folder holds DICOM slices that tell where they lie, but not those of one series."""
+    if not folder.is_dir() or is_medical(folder):
+        return False
+    try:
+        with one_line(folder, "DICOM folder"):
+            found = [dicom.header(path) for path in folder.iterdir() if kind(path) == "dicom"]
+            return len(found) > 1 and any(grid for one in found for grid in dicom.grids(one))
+    except ImageError:  # each file tells what is wrong with it
+        return False
+
+
 @lru_cache(maxsize=256)
 def _series(folder: Path, version: tuple[int, int, int]) -> tuple[Path, ...]:
     kinds = {path: kind(path) for path in sorted(folder.iterdir()) if not path.is_dir()}

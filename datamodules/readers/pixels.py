@@ -61,16 +61,24 @@ def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
     return kept
 
 
-def text_of(path: Path, errors: str = "strict") -> io.StringIO:
+def text_of(path: Path) -> io.StringIO:
     """The text of a file in UTF-8, or in UTF-16 with its mark, as Excel's "Unicode text" is; a UnicodeError else."""
     content = path.read_bytes()
     wide = content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE)
-    return io.StringIO(content.decode("utf-16" if wide else "utf-8-sig", errors), newline="")
+    return io.StringIO(content.decode("utf-16" if wide else "utf-8-sig"), newline="")
 
 
 def table_of(path: Path) -> csv.DictReader:
-    """The rows of a table that is parted by commas, semicolons or tabs; Excel's line ``sep=;`` is left out."""
-    file = text_of(path, "surrogateescape")
+    """The rows of a table that is parted by commas, semicolons or tabs; Excel's line ``sep=;`` is left out.
+
+    A table that is not in UTF-8 is taken for Windows-1252, as Excel saves CSV.
+    """
+    try:
+        file = text_of(path)
+    except UnicodeDecodeError as error:
+        if error.encoding != "utf-8":
+            raise
+        file = io.StringIO(path.read_bytes().decode("cp1252", "replace"), newline="")
     lines = file.getvalue().splitlines()
     before = list(takewhile(re.compile(r"(sep=.)?\s*$", re.IGNORECASE).match, lines))
     first = "".join(lines[len(before) :][:1])
@@ -81,9 +89,10 @@ def table_of(path: Path) -> csv.DictReader:
 
 
 def located(listing: Path, name: str) -> Path:
-    """The file that a list names, from the list's folder; separators may be those of Windows."""
-    path = listing.parent / name
-    return path if "\\" not in name or path.exists() else listing.parent / name.replace("\\", "/")
+    """The file that a list names, from the list's folder; separators and letters may be those of Windows."""
+    names = name, name.replace("\\", "/"), os.fsdecode(name.encode("cp1252", "replace"))
+    paths = [listing.parent / one for one in names]
+    return next((path for path in paths if path.exists()), paths[1])
 
 
 def image_size(path: Path) -> tuple[int, int]:

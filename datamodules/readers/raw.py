@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ from dig2dig.errors import ImageError
 RAW_SUFFIXES = {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".rw2", ".orf"}
 SUFFIXES = {*RAW_SUFFIXES, ".heic", ".heif", ".avif", ".jxl", ".exr", ".hdr", ".pfm", ".pgm", ".ppm", ".jp2"}
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
-STARTS = {"jxl": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"), "exr": (b"v/1\x01",), "hdr": (b"#?RADIANCE", b"#?RGBE")}
+STARTS = {
+    "jxl": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"),
+    "exr": (b"v/1\x01",),
+    "hdr": (b"#?RADIANCE", b"#?RGBE"),
+    "pfm": (b"PF\n", b"PF ", b"PF\r"),
+}
 _STDERR = threading.Lock()  # held while the process has no stderr
 
 Decoded = tuple[np.ndarray, np.ndarray | None, Metadata]  # pixels, alpha where there is one, metadata
@@ -193,6 +199,18 @@ def _open_hdr(content: bytes) -> Opened:
     return int(line[1]), int(line[3]), decode
 
 
+def _open_pfm(content: bytes) -> Opened:
+    """Colours of Portable FloatMap, lowest row first; Pillow reads the grey ones."""
+    _, width, height, scale, *_ = content[:256].split(None, 4)
+    shape, kind = (int(height), int(width), 3), "<f4" if float(scale) < 0 else ">f4"
+
+    def decode() -> Decoded:
+        pixels = np.frombuffer(content, kind, offset=len(content) - 4 * prod(shape)).reshape(shape)
+        return pixels[::-1].astype(np.float32), None, Metadata()
+
+    return shape[0], shape[1], decode
+
+
 def split(pixels: np.ndarray, multiplied: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
     """Grey or RGB, and the alpha that stands behind; colours that were ``multiplied`` by alpha are as before."""
     pixels = pixels.astype(np.float32) if pixels.dtype == np.float16 else pixels
@@ -204,4 +222,4 @@ def split(pixels: np.ndarray, multiplied: bool = False) -> tuple[np.ndarray, np.
     return divided(colours, alpha) if multiplied else colours, alpha
 
 
-OPEN = dict(raw=_open_raw, heif=_open_heif, jxl=_open_jxl, exr=_open_exr, hdr=_open_hdr)
+OPEN = dict(raw=_open_raw, heif=_open_heif, jxl=_open_jxl, exr=_open_exr, hdr=_open_hdr, pfm=_open_pfm)

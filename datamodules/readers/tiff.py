@@ -13,14 +13,16 @@ from dig2dig.errors import ImageError
 
 STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)  # scale, tie points, transformation and reference system
+REDUCED, MASK = 1, 4  # pages that are a smaller copy of another, and its transparency
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is told in one line of ours
 
 
 def read_tiff(content: bytes, most: int) -> tuple[np.ndarray, np.ndarray | None, Metadata, list[str]]:
     """Upright pixels (h, w) or (h, w, 3), which of them are valid (None = all), metadata, and notes.
 
-    Alpha and GDAL's no-data value decide what is valid. More than ``most`` pixels, and photographs of a raw sensor, are
-    an ImageError, as are channels other than grey and RGB; of a damaged file tifffile raises what it likes.
+    Alpha, a page that is a mask, and GDAL's no-data value decide what is valid. More than ``most`` pixels, and
+    photographs of a raw sensor, are an ImageError, as are channels other than grey and RGB; of a damaged file tifffile
+    raises what it likes.
     """
     import tifffile
 
@@ -28,7 +30,12 @@ def read_tiff(content: bytes, most: int) -> tuple[np.ndarray, np.ndarray | None,
         page, orientation = _shown(file)
         refuse(page, most)
         pixels, valid, notes = _channels(page, _stored(page))
-        pages = sum(not _reduced(one) for one in file.pages)
+        masks = [one for one in file.pages if _subfile(one) & MASK]
+        for mask in masks:
+            if mask.shape == page.shape[:2] and not _subfile(mask) & REDUCED:
+                shown = np.asarray(mask.asarray()) > 0
+                valid = shown if valid is None else valid & shown
+        pages = sum(not _subfile(one) & (MASK | REDUCED) for one in file.pages)
         notes += [f"first of {pages} pages"] if pages > 1 else []
         if (empty := nodata(page)) is not None:
             valid, _ = without_data(pixels, valid, empty)
@@ -53,13 +60,13 @@ def tiff_size(file: BinaryIO) -> tuple[int, int]:
 
 def _shown(file: Any) -> tuple[Any, int]:
     """The first page that is no smaller copy of another, and its orientation."""
-    page = next((page for page in file.pages if not _reduced(page)), file.pages[0])
+    page = next((page for page in file.pages if not _subfile(page) & (MASK | REDUCED)), file.pages[0])
     return page, int(getattr(page.tags.get(274), "value", 1) or 1)
 
 
-def _reduced(page: Any) -> bool:
-    """Whether a page is a smaller copy of another."""
-    return bool(int(getattr(page, "subfiletype", 0) or 0) & 1)
+def _subfile(page: Any) -> int:
+    """What a page is to another, in bits: ``REDUCED``, ``MASK``."""
+    return int(getattr(page, "subfiletype", 0) or 0)
 
 
 def refuse(page: Any, most: int) -> None:

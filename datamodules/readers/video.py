@@ -16,6 +16,7 @@ from dig2dig.atomic import replacing
 from dig2dig.errors import ImageError
 
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
+GREY_16 = 0x10003159  # OpenCV's number for pixels of FFmpeg's gray16le, as thermal recordings have
 
 
 def is_video(path: Path) -> bool:
@@ -25,7 +26,22 @@ def is_video(path: Path) -> bool:
 
 def _capture(path: Path) -> cv2.VideoCapture:
     name: Any = os.fsencode(path.absolute())  # as text, a name that is not UTF-8 would end the process
-    return cv2.VideoCapture(name)
+    found = cv2.VideoCapture(name)
+    if found.get(cv2.CAP_PROP_CODEC_PIXEL_FORMAT) == GREY_16:
+        found.set(cv2.CAP_PROP_CONVERT_RGB, 0)  # which would keep the upper 8 bits
+    return found
+
+
+def _complete(path: Path) -> bool:
+    """Whether the boxes of an MP4 or MOV file end where the file does, so that none of it is cut off."""
+    place, end = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while place < end:
+            file.seek(place)
+            start = file.read(16)
+            length = int.from_bytes(start[:4])
+            place += max(8, int.from_bytes(start[8:]) if length == 1 else length or end - place)
+    return place == end
 
 
 class Video:
@@ -39,7 +55,13 @@ class Video:
         self.capture, self.next, self.broken = _capture(path), 0, sys.maxsize
         self.count = int(self.capture.get(cv2.CAP_PROP_FRAME_COUNT)) if self.capture.isOpened() else 0
         self.rate = float(self.capture.get(cv2.CAP_PROP_FPS)) or 25.0
-        if (kind := path.suffix.lower()) in {".mkv", ".webm", ".mpg", ".mpeg"}:  # their headers do not count frames
+        kind = path.suffix.lower()
+        counted = kind not in {".mkv", ".webm", ".mpg", ".mpeg"}  # their headers do not count frames
+        if kind in {".mp4", ".mov", ".m4v"}:  # where a film was trimmed, they count the frames that it hides too
+            self.capture.set(cv2.CAP_PROP_POS_FRAMES, self.count - 1)
+            counted = self.capture.grab() or not _complete(path)
+            self.capture = _capture(path)
+        if not counted:
             times = [self.capture.get(cv2.CAP_PROP_POS_MSEC) for _ in iter(self.capture.grab, False)]
             self.capture, self.count = _capture(path), len(times)
             last = max(times[1:], default=0.0) if kind in {".mkv", ".webm"} else 0.0  # milliseconds
@@ -50,11 +72,11 @@ class Video:
     @cached_property
     def size(self) -> tuple[int, int]:
         """(height, width) of the first frame, and so of all."""
-        height, width, _ = self.read(0).shape
+        height, width = self.read(0).shape[:2]
         return height, width
 
     def read(self, index: int) -> np.ndarray:
-        """Frame ``index``, 8-bit RGB."""
+        """Frame ``index``, RGB of 8 bits, (h, w, 3), or grey of 16, (h, w)."""
         with self.lock:
             if index < self.next:
                 self.capture, self.next = _capture(self.path), 0
@@ -66,7 +88,7 @@ class Video:
             self.next += 1
         if not done or frame is None:
             raise ImageError(f"{self.path}: frame {index} of {self.count} cannot be read; the video is cut or damaged")
-        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        return frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
 
 @lru_cache(maxsize=8)  # each frame asks again

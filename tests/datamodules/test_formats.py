@@ -169,6 +169,10 @@ def test_linear_light_stays_in_floating_point(tmp_path: Path) -> None:
     shared = read_picture(put(tmp_path, "a.hdr", content))
     assert shared.pixels.dtype == np.float32 and image_size(tmp_path / "a.hdr") == (40, 56)
     assert abs(shared.pixels - light).max() <= light.max() / 100
+    for scale, kind in ((b"-1.0", "<f4"), (b"1.0", ">f4")):
+        content = b"PF\n56 40\n" + scale + b"\n" + light[::-1].astype(kind).tobytes()
+        np.testing.assert_array_equal(read_picture(put(tmp_path, "a.pfm", content)).pixels, light)
+    assert image_size(tmp_path / "a.pfm") == (40, 56)
 
 
 def test_channels_that_are_no_picture_are_named(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from datamodules.pairing import expand, find_pairs
 from datamodules.pairs import Failure, Reading, Sample, read_pair
 from datamodules.readers import medical
 from datamodules.readers.source import read_source
-from dig2dig.errors import ImageError
+from dig2dig.errors import ImageError, PairingError
 from tests.conftest import ROOT
 from tests.scans import dicom, nifti, pair_of, places_of, ramp, ramp_dicom, scaled, turned
 
@@ -155,6 +155,30 @@ def test_dicom_and_nifti_share_the_patient_axes(tmp_path: Path) -> None:
     picture = medical.read_slice(mri, 2, ("CT", tmp_path / "ct"))
     assert picture.valid is None or picture.valid[1:, 1:].all()
     np.testing.assert_allclose(picture.pixels[1:-1, 1:-1], ramp(places_of(tmp_path / "ct", 2))[1:-1, 1:-1], atol=0.5)
+
+
+def test_a_file_without_a_header_of_dicom_is_read(tmp_path: Path) -> None:
+    """As archives from before 1998 export."""
+    whole = ramp_dicom(tmp_path / "a.dcm", 7)
+    wanted = medical.read_slice(whole, 0).pixels
+    content = whole.read_bytes()
+    start = 144 + int.from_bytes(content[140:144], "little")  # behind the preamble and the group of the header
+    (tmp_path / "b.dcm").write_bytes(content[start:])
+    np.testing.assert_array_equal(medical.read_slice(tmp_path / "b.dcm", 0).pixels, wanted)
+    (tmp_path / "c.dcm").write_bytes(b"a text that is no scan" * 20)
+    with pytest.raises(ImageError, match=r"c\.dcm: not a DICOM image"):
+        medical.read_slice(tmp_path / "c.dcm", 0)
+
+
+def test_a_folder_of_two_echoes_is_not_paired_by_names(tmp_path: Path) -> None:
+    for z in range(3):
+        ramp_dicom(tmp_path / "ct" / f"{z}.dcm", z)
+        for echo in range(2):
+            ramp_dicom(tmp_path / "mr" / f"{2 * z + echo}.dcm", z, Modality="MR", EchoTime=10 + 70 * echo)
+    with pytest.raises(
+        PairingError, match=r"mr: holds more than one DICOM series, echo or phase; give a folder for each"
+    ):
+        find_pairs({"CT": str(tmp_path / "ct"), "MRI": str(tmp_path / "mr")})
 
 
 def test_nan_was_not_measured(tmp_path: Path) -> None:

@@ -255,6 +255,13 @@ def test_the_pattern_to_give_pairs(tmp_path: Path) -> None:
     assert files == {"001": ("v/cat_001.png", "i/dog_001.png")}
 
 
+def test_numbers_in_brackets_are_whole(tmp_path: Path) -> None:
+    """As Windows' Explorer numbers files."""
+    make(tmp_path, [f"{side[0]}/{side} ({n}).png" for side in ("visible", "thermal") for n in (1, 2)])
+    files, _ = pair(tmp_path, {"visible": "v", "infrared": "t"})
+    assert set(files) <= {"1", "2", "(1)", "(2)"} and len(files) == 2
+
+
 def test_flir_v2_pairs_by_its_table(tmp_path: Path) -> None:
     table = {f"video-Bz-frame-{n}-S{n}R.jpg": f"video-5R-frame-{n}-h{n}x.jpg" for n in (10, 11)}
     rows = {Path(a).stem: (f"video_rgb_test/data/{a}", f"video_thermal_test/data/{b}") for a, b in table.items()}

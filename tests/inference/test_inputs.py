@@ -204,6 +204,14 @@ def test_alpha_and_orientation(tmp_path: Path) -> None:
     assert read.note == "20.8 % of the pixels are transparent or no data"
     assert read.valid is not None and not read.valid[:5].any() and read.valid[5:].all()
     np.testing.assert_array_equal(read.pixels, rgba[..., :3])
+    with tifffile.TiffWriter(tmp_path / "mask.tif") as file:  # as GDAL writes an internal mask, with its overview
+        file.write(rgba[..., :3], photometric="rgb", subfiletype=0)
+        file.write(rgba[::2, ::2, :3], photometric="rgb", subfiletype=1)
+        file.write(rgba[..., 3] > 0, photometric="mask", subfiletype=4)
+        file.write(rgba[::2, ::2, 3] > 0, photometric="mask", subfiletype=5)
+    masked = read_picture(tmp_path / "mask.tif")
+    assert masked.note == read.note and masked.valid is not None
+    np.testing.assert_array_equal(masked.valid, read.valid)
     turned = Image.Exif()
     turned[274] = 8
     tall = picture(2, height=30)
@@ -246,6 +254,8 @@ def test_patterns_manifests_and_stacks(tmp_path: Path) -> None:
             "name,a,b\r\nx,ö 1.png,2.png\r\n".replace(",", mark).encode(coding)
         )  # as Excel saves CSV where commas are decimal, and "Unicode text"
         assert read_manifest(table)[0].files == {"a": tmp_path / "ö 1.png", "b": tmp_path / "2.png"}
+    table.write_bytes("name,a,b\r\ny,ö 1.png,ü.png\r\n".encode("cp1252"))  # Excel's plain CSV
+    assert read_manifest(table)[0].files == {"a": tmp_path / "ö 1.png", "b": tmp_path / "ü.png"}
     table.write_text("Name, a ,b \nx ,flat/p1_vis.png ,flat/p1_ir.png\n")  # typed by hand
     (typed,) = read_manifest(table)
     assert typed.name == "x" and [file.name for file in typed.files.values()] == ["p1_vis.png", "p1_ir.png"]
@@ -261,6 +271,10 @@ def test_patterns_manifests_and_stacks(tmp_path: Path) -> None:
         list_images(str(table.with_suffix(".txt")))
     (tmp_path / "b.JFIF").touch()  # as browsers save JPEG
     assert is_image(tmp_path / "b.JFIF")
+    (tmp_path / "V.TXT").write_text("flat/p1_vis.png")
+    (tmp_path / "i.txt").write_text("flat/p1_ir.png")
+    (listed,) = find_pairs({"visible": str(tmp_path / "V.TXT"), "infrared": str(tmp_path / "i.txt")})
+    assert listed.files["visible"] == tmp_path / "flat" / "p1_vis.png"
     (tmp_path / "ö 1.png").touch()
     table.with_suffix(".txt").write_text("# list\r\nö 1.png\r\nflat\\p1_ir.png", encoding="utf-16", newline="")
     assert list_images(str(table.with_suffix(".txt"))) == [tmp_path / "ö 1.png", tmp_path / "flat" / "p1_ir.png"]

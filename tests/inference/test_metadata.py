@@ -141,8 +141,24 @@ def test_sources_come_into_the_profile_of_the_reference(tmp_path: Path) -> None:
         "b": photograph(tmp_path / "b.png", colours[..., [1, 0, 2]].copy(), icc_profile=bytes(swapped)),
     }
     sample = read_pair(Pair("x", files), Reading("mff"))
-    assert not isinstance(sample, Failure) and "b: converted to the reference's colour profile" in sample.note
+    assert not isinstance(sample, Failure) and "b: converted to sRGB" in sample.note
     assert 255 * (sample.sources[0] - sample.sources[1]).abs().max() < 2.5
+
+
+def test_wide_colours_beside_a_grey_reference_become_srgb(tmp_path: Path) -> None:
+    """The result in colour has no profile then, so it is taken for sRGB."""
+    colours = np.full((16, 16, 3), (200, 90, 40), np.uint8) + picture(1, 1, 16, 16)[..., None] // 8
+    wide = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = wide.replace(b"rXYZ", b"tmpX").replace(b"gXYZ", b"rXYZ").replace(b"tmpX", b"gXYZ")
+    swapped = swapped.replace(b"rTRC", b"tmpX").replace(b"gTRC", b"rTRC").replace(b"tmpX", b"gTRC")
+    files = {
+        "visible": photograph(tmp_path / "a.png", colours[..., [1, 0, 2]].copy(), icc_profile=swapped),
+        "infrared": photograph(tmp_path / "b.png", picture(2, 1, 16, 16), icc_profile=icc(True)),
+    }
+    sample = read_pair(Pair("x", files), Reading("mff", reference="infrared"))
+    assert not isinstance(sample, Failure) and "visible: converted to sRGB" in sample.note
+    shown = sample.sources[list(sample.modalities).index("visible")]
+    assert 255 * (shown - torch.from_numpy(colours.copy()).permute(2, 0, 1) / 255).abs().max() < 2.5
 
 
 def test_maps_of_other_places_are_refused(tmp_path: Path) -> None:

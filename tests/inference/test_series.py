@@ -65,6 +65,43 @@ def test_frames_are_counted_where_the_header_does_not_tell(tmp_path: Path) -> No
     assert video.read(22).shape == (SIDE, 64, 3)
 
 
+def test_a_trimmed_film_has_the_frames_that_it_shows(tmp_path: Path) -> None:
+    """As phones trim films, without encoding them anew. One that is cut off counts all, and tells what is lost."""
+    frames.write_video(tmp_path / "a.mp4", [np.full((SIDE, 64), 10 * i, np.uint8) for i in range(20)], 10.0)
+    whole = (tmp_path / "a.mp4").read_bytes()
+    edit = whole.index(b"elst") + 12  # how long what is shown lasts, and where it starts, in their units
+    lasts, starts = (1500).to_bytes(4), (5 * 1024).to_bytes(4)
+    (tmp_path / "b.mp4").write_bytes(whole[:edit] + lasts + starts + whole[edit + 8 :])
+    trimmed = frames.opened(tmp_path / "b.mp4")
+    assert trimmed.count == 15 and [round(trimmed.read(i).mean() / 10) for i in (0, 14)] == [5, 19]
+    table = whole.index(b"moov") - 4
+    moved, place = whole[table:], whole.index(b"mdat") - 4  # a film whose end is lost needs its table in front
+    offsets = whole.index(b"stco") + 12 - table
+    first = int.from_bytes(moved[offsets : offsets + 4]) + len(moved)
+    moved = moved[:offsets] + first.to_bytes(4) + moved[offsets + 4 :]
+    (tmp_path / "c.mp4").write_bytes(whole[:place] + moved + whole[place : table - 200])
+    assert frames.opened(tmp_path / "c.mp4").count == 20
+    with pytest.raises(ImageError, match="cut or damaged"):
+        frames.opened(tmp_path / "c.mp4").read(19)
+
+
+def test_grey_films_of_16_bits_keep_them(tmp_path: Path) -> None:
+    """As thermal cameras record."""
+    counts = [(20000 + picture(i, height=SIDE, width=64).astype(np.uint16)) for i in range(3)]
+    form = [cv2.VIDEOWRITER_PROP_DEPTH, cv2.CV_16U, cv2.VIDEOWRITER_PROP_IS_COLOR, 0]
+    writer = cv2.VideoWriter(
+        str(tmp_path / "b.avi"), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"FFV1"), 12.5, (64, SIDE), form
+    )
+    for frame in counts:
+        writer.write(frame)
+    writer.release()
+    np.testing.assert_array_equal(frames.opened(tmp_path / "b.avi").read(1), counts[1])
+    film(tmp_path / "a.mp4", 1, count=3)
+    fused = [f"sources.{side}={tmp_path / name}" for side, name in (("visible", "a.mp4"), ("infrared", "b.avi"))]
+    assert run(tmp_path, *fused) == 0
+    assert all(row["note"].startswith("infrared: values 200") for row in rows(tmp_path / "out").values())
+
+
 def test_videos_are_read_in_any_order_and_written(tmp_path: Path) -> None:
     made = film(tmp_path / "a.mp4", 1)
     assert frames.opened(tmp_path / "a.mp4").count == 5
@@ -225,7 +262,7 @@ def test_dicom_has_hounsfield_units(tmp_path: Path) -> None:
     assert run(tmp_path, "range.ct=-1000-1000", sides=("ct", "mri")) == 0
     assert "ct: values -1000 to 1000 are black to white" in rows(tmp_path / "out")["a"]["note"]
     (tmp_path / "ct" / "a.dcm").write_bytes(b"no dicom")
-    with pytest.raises(ImageError, match="damaged DICOM"):
+    with pytest.raises(ImageError, match="not a DICOM image"):
         medical.slice_count(tmp_path / "ct" / "a.dcm")
 
 

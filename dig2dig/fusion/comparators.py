@@ -4,6 +4,7 @@ Every classical fusion is a pure function on ``sources`` (b, k, c, h, w) in [0, 
 unless it says so.
 """
 
+import math
 from collections.abc import Callable
 
 import pywt
@@ -13,7 +14,7 @@ from torch.nn.functional import conv2d, pad
 
 from dig2dig.color import luminance
 from dig2dig.config import DigConfig, GuidanceConfig, ResearchConfig, SamplerConfig
-from dig2dig.fusion.resample import box, guided_filter, resample, smooth
+from dig2dig.fusion.resample import box, guided_filter
 from dig2dig.metrics.objectives import mertens
 from dig2dig.shapes import Image, Sources
 
@@ -23,10 +24,19 @@ def mean(sources: Sources) -> Image:
     return sources.mean(1)
 
 
-def _blur(images: Tensor) -> Tensor:
-    kernel = images.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
-    flat = pad(images.flatten(0, -3)[:, None], (2, 2, 2, 2), mode="replicate")
-    return conv2d(conv2d(flat, kernel.view(1, 1, 1, 5)), kernel.view(1, 1, 5, 1))[:, 0].view(images.shape)
+def _filtered(images: Tensor, *taps: float) -> Tensor:
+    """Images (..., h, w) filtered with a window of these taps, from its middle outwards, in both directions."""
+    kernel = images.new_tensor([*taps[:0:-1], *taps])
+    kernel, radius = kernel / kernel.sum(), len(taps) - 1
+    flat = pad(images.flatten(0, -3)[:, None], [radius] * 4, mode="reflect")
+    return conv2d(conv2d(flat, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))[:, 0].view(images.shape)
+
+
+def _expanded(images: Tensor, like: Tensor) -> Tensor:
+    """Images on the grid of the finer level, by Burt's filter."""
+    spread = torch.zeros_like(like)
+    spread[..., ::2, ::2] = images
+    return 4 * _filtered(spread, 6, 4, 1)
 
 
 def _choose_largest(bands: Tensor) -> Tensor:
@@ -41,12 +51,12 @@ def laplacian(sources: Sources, levels: int = 5) -> Image:
     """
     bands, level = [], sources
     while len(bands) < levels and min(level.shape[-2:]) >= 4:
-        smaller = _blur(level)[..., ::2, ::2]
-        bands.append(level - resample(smaller, *level.shape[-2:]))
+        smaller = _filtered(level, 6, 4, 1)[..., ::2, ::2]
+        bands.append(_choose_largest(level - _expanded(smaller, level)))
         level = smaller
     fused = level.mean(1)
     for band in reversed(bands):
-        fused = resample(fused, *band.shape[-2:]) + _choose_largest(band)
+        fused = _expanded(fused, band) + band
     return fused.clamp(0, 1)
 
 
@@ -73,7 +83,8 @@ def guided(sources: Sources) -> Image:
     grey = luminance(sources)
     flat = pad(grey.flatten(0, 1), (1, 1, 1, 1), mode="replicate")
     edge = conv2d(flat, flat.new_tensor([[[[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]]])).abs()
-    saliency = smooth(edge.unflatten(0, (b, k)), 5.0)
+    window = [math.exp(-(i**2) / 50) for i in range(6)]  # 11 × 11, standard deviation 5
+    saliency = _filtered(edge.unflatten(0, (b, k)), *window[: min(h, w)])
     winner = torch.zeros_like(saliency).scatter_(1, saliency.argmax(1, keepdim=True), 1.0).flatten(0, 1)
 
     def weights(radius: int, epsilon: float) -> Tensor:

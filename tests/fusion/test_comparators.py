@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -34,6 +35,28 @@ def test_focus_is_found_on_the_example(name: str) -> None:
     truth = crop_of("multi_focus", 150, 60, 128, "truth", mode="RGB")[:, 0]
     error = [float((image - truth).square().mean()) for image in (CLASSICAL[name](near_far), near_far.mean(1))]
     assert error[0] < 0.5 * error[1]
+
+
+@pytest.mark.parametrize("size", [(64, 80), (61, 77)])
+def test_laplacian_is_burts_pyramid(size: tuple[int, int]) -> None:
+    """As OpenCV reduces and expands; at the borders they continue images in other ways."""
+    sources = random_sources(2, 1, 2, 1, *size)
+    bands, rest = [], []
+    for image in sources[0, :, 0].numpy():
+        smaller = cv2.pyrDown(image)
+        rest.append(cv2.pyrUp(smaller, dstsize=size[::-1]))
+        bands.append(image - rest[-1])
+    fused = np.mean(rest, 0) + np.where(np.abs(bands[0]) >= np.abs(bands[1]), *bands)
+    found = baselines.laplacian(sources, levels=1)[0, 0].numpy()
+    np.testing.assert_allclose(found[4:-4, 4:-4], fused.clip(0, 1)[4:-4, 4:-4], atol=1e-6)
+
+
+def test_the_window_of_saliency_is_that_of_the_paper() -> None:
+    """11 × 11, standard deviation 5."""
+    image = random_sources(4, 1, 2, 1, 40, 50)
+    window = [float(np.exp(-(i**2) / 50)) for i in range(6)]
+    wanted = cv2.GaussianBlur(image[0, 0, 0].numpy(), (11, 11), 5, borderType=cv2.BORDER_REFLECT_101)
+    np.testing.assert_allclose(baselines._filtered(image, *window)[0, 0, 0].numpy(), wanted, atol=1e-6)
 
 
 def test_box_is_the_mean_of_what_lies_in_the_image() -> None:

@@ -36,7 +36,7 @@ def _expanded(images: Tensor, like: Tensor) -> Tensor:
     """Images on the grid of the finer level, by Burt's filter."""
     spread = torch.zeros_like(like)
     spread[..., ::2, ::2] = images
-    return 4 * _filtered(spread, 6, 4, 1)
+    return 4 * _filtered(spread, 6.0, 4.0, 1.0)
 
 
 def _choose_largest(bands: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def laplacian(sources: Sources, levels: int = 5) -> Image:
     """
     bands, level = [], sources
     while len(bands) < levels and min(level.shape[-2:]) >= 4:
-        smaller = _filtered(level, 6, 4, 1)[..., ::2, ::2]
+        smaller = _filtered(level, 6.0, 4.0, 1.0)[..., ::2, ::2]
         bands.append(_choose_largest(level - _expanded(smaller, level)))
         level = smaller
     fused = level.mean(1)

@@ -83,7 +83,7 @@ def read_pair(pair: Pair, reading: Reading) -> Sample | Failure:
         images, valids, found = scaled(pair, pictures, reading)
         digests = {modality: picture.digest for modality, picture in pictures.items()}
         known = stated(pair, pictures, reference)
-        images, valids, moved = aligned(pair, images, valids, reference, reading, digests, known)
+        images, valids, moved = aligned(pair, images, valids, reference, reading, known)
         if reading.ghosts == "remove" and reading.task in STACKS:
             images, told = without_ghosts(images, valids, reading.reference, SLACK[reading.task])
             moved += told
@@ -234,7 +234,7 @@ def differing(pair: Pair, sizes: Mapping[str, tuple[int, ...]], reading: Reading
 
 
 def aligned(
-    pair: Pair, images: Images, valids: Valids, reference: str, reading: Reading, digests: dict[str, str], known: Images
+    pair: Pair, images: Images, valids: Valids, reference: str, reading: Reading, known: Images
 ) -> tuple[Images, Valids, list[str]]:
     """All sources in the reference's frame, which pixels are valid there, and notes; refuses what cannot be brought."""
     sizes = {modality: image.shape[:2] for modality, image in images.items()}
@@ -242,8 +242,7 @@ def aligned(
         raise ImageError(f"{pair.name}: {told}")
     moved, valid, notes = dict(images), dict(valids), list[str]()
     chained, bends = reading.task in STACKS, reading.task == "mef"
-    keys = digests if pair.frame is None else {m: f"{one} {pair.frame}" for m, one in digests.items()}  # one for a film
-    placing = Placing(images, valids, reference, reading.align, chained, bends, keys, known, reading.memory)
+    placing = Placing(images, valids, reference, reading.align, chained, bends, known, reading.memory)
     for modality in (modality for modality in images if modality != reference):
         two = [images[m] for m in (reference, modality)]
         empty = pair.series and reading.align in ("auto", "ecc", "phase") and any(one.min() == one.max() for one in two)

@@ -1,5 +1,6 @@
 """How each source of a scene comes into the reference's frame: resized, by a rig, registered, or along a stack."""
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,11 @@ from datamodules.rig import is_rig, keep, kept, read_rig
 from dig2dig.errors import AlignmentError
 
 
+def checksum(pixels: np.ndarray | None) -> str:
+    """Changes with the numbers in an array."""
+    return "-" if pixels is None else f"{zlib.crc32(np.ascontiguousarray(pixels).tobytes()):08x}"
+
+
 @dataclass(frozen=True)
 class Placing:
     """The sources of a scene, and how they come into the frame of one of them."""
@@ -25,7 +31,6 @@ class Placing:
     align: str  # none, resize, auto, ecc, phase, or the path of a rig
     chained: bool = False  # each registers to its neighbour in the order of the sources: focal planes, exposures
     bends: bool = False  # and is bent onto it: exposures; edges of focal planes move as they blur
-    digests: Mapping[str, str] | None = None  # of the files
     stated: Mapping[str, np.ndarray] = field(default_factory=dict)  # homographies that cameras state, by modality
     memory: str = ""  # file that keeps registrations from run to run
     links: dict[tuple[str, str], Registration] = field(default_factory=dict)  # found so far
@@ -104,15 +109,15 @@ class Placing:
     def _recalled(self, onto: str, modality: str) -> Registration:
         """One source on another, from memory if an earlier run has found it."""
         fixed, moving = self.images[onto], self.images[modality]
-        both = (onto, modality)  # one file of a thermal camera can be both
-        key = " ".join(("2", self.align, *both, *(self.digests[m] for m in both))) if self.digests else ""
-        if key and (row := kept(self.memory).get(key)):
+        gain = 0.15 * LEAST_GAIN if self.chained else LEAST_GAIN
+        start = self.stated.get(modality) if onto == self.reference else None
+        shaping = (checksum(one) for one in (fixed, moving, self.valids[modality], start)) if self.memory else ()
+        key = " ".join(("3", self.align, f"{gain:g}", *shaping))
+        if self.memory and (row := kept(self.memory).get(key)):
             matrix, motion = np.array(row["matrix"], float), str(row["motion"])
             image = laid(moving, matrix, motion, fixed.shape)
             return Registration(image, matrix, float(row["score"]), moving.shape[:2], motion, str(row["parallax"]))
-        gain = 0.15 * LEAST_GAIN if self.chained else LEAST_GAIN
-        start = self.stated.get(modality) if onto == self.reference else None
         found = register(fixed, moving, self.align, valid=self.valids[modality], gain=gain, start=start)
-        if key and self.memory:
+        if self.memory:
             keep(self.memory, key, found)
         return found

@@ -118,7 +118,7 @@ def reconstruct(
     factors = torch.tensor([_factor(sigma, reduce, min(h, w), grid) for sigma, grid in each])
     for factor in factors.unique().tolist():
         chosen = (factors == factor).nonzero()[:, 0]
-        small, small_noise = downsample(images, factor), downsample(noise, factor) * factor
+        small, small_noise = (downsample(pad(one, factor), factor) for one in (images, noise * factor))
         t = time_of_noise_level(denoiser.alpha_bar, sigmas[chosen] / factor) if factor > 1 else times[chosen]
         made = to_channels(_estimates(small, small_noise, t.to(sources.device), denoiser), c)
         for i, estimate in zip(chosen.tolist(), made.unflatten(0, (-1, b, k)), strict=True):

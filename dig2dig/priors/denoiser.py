@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from dig2dig.priors.schedule import amplitudes
-from dig2dig.priors.windows import Windows, in_windows
+from dig2dig.priors.windows import in_windows
 from dig2dig.shapes import Image, Timestep
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
@@ -136,7 +136,7 @@ class Denoiser(nn.Module):
         side = self.side(*x_t.shape[-2:])
         if x_t[:, 0].numel() <= self.pixels and max(x_t.shape[-2:]) <= side:
             return self.whole(x_t, t)
-        return in_windows(self.whole, x_t, t, Windows(side, OVERLAP, self.multiple, self.pixels))
+        return in_windows(self.whole, x_t, t, side, OVERLAP, self.multiple, self.pixels)
 
     @property
     def pixels(self) -> int:

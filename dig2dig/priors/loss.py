@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from dig2dig.priors.denoiser import Denoiser
-from dig2dig.priors.schedule import AlphaBar, add_noise, at, draw_noise, generators, noise_level, time_of_noise_level
+from dig2dig.priors.schedule import (
+    AlphaBar,
+    add_noise,
+    amplitudes,
+    draw_noise,
+    generators,
+    noise_level,
+    time_of_noise_level,
+)
 from dig2dig.shapes import Image, Timestep
 
 VALIDATION_SIGMAS = (15, 25, 50, 100)  # noise levels at which denoising is measured, in grey levels of 255
@@ -43,8 +51,8 @@ def diffusion_loss(denoiser: Denoiser, x0: Image, noise: Image, t: Timestep) -> 
     prediction = denoiser.outputs(x_t, t)
     target = noise if denoiser.prediction == "epsilon" else x0
     if denoiser.prediction == "v_prediction":
-        alpha_bar_t = at(denoiser.alpha_bar, t, x0)
-        target = alpha_bar_t.sqrt() * noise - (1 - alpha_bar_t).sqrt() * x0
+        image, level = amplitudes(denoiser.alpha_bar, t, x0)
+        target = image * noise - level * x0
     return (prediction - target).square().flatten(1).mean(1)
 
 
@@ -57,10 +65,10 @@ def loss_weight(kind: Literal["none", "min_snr"], gamma: float, denoiser: Denois
     for networks that predict the image, the noise or v. Small noise levels, whose predictions err most, no longer
     outweigh the others (Hang et al., "Efficient diffusion training via min-SNR weighting strategy", 2023).
     """
-    alpha_bar_t = at(denoiser.alpha_bar, t, t.float())
+    image, level = amplitudes(denoiser.alpha_bar, t, t.float())
     if kind == "none":
-        return torch.ones_like(alpha_bar_t)
-    snr = alpha_bar_t / (1 - alpha_bar_t)
+        return torch.ones_like(image)
+    snr = (image / level).square()
     unit = {"sample": torch.ones_like(snr), "epsilon": snr, "v_prediction": snr + 1}[denoiser.prediction]
     return snr.clamp(max=gamma) / unit
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -55,25 +54,26 @@ def window_shares(starts: list[int], side: int, length: int, overlap: int) -> Fl
     return shares / total[places]
 
 
-@dataclass(frozen=True)
-class Windows:
-    """How images are cut into windows."""
+def in_windows(
+    function: Callable[[Image, Timestep], Image],
+    x_t: Image,
+    t: Timestep,
+    side: int,
+    overlap: int,
+    multiple: int,
+    pixels: int,
+) -> Image:
+    """Applies a function to overlapping windows of images whose sides ``multiple`` divides, and blends the results.
 
-    side: int  # height and width of a window, at most
-    overlap: int  # pixels that neighbours share
-    multiple: int  # windows begin at multiples of this
-    pixels: int  # of all windows in one call, at most; a single window may have more
-
-
-def in_windows(function: Callable[[Image, Timestep], Image], x_t: Image, t: Timestep, windows: Windows) -> Image:
-    """Applies a function to overlapping windows of images whose sides ``multiple`` divides, and blends the results."""
-    w = windows
-    (tops, height), (lefts, width) = (window_starts(n, w.side, w.overlap, w.multiple) for n in x_t.shape[-2:])
-    rows = window_shares(tops, height, x_t.shape[-2], w.overlap).to(x_t)
-    columns = window_shares(lefts, width, x_t.shape[-1], w.overlap).to(x_t)
+    Windows are at most ``side`` high and wide; those of one call have at most ``pixels``, unless one alone has more.
+    """
+    overlap = min(overlap, side // 2)
+    (tops, height), (lefts, width) = (window_starts(n, side, overlap, multiple) for n in x_t.shape[-2:])
+    rows = window_shares(tops, height, x_t.shape[-2], overlap).to(x_t)
+    columns = window_shares(lefts, width, x_t.shape[-1], overlap).to(x_t)
     result = torch.zeros_like(x_t)
     places = list(product(range(len(x_t)), range(len(tops)), range(len(lefts))))
-    per_call = max(1, w.pixels // (height * width))
+    per_call = max(1, pixels // (height * width))
     for first in range(0, len(places), per_call):
         part = places[first : first + per_call]
         views = [_window(x_t[i], tops[y], lefts[x], height, width) for i, y, x in part]

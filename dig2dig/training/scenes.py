@@ -4,6 +4,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +119,8 @@ def cached(scenes: Iterable[Scene], config: TrainConfig, denoiser: Denoiser, fol
     """
     files, live = list[Path](), config.learns_prior
     adapter = file_sha256(adapter_file(config.adapter)) if config.adapter else ""
-    settings = f"{config.seed}/{config.prior_sha256}/{adapter}/{config.fusion.task}/{config.fusion.sampler}/{live}"
+    shaping = (version("dig2dig"), config.seed, config.prior_sha256, adapter, config.fusion.task, config.fusion.sampler)
+    settings = "/".join(map(str, (*shaping, live)))
     device = next(iter(denoiser.parameters())).device
     for scene in tqdm([*scenes], desc="gains", unit="scene"):
         try:

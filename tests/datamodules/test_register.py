@@ -285,8 +285,8 @@ def test_stacks_register_along_their_order() -> None:
 
 def test_registrations_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     near, far = focal()
-    images, digests = {"a": near, "b": seen_as(far, shift(6, 0))}, {"a": "1", "b": "2"}
-    placing = Placing(images, dict.fromkeys(images), "a", "auto", digests=digests, memory=str(tmp_path / "align.json"))
+    images = {"a": near, "b": seen_as(far, shift(6, 0))}
+    placing = Placing(images, dict.fromkeys(images), "a", "auto", memory=str(tmp_path / "align.json"))
     first = placing.registration("b")
     monkeypatch.setattr("datamodules.placing.register", None)  # it is not called again
     again = replace(placing, links={}).registration("b")
@@ -301,6 +301,12 @@ def test_registrations_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.undo()
     assert str(replace(placing, links={}).registration("b")) == str(first)
     assert json.loads((tmp_path / "align.json").read_text().splitlines()[-1])
+    count = len((tmp_path / "align.json").read_text().splitlines())
+    covered = {"a": None, "b": np.ones(images["b"].shape[:2], bool)}
+    for other in (replace(placing, chained=True, links={}), replace(placing, valids=covered, links={})):
+        other.registration("b")  # what shapes it in another way is another registration
+        count += 1
+        assert len((tmp_path / "align.json").read_text().splitlines()) == count
 
 
 def test_a_long_film_keeps_each_registration_without_writing_the_others_again(tmp_path: Path) -> None:
@@ -319,8 +325,8 @@ def test_a_long_film_keeps_each_registration_without_writing_the_others_again(tm
 
 def test_the_ways_between_two_pictures_of_one_file_are_kept_apart(tmp_path: Path) -> None:
     near, far = focal()
-    images, digests = {"a": near, "b": seen_as(far, shift(6, 0))}, {"a": "one file", "b": "one file"}
-    given = {"align": "auto", "digests": digests, "memory": str(tmp_path / "align.json")}
+    images = {"a": near, "b": seen_as(far, shift(6, 0))}
+    given = {"align": "auto", "memory": str(tmp_path / "align.json")}
     there = Placing(images, dict.fromkeys(images), "a", **given).registration("b")
     back = Placing(images, dict.fromkeys(images), "b", **given).registration("a")
     assert error(there.matrix, shift(6, 0), near.shape) < 0.5 and error(back.matrix, shift(-6, 0), near.shape) < 0.5

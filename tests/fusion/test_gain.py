@@ -9,7 +9,7 @@ from dig2dig.fusion.noise import denoise
 from dig2dig.fusion.resample import coarseness, downsample, resample, smooth
 from dig2dig.fusion.weight import fusion_weight
 from dig2dig.priors.denoiser import Denoiser
-from dig2dig.priors.schedule import add_noise, at, noise_level, time_grid
+from dig2dig.priors.schedule import add_noise, amplitudes, at, noise_level, time_grid
 from tests.gaussian import GaussianDenoiser
 from tests.pictures import crop_of
 
@@ -84,6 +84,20 @@ def test_weights_from_small_images_are_near_those_of_whole_ones(bundled: Denoise
     handle.remove()
     assert cost[1] < cost[0] / 15
     assert float(torch.corrcoef(torch.stack(found))[0, 1]) > 0.7
+
+
+@pytest.mark.parametrize("side", [255, 256, 257])
+def test_smaller_images_have_the_noise_of_their_level(gaussian: GaussianDenoiser, monkeypatch, side: int) -> None:
+    """Also where the factor does not divide their side."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    outputs = GaussianDenoiser.outputs
+    monkeypatch.setattr(GaussianDenoiser, "outputs", lambda self, x, t: seen.append((x, t)) or outputs(self, x, t))
+    noise = torch.randn(1, 1, side, side, generator=torch.Generator().manual_seed(1))
+    reconstruct(torch.zeros(1, 2, 1, side, side), noise, torch.tensor([900]), gaussian, reduce=0.1)
+    ((x_t, t),) = seen
+    assert x_t.shape[-1] == -(-side // 4) and 0 < int(t[0]) < 900
+    level = float(x_t.std()) / float(amplitudes(gaussian.alpha_bar, t[:1], noise)[1])
+    assert level == pytest.approx(1.0, abs=0.05)
 
 
 def test_static_weights_run_no_network(gaussian: GaussianDenoiser, monkeypatch) -> None:

@@ -14,7 +14,7 @@ from dig2dig.priors.load import load_prior
 from dig2dig.priors.lora import add_adapter
 from dig2dig.priors.loss import denoising_psnr, diffusion_loss, draw_times, loss_weight, psnr_by_noise
 from dig2dig.priors.schedule import add_noise, alpha_bar, noise_level, time_grid, time_of_noise_level
-from dig2dig.priors.windows import Windows, in_windows, window_shares, window_starts
+from dig2dig.priors.windows import in_windows, window_shares, window_starts
 from tests.gaussian import GaussianDenoiser
 
 ALPHA_BAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
@@ -113,7 +113,7 @@ def test_windows_blend_by_their_shares_on_both_axes() -> None:
         lambda x, t: torch.full_like(x, float(next(number))),
         torch.zeros(1, 1, 24, 24),
         torch.tensor([0]),
-        Windows(16, 8, 1, 16 * 16),
+        *(16, 8, 1, 16 * 16),
     )[0, 0]
     a, b = window_shares([0, 8], 16, 24, 8)
     left, right = torch.cat([a, torch.zeros(8)]), torch.cat([torch.zeros(8), b])

@@ -10,7 +10,7 @@ from dig2dig.config import DigConfig, GuidanceConfig, SamplerConfig
 from dig2dig.fusion.sampler import fuse
 from dig2dig.priors.denoiser import Denoiser, Layout
 from dig2dig.priors.schedule import add_noise
-from dig2dig.priors.windows import Windows, in_windows, pad, window_shares, window_starts
+from dig2dig.priors.windows import in_windows, pad, window_shares, window_starts
 from tests.pictures import crop_of
 
 
@@ -47,9 +47,17 @@ def test_a_function_of_pixels_is_the_same_in_windows() -> None:
         calls.append(x.shape)
         return x * t.view(-1, 1, 1, 1)
 
-    windowed = in_windows(function, x_t, t, Windows(side=32, overlap=8, multiple=8, pixels=3 * 32 * 32))
+    windowed = in_windows(function, x_t, t, side=32, overlap=8, multiple=8, pixels=3 * 32 * 32)
     torch.testing.assert_close(windowed, x_t * t.view(-1, 1, 1, 1), rtol=1e-5, atol=1e-6)
     assert all(shape[0] * shape[2] * shape[3] <= 3 * 32 * 32 for shape in calls)
+
+
+def test_small_windows_blend_without_a_seam() -> None:
+    """Half of a window is shared at most, also where more is asked for."""
+    number = iter(range(10))
+    made = in_windows(lambda x, t: torch.full_like(x, float(next(number))), torch.zeros(1, 1, 32, 80),
+                      torch.tensor([0]), side=32, overlap=64, multiple=1, pixels=32 * 32)  # fmt: skip
+    assert float(made.diff(dim=-1).abs().max()) < 0.25 and float(made.max()) > 2
 
 
 def test_a_local_denoiser_sees_in_windows_what_it_sees_whole(bundled: Denoiser) -> None:
@@ -59,7 +67,7 @@ def test_a_local_denoiser_sees_in_windows_what_it_sees_whole(bundled: Denoiser) 
                        bundled.alpha_bar), torch.tensor([100])  # fmt: skip
     with torch.no_grad():
         whole = bundled(x_t, t)
-        windowed = in_windows(bundled.whole, x_t, t, Windows(128, 64, bundled.multiple, 2**20))
+        windowed = in_windows(bundled.whole, x_t, t, 128, 64, bundled.multiple, 2**20)
     difference = (whole - windowed).abs() / 2 * 255
     assert 0 < float(difference.mean()) < 0.1 and float(difference.max()) < 2
 

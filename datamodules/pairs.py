@@ -53,6 +53,7 @@ class Sample:
     sources: torch.Tensor  # channels that are fused, (k, c, h, w) in [0, 1]
     chroma: torch.Tensor | None  # colour that waits beside them, (2, h, w)
     valid: torch.Tensor | None = None  # pixels of each source that show the scene, (k, 1, h, w), bool; None = all
+    coloured: tuple[str, ...] = ()  # modalities that have colour
     depth: int = 8  # bits of a channel of the result
     suffix: str = ".png"  # format of the reference's file
     series: str = ""  # name of the sequence that shares its noise; empty if none
@@ -102,6 +103,7 @@ def read_pair(pair: Pair, reading: Reading) -> Sample | Failure:
         sources=sources,
         chroma=chroma,
         valid=valid,
+        coloured=tuple(modality for modality, image in images.items() if image.ndim == 3),
         depth=picture.depth,
         suffix=pair.files[reference].suffix.lower(),
         series=pair.series,

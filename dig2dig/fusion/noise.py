@@ -7,14 +7,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from dig2dig.color import to_channels
+from dig2dig.color import rgb_to_ycbcr, to_channels, ycbcr_to_rgb
 from dig2dig.priors.denoiser import Denoiser
-from dig2dig.priors.schedule import amplitudes, time_of_noise_level
+from dig2dig.priors.schedule import amplitudes, draw_noise, generators, time_of_noise_level
+from dig2dig.priors.windows import pad
 from dig2dig.shapes import Sources, State
 
 BLOCK, QUANTILE = 16, 1.07  # side of a block; the deviation of white noise, of the 15th percentile over blocks
 STRIPE = 4 / 255  # largest of a line
 CLEAN = 2.5 / 255  # what compression and texture leave
+IN_LUMINANCE, IN_CHROMA = 0.669, 0.640  # deviation that white noise in RGB has there, see dig2dig.color
 
 NoiseLevels = Float[Tensor, "b k"]
 """Standard deviation of the noise in each source, for images in [0, 1]."""
@@ -118,3 +120,24 @@ def denoise(sources: Sources, noise: NoiseLevels, denoiser: Denoiser, fresh: Sta
     estimate, mirrored = denoiser(both, t.repeat(2)).chunk(2)
     flat[chosen] = to_channels((estimate + mirrored.flip(-1)) / 2, c)
     return flat.unflatten(0, (b, k))
+
+
+@torch.no_grad()
+def clean_chroma(
+    fused: Tensor, chroma: Tensor, denoiser: Denoiser, seed: int, valid: Tensor | None = None
+) -> tuple[Tensor, list[str]]:
+    """Chroma (2, h, w) without its noise, for the fused luminance (1, h, w), and what was found.
+
+    The level is measured, among pixels that are ``valid``, (1, h, w). The fused luminance has no noise left: with fresh
+    noise it and the chroma are an RGB image with white noise, a state of the diffusion. The estimates for fresh noise
+    and its opposite are averaged. Priors for grey images leave chroma as it is.
+    """
+    level = estimate_noise(chroma[None, None] + 0.5, None if valid is None else valid[None, None])
+    if denoiser.channels != 3 or level < CLEAN:
+        return chroma, []
+    sigma, (h, w) = level / IN_CHROMA, chroma.shape[-2:]
+    fresh = IN_LUMINANCE * sigma[0] * draw_noise((1, h, w), generators([seed], 1), chroma[None])[0]
+    noisy = torch.stack([ycbcr_to_rgb(torch.cat([fused + one, chroma])) for one in (fresh, -fresh)])
+    padded = pad(2 * noisy[:, None] - 1, denoiser.multiple)
+    found = denoise(padded, sigma.expand(2, 1), denoiser, torch.zeros_like(padded[:, 0]))[..., :h, :w]
+    return rgb_to_ycbcr((found.mean((0, 1)) + 1) / 2)[1:], [f"colour noise of {255 * float(sigma):.1f} of 255 found"]

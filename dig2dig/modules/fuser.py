@@ -12,7 +12,7 @@ from torch import Tensor
 from datamodules.pairs import Failure, Sample
 from dig2dig.color import merge
 from dig2dig.config import FusionConfig
-from dig2dig.fusion.noise import cleaned
+from dig2dig.fusion.noise import NoiseLevels, clean_chroma, cleaned
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.sampler import fuse
 from dig2dig.fusion.weight import WeightNetwork
@@ -99,18 +99,33 @@ class Fuser:
             weights=self.weights,
             valid=valid,
             side=tracing.side,
-        ).cpu()
+        )
+        chromas = [chroma_of(sample, fused[i], noise, i, denoiser, seeds[i]) for i, sample in enumerate(samples)]
+        fused = fused.cpu()
         seconds = (time.perf_counter() - started) / len(samples)
         results = []
         for i, sample in enumerate(samples):
             steps = [step.of(i) for step in trace] if traced[i] else []
-            image, notes = merge(fused[i], sample.chroma), [sample.note, *told[i]]
+            chroma, found = chromas[i]
+            image, notes = merge(fused[i], chroma), [sample.note, *told[i], *found]
             if traced[i] and not steps and tracing.side is None:
                 notes.append("no maps: the sources of a tall stack are read one by one")
             result = Result(sample.name, sample, image, fused[i], seconds, seeds[i], steps, note=joined(*notes))
             finite = bool(fused[i].isfinite().all())
             results.append(result if finite else failed(sample, "the prior gives numbers that are not finite"))
         return results
+
+
+def chroma_of(
+    sample: Sample, fused: Tensor, noise: NoiseLevels | None, i: int, denoiser: Denoiser, seed: int
+) -> tuple[Tensor | None, list[str]]:
+    """The chroma beside the fused luminance of image ``i``, without noise if a source in colour has some, and notes."""
+    levels = [] if noise is None else zip(sample.modalities, noise[i].tolist(), strict=True)
+    if sample.chroma is None or not any(level > 0 and modality in sample.coloured for modality, level in levels):
+        return sample.chroma, []
+    valid = None if sample.valid is None else sample.valid.any(0).to(fused.device)
+    chroma, told = clean_chroma(fused, sample.chroma.to(fused.device), denoiser, seed, valid)
+    return chroma.cpu(), told
 
 
 def together(tensors: Sequence[Tensor]) -> Tensor:

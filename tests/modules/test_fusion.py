@@ -14,7 +14,9 @@ from lightning import Trainer
 from datamodules.pair_data import FusionDataModule, SizeBatches
 from datamodules.pairing import find_pairs
 from datamodules.pairs import Failure, Sample
+from dig2dig.api import preset
 from dig2dig.cli import from_dict
+from dig2dig.color import luminance, merge, rgb_to_ycbcr, split
 from dig2dig.config import DigConfig, FusionConfig, GuidanceConfig, PriorConfig, SamplerConfig, TrainerConfig
 from dig2dig.fusion.plan import Snapshot
 from dig2dig.fusion.sampler import fuse
@@ -23,12 +25,13 @@ from dig2dig.modules.fuser import Fuser
 from dig2dig.modules.fusion import FusionModule
 from dig2dig.modules.results import Tracing
 from dig2dig.modules.scores import means, pair_scores
+from dig2dig.priors.denoiser import Denoiser
 from dig2dig.priors.load import load_prior
 from dig2dig.priors.schedule import alpha_bar
 from dig2dig.tracking.trainer import build_trainer
 from tests.corpus import picture
 from tests.gaussian import GaussianDenoiser
-from tests.pictures import random_sources
+from tests.pictures import crop_of, random_sources
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*batch sampler `SizeBatches`")
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -155,6 +158,22 @@ def test_noise_of_the_configuration_is_removed(pairs, gaussian: GaussianDenoiser
     (result,) = FusionModule(config, gaussian).predict_step([sample])
     expected = fuse(read(pairs, "b"), gaussian, CONFIG.sampler, result.seed, noise=torch.tensor([[0.0, 0.2]]))
     torch.testing.assert_close(result.fused, expected[0], rtol=0, atol=1e-6)
+
+
+def test_noise_of_colours_is_removed_too(bundled: Denoiser) -> None:
+    """Where a source in colour is said to be noisy; the others stay as they are."""
+    clean = crop_of("multi_focus", 150, 60, 128, "truth", mode="RGB")[0, 0]
+    noisy = clean + 20 / 255 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    sources, chroma = split([noisy, luminance(clean)], "ivf")
+    sample = Sample("b", ("visible", "infrared"), sources, chroma, coloured=("visible",))
+    for noise, share, notes in ((("visible", "auto"), 0.4, 1), (("infrared", "5"), 1.0, 0)):
+        config = FusionConfig(noise=dict([noise]), sampler=preset("ivf"))
+        (result,) = Fuser(bundled, config)([sample], torch.device("cpu"))
+        assert result.image is not None and result.fused is not None and result.note.count("colour noise") == notes
+        wanted = merge(result.fused, rgb_to_ycbcr(clean)[1:])
+        off = [rgb_to_ycbcr(image - wanted)[1:].square().mean().sqrt()
+               for image in (result.image, merge(result.fused, chroma))]  # fmt: skip
+        assert off[0] <= share * off[1]
 
 
 def test_traces_are_those_that_were_asked_for(pairs, gaussian: GaussianDenoiser) -> None:

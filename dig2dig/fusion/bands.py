@@ -17,10 +17,10 @@ Energy that is given back makes an edge steeper, and so overshoots it. More than
 
 def surroundings(sources: Maps) -> tuple[Image, Image]:
     """Least and greatest value of all sources, (b, k, c, h, w), in 3×3 pixels around each one, (b, c, h, w)."""
-    return _around(sources.amin(1), torch.minimum), _around(sources.amax(1), torch.maximum)
+    return around(sources.amin(1), torch.minimum), around(sources.amax(1), torch.maximum)
 
 
-def _around(images: Image, extreme: Callable[..., Tensor]) -> Image:
+def around(images: Image, extreme: Callable[..., Tensor]) -> Image:
     """Least or greatest value in 3×3 pixels; pooling takes twenty times as long on a CPU."""
     for axis in (-2, -1):
         length, found = images.shape[axis] - 1, images.clone()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dig2dig.cli import release_freed_memory
 from dig2dig.config import SamplerConfig
-from dig2dig.fusion.bands import BandSum, blurred, surroundings, within
+from dig2dig.fusion.bands import BandSum, around, blurred, within
 from dig2dig.fusion.gain import Measured, measure, normalise
 from dig2dig.fusion.guidance import TONES
 from dig2dig.fusion.plan import Plan, gain_times, planned
@@ -81,11 +81,11 @@ def composed(load: Load, count: int, plan: Plan) -> Image:
 
 
 def bounded(image: Image, load: Load, count: int) -> Image:
-    """An image held to what its sources show around each pixel, channel by channel."""
-    low, high = torch.full_like(image, torch.inf), torch.full_like(image, -torch.inf)
-    for k in range(count):
-        for source, least, most in zip(load(k).split(1, 2), low.split(1, 1), high.split(1, 1), strict=True):
-            lowest, highest = surroundings(source)
-            torch.minimum(least, lowest, out=least)
-            torch.maximum(most, highest, out=most)
-    return within(image, low, high)
+    """An image held to what its sources show around each pixel."""
+    low = load(0)[:, 0].clone()
+    high = low.clone()
+    for k in range(1, count):
+        source = load(k)[:, 0]
+        torch.minimum(low, source, out=low)
+        torch.maximum(high, source, out=high)
+    return within(image, around(low, torch.minimum), around(high, torch.maximum))

@@ -120,7 +120,7 @@ def chroma_of(
     sample: Sample, fused: Tensor, noise: NoiseLevels | None, i: int, denoiser: Denoiser, seed: int
 ) -> tuple[Tensor | None, list[str]]:
     """The chroma beside the fused luminance of image ``i``, without noise if a source in colour has some, and notes."""
-    levels = [] if noise is None else zip(sample.modalities, noise[i].tolist(), strict=True)
+    levels = [] if noise is None else zip(sample.modalities, noise[i].cpu().tolist(), strict=True)
     if sample.chroma is None or not any(level > 0 and modality in sample.coloured for modality, level in levels):
         return sample.chroma, []
     valid = None if sample.valid is None else sample.valid.any(0).to(fused.device)

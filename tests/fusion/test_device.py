@@ -117,8 +117,9 @@ def test_what_is_shown_and_written_of_a_fusion_comes_from_there(moves: type[Move
     """The module's two steps, with noise that is found, pixels without data, maps, report and page."""
     valid = torch.ones(2, 1, SIDE, SIDE, dtype=torch.bool)
     valid[0, :, :5] = False
-    tint = torch.full((2, SIDE, SIDE), 0.05)
-    sample = Sample("a", ("visible", "infrared"), random_sources(0, 1, 2, 1, SIDE, SIDE)[0], tint, valid=valid)
+    tint, names = 0.1 * torch.randn(2, SIDE, SIDE), ("visible", "infrared")
+    sources = random_sources(0, 1, 2, 1, SIDE, SIDE)[0]
+    sample = Sample("a", names, sources, tint, valid=valid, coloured=("infrared",))
     config = FusionConfig(sampler=SETTINGS["prior in the loop"], noise={"infrared": "auto"}, prefer={"visible": 2.0})
     watched: list[Snapshot] = []
     module = FusionModule(config, prior(), Tracing(None, None, None, watched.append)).to(AWAY)
@@ -126,7 +127,7 @@ def test_what_is_shown_and_written_of_a_fusion_comes_from_there(moves: type[Move
     for step in (module.predict_step, lambda batch: module.validation_step(batch)["results"]):
         results = list(step([sample, Failure("b", "b: gone")]))
         (result,) = (one for one in results if one.fused is not None)
-        assert result.image is not None and type(result.image) is torch.Tensor
+        assert result.image is not None and type(result.image) is torch.Tensor and "colour noise" in result.note
         assert all(type(one.weight) is type(one.guided) is torch.Tensor for one in result.trace)
     FusionWriter(tmp_path)._write_maps(result)
     view = pair_view(result, "a.png", {}, tmp_path, ["mean", "laplacian"])

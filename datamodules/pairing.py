@@ -4,6 +4,7 @@ import csv
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 from datamodules.folders import Named, example_pattern, is_run, left_out, named_files, safe_names, video_map
@@ -44,8 +45,7 @@ class Pair:
         return bool(self.missing) and not (allow_missing and len(self.files) > 1)
 
 
-Tell = Callable[[str], None]
-"""Takes a line about how files were paired and what was left out."""
+Tell = Callable[[str], None]  # takes a line about how files were paired and what was left out
 
 
 def silent(line: str) -> None:
@@ -223,8 +223,10 @@ def find_stacks(root: Path) -> list[Pair]:
     pairs = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != "." and not is_run(path)):
         order = sorted(folder.iterdir(), key=lambda path: (re.sub(r"\d+", lambda n: n[0].zfill(40), path.name), path))
-        images = enumerate(filter(is_source, order), 1)
-        pairs.append(_checked(Pair(folder.name, {str(k): path for k, path in images}), str(folder)))
+        images = [*filter(is_source, order)]
+        pair = _checked(Pair(folder.name, {str(k): path for k, path in enumerate(images, 1)}), str(folder))
+        twins = next((f"{a}, {b}" for a, b in pairwise(images) if stem(a) == stem(b)), "")  # as raw and JPEG
+        pairs.append(replace(pair, problem=f"{folder}: which of {twins}? leave one of them") if twins else pair)
     if not pairs:
         raise PairingError(f"stacks: {root} holds no folder of images")
     return pairs
@@ -283,11 +285,9 @@ def _apart(pairs: list[Pair]) -> list[Pair]:
 
 def own_slices(pair: Pair, count: int) -> dict[str, Probes]:
     """Slices, evenly spread, of the volumes of a pair that have another number of them than the reference."""
-    found: dict[str, Probes] = {}
-    for modality, file in pair.files.items():
-        if (length := frame_count(file) or 1) != count:
-            found[modality] = tuple(dict.fromkeys((file, i * (length - 1) // 8) for i in range(9)))
-    return found
+    counts = {modality: frame_count(file) or 1 for modality, file in pair.files.items()}
+    spread = {modality: dict.fromkeys(i * (own - 1) // 8 for i in range(9)) for modality, own in counts.items()}
+    return {m: tuple((pair.files[m], i) for i in frames) for m, frames in spread.items() if counts[m] != count}
 
 
 def as_series(pairs: Sequence[Pair], name: str, own: Mapping[str, Probes] | None = None) -> list[Pair]:

@@ -236,6 +236,8 @@ def test_patterns_manifests_and_stacks(tmp_path: Path) -> None:
     for name in ("P10.png", "P2.png"):  # planes that follow each other are registered to each other
         save(tmp_path / "macro" / "bug" / name, picture(1))
     assert [path.name for path in find_stacks(tmp_path / "macro")[0].files.values()] == ["P2.png", "P10.png"]
+    save(tmp_path / "macro" / "bug" / "P2.jpg", picture(1))  # as cameras keep a raw file and a JPEG of each exposure
+    assert find_stacks(tmp_path / "macro")[0].problem.endswith("P2.png? leave one of them")
     table = tmp_path / "table.csv"
     one, two = "flat/p1_vis.png,flat/p1_ir.png", "flat/p2_vis.png"
     table.write_text(f"name,a,b,c\nx,{one},\ny,{one},{two}\nx,{one},\n../z,{one},\nw,{two},,\n")

@@ -79,7 +79,10 @@ def read_pair(pair: Pair, reading: Reading) -> Sample | Failure:
     try:
         reference = reference_of(pair, reading.reference)
         onto = medical_grid(pair.files, reference)
-        pictures = {m: kept(read_source(file, pair.frame, onto, m), len(pair.files)) for m, file in pair.files.items()}
+        pictures = {
+            m: kept(read_source(file, pair.frame, onto, m, pair.probes.get(m, ())), len(pair.files))
+            for m, file in pair.files.items()
+        }
         pictures, notes = prepared(pair, pictures, reference, reading)
         images, valids, found = scaled(pair, pictures, reading)
         digests = {modality: picture.digest for modality, picture in pictures.items()}

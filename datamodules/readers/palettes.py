@@ -23,24 +23,28 @@ STORED = {  # the colours of FLIR's cameras, of which every 16th is here
 GREY, TYPICAL, MEAN = 3, 7, 12  # of 255: spread of a grey picture's channels; median and mean distance to a palette
 
 
-def without_palette(picture: Picture) -> Picture:
+def without_palette(picture: Picture, name: str | None = None) -> Picture:
     """An infrared picture in grey: infrared does not colour the scene.
 
-    Colours that lie on a known palette become their place on it, 0 to 255; most lie near it, but lettering and the
-    camera's marks may not. Of all other colours the luminance stays. A palette and its reverse have the same colours:
-    the usual direction is taken.
+    Colours that lie on a known palette, sought unless its ``name`` is given, become their place on it, 0 to 255; most
+    lie near it, but lettering and the camera's marks may not. Of all other colours the luminance stays. A palette and
+    its reverse have the same colours: the usual direction is taken.
     """
     pixels = picture.pixels
     if pixels.ndim == 2:
         return picture
-    colours = (pixels.astype(np.float32) * (255 / full_scale(pixels))).clip(0, 255)
-    name = "" if np.ptp(colours, axis=2).mean() < GREY else palette_of(colours)
+    name = palette_of(pixels) if name is None else name
     if name:
-        grey, told = places(colours, palettes()[name]), f"false colour ({name}) taken back to values"
+        grey, told = places(eight_bits(pixels), palettes()[name]), f"false colour ({name}) taken back to values"
     else:
         known = pixels if pixels.dtype != np.int32 else pixels.astype(np.float32)
         grey, told = convert(known, "L"), "colour dropped: infrared does not colour the scene"
     return replace(picture, pixels=grey, note=", ".join(filter(None, (picture.note, told))))
+
+
+def eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """Colours (h, w, 3) of any type in 0 to 255."""
+    return (pixels.astype(np.float32) * (255 / full_scale(pixels))).clip(0, 255)
 
 
 @lru_cache(maxsize=1)
@@ -62,10 +66,12 @@ def palettes() -> dict[str, np.ndarray]:
     return found
 
 
-def palette_of(colours: np.ndarray) -> str:
-    """The palette that colours (h, w, 3), 0 to 255, lie nearest to; empty if they lie near none."""
+def palette_of(pixels: np.ndarray) -> str:
+    """The palette that pixels lie nearest to; empty if they are grey, or lie near none."""
     from scipy.spatial import KDTree
 
+    if pixels.ndim == 2 or np.ptp(colours := eight_bits(pixels), axis=2).mean() < GREY:
+        return ""
     some = colours.reshape(-1, 3)
     some = some[:: max(1, len(some) // 4000)]
     best, nearest = "", float(MEAN)

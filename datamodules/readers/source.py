@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from datamodules.picture import Picture, check_pixels, version
 from datamodules.ranges import one_range
 from datamodules.readers import medical, video
-from datamodules.readers.palettes import without_palette
+from datamodules.readers.palettes import palette_of, without_palette
 from datamodules.readers.pixels import image_size, is_image, read_picture
 from datamodules.readers.thermal import is_infrared, is_radiometric, read_thermal, thermal_size
 from datamodules.validity import check_finite, without_data
@@ -51,11 +52,14 @@ def frame_count(path: Path, onto: medical.Onto | None = None) -> int | None:
     return video.opened(path).count if video.is_video(path) else None
 
 
-def read_source(path: Path, frame: int | None = None, onto: medical.Onto | None = None, modality: str = "") -> Picture:
+def read_source(
+    path: Path, frame: int | None = None, onto: medical.Onto | None = None, modality: str = "", probes: Probes = ()
+) -> Picture:
     """An image, or one frame or slice; what cannot be used is refused as in ``read_picture``.
 
     Of a volume, it is what lies where slice ``frame`` of ``onto`` does. Of a thermal camera's JPEG, ``modality`` says
-    whether the temperatures or the visible picture are read. An infrared picture is grey, see ``without_palette``.
+    whether the temperatures or the visible picture are read. An infrared picture is grey, see ``without_palette``; that
+    of a series by the palette of its ``probes``.
     """
     if medical.is_medical(path):
         picture = medical.read_slice(path, frame or 0, onto)
@@ -66,7 +70,8 @@ def read_source(path: Path, frame: int | None = None, onto: medical.Onto | None 
         picture = replace(thermal, digest=source_digest(path))
     else:
         picture = read_picture(path)
-    return without_palette(picture) if is_infrared(modality) else picture
+    colourful = is_infrared(modality) and picture.pixels.ndim == 3
+    return without_palette(picture, series_palette(probes) if probes else None) if colourful else picture
 
 
 def shows_heat(path: Path) -> bool:
@@ -101,12 +106,22 @@ def source_size(path: Path, frame: int | None = None, modality: str = "") -> tup
 
 
 @lru_cache(maxsize=64)
+def series_palette(probes: Probes) -> str:
+    """The palette of most of the frames by which the range of a series is found; empty where they have none."""
+    found: list[str] = []
+    for path, frame in probes:
+        with suppress(ImageError):  # reported when the frame itself is read
+            found.append(palette_of(read_source(path, frame).pixels))
+    return max(found, key=found.count, default="")
+
+
+@lru_cache(maxsize=64)
 def series_range(probes: Probes, wanted: str, modality: str = "") -> str:
     """One range for all frames of a series, from some of them: ``full``, or LOW-HIGH around all their percentiles."""
     pictures, valids = [], []
     for path, frame in probes:
         try:
-            picture = read_source(path, frame, modality=modality)
+            picture = read_source(path, frame, modality=modality, probes=probes)
             valid, _ = without_data(picture.pixels, picture.valid, parse_range(wanted)[1])
             check_finite(picture.pixels, valid, str(path))
         except ImageError:  # reported when the frame itself is read

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy.stats import spearmanr
 
-from datamodules.pairing import Pair, find_pairs
+from datamodules.pairing import Pair, expand, find_pairs
 from datamodules.pairs import Failure, Reading, Sample, batch_key, read_pair
 from datamodules.picture import Picture
 from datamodules.readers.palettes import palettes, without_palette
@@ -21,7 +21,7 @@ from datamodules.readers.thermal import FIELDS, is_infrared, is_radiometric, tem
 from dig2dig.errors import ImageError, PairingError
 from tests.conftest import SHARED
 from tests.corpus import picture
-from tests.runs import rows, run
+from tests.runs import rows, run, save
 
 REAL, CASES = SHARED / "radiometric", SHARED.parent / "cases"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the shared thermal files are not here")
@@ -297,6 +297,21 @@ def test_false_colours_are_taken_back_to_values(name: str) -> None:
     assert isinstance(noisy, np.ndarray)
     again = without_palette(Picture(np.ascontiguousarray(noisy[..., ::-1])))
     assert "taken back" in again.note and spearmanr(again.pixels.ravel(), values.ravel()).statistic > 0.9
+
+
+def test_a_series_has_one_palette(tmp_path: Path) -> None:
+    """A frame whose colours noise has moved off it does not change the picture's brightness."""
+    noise = np.random.default_rng(0).normal(0, 40, (60, 80, 3))
+    for index in range(5):
+        coloured = palettes()["rainbow"][picture(index, 1, 60, 80)] + noise * (index == 3)
+        save(tmp_path / "infrared" / f"{index}.png", coloured.clip(0, 255).round().astype(np.uint8)[..., ::-1])
+        save(tmp_path / "visible" / f"{index}.png", picture(9 + index, 1, 60, 80))
+    assert "dropped" in read_source(tmp_path / "infrared" / "3.png", modality="infrared").note
+    for sequence, count in ((False, 1), (True, 0)):
+        folders = {side: str(tmp_path / side) for side in ("visible", "infrared")}
+        samples = [read_pair(pair, Reading()) for pair in expand(find_pairs(folders), sequence)]
+        notes = [sample.note for sample in samples if isinstance(sample, Sample)]
+        assert len(notes) == 5 and sum("dropped" in note for note in notes) == count
 
 
 def test_other_colours_are_dropped_and_grey_stays(tmp_path: Path) -> None:

@@ -29,16 +29,17 @@ def read_tiff(content: bytes, most: int) -> tuple[np.ndarray, np.ndarray | None,
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         page, orientation = _shown(file)
         refuse(page, most)
-        pixels, valid, notes = _channels(page, _stored(page))
-        masks = [one for one in file.pages if _subfile(one) & MASK]
-        for mask in masks:
-            if mask.shape == page.shape[:2] and not _subfile(mask) & REDUCED:
+        stored = _stored(page)
+        pixels, valid, notes = _channels(page, stored)
+        for mask in (one for one in file.pages if _subfile(one) & (MASK | REDUCED) == MASK):
+            if mask.shape == (page.imagelength, page.imagewidth):
                 shown = np.asarray(mask.asarray()) > 0
                 valid = shown if valid is None else valid & shown
         pages = sum(not _subfile(one) & (MASK | REDUCED) for one in file.pages)
         notes += [f"first of {pages} pages"] if pages > 1 else []
         if (empty := nodata(page)) is not None:
-            valid, _ = without_data(pixels, valid, empty)
+            measured = stored[..., 0] if int(page.photometric) == 0 else pixels  # white is zero: not inverted yet
+            valid, _ = without_data(measured, valid, empty)
         metadata = Metadata(
             icc=bytes(getattr(page.tags.get(34675), "value", b"") or b""),
             xmp=upright_xmp(bytes(getattr(page.tags.get(700), "value", b"") or b"")),

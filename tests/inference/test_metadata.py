@@ -161,6 +161,17 @@ def test_wide_colours_beside_a_grey_reference_become_srgb(tmp_path: Path) -> Non
     assert 255 * (shown - torch.from_numpy(colours.copy()).permute(2, 0, 1) / 255).abs().max() < 2.5
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_no_data_is_the_stored_value_where_white_is_zero(tmp_path: Path, kind: type) -> None:
+    stored = picture(1, 1, 16, 16).astype(kind).clip(1, 250)
+    empty = 0 if kind == np.uint8 else -9999
+    stored[:, :3] = empty
+    path, tag = tmp_path / "a.tif", (42113, 2, 0, str(empty), False)
+    tifffile.imwrite(path, stored, photometric="miniswhite", extratags=[tag])
+    valid = read_picture(path).valid
+    assert valid is not None and not valid[:, :3].any() and valid[:, 3:].all()
+
+
 def test_maps_of_other_places_are_refused(tmp_path: Path) -> None:
     moved = (GEO[0], (33922, 12, 6, (0.0, 0.0, 0.0, 11.0, 48.0, 0.0)), GEO[2])
     for name, tags, seed in (("a", GEO, 1), ("b", GEO, 2), ("c", moved, 3)):

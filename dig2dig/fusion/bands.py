@@ -15,6 +15,11 @@ Energy that is given back makes an edge steeper, and so overshoots it. More than
 """
 
 
+def room(tensor: Tensor) -> Tensor | None:
+    """Where a result may be written over a tensor that is used up: there, unless gradients need it."""
+    return None if torch.is_grad_enabled() else tensor
+
+
 def surroundings(sources: Maps) -> tuple[Image, Image]:
     """Least and greatest value of all sources, (b, k, c, h, w), in 3×3 pixels around each one, (b, c, h, w)."""
     return around(sources.amin(1), torch.minimum), around(sources.amax(1), torch.maximum)
@@ -37,7 +42,8 @@ def within(image: Image, low: Image, high: Image) -> Image:
     It may be left by ``OVERSHOOT``, but not beyond the whole range.
     """
     least, most = low.amin((1, 2, 3), keepdim=True), high.amax((1, 2, 3), keepdim=True)
-    return image.clamp(low.sub_(OVERSHOOT).clamp_(min=least), high.add_(OVERSHOOT).clamp_(max=most))
+    low, high = low.sub_(OVERSHOOT).clamp_(min=least), high.add_(OVERSHOOT).clamp_(max=most)
+    return torch.clamp(image, low, high, out=room(low))
 
 
 class BandSum:
@@ -55,11 +61,14 @@ class BandSum:
     def add(self, sharper: Maps, seen: Maps, weights: Maps) -> None:
         """Adds the bands of some sources, (b, k, c, h, w): what ``sharper`` shows beyond ``seen``, on its grid."""
         size = sharper.shape[-2:]
-        parts = (sharper - resample(seen, *size)).split(1, 1), resample(weights, *size).split(1, 1)
+        known = resample(seen, *size)
+        bands = torch.sub(sharper, known, out=None if known is seen else room(known))
+        parts = bands.split(1, 1), resample(weights, *size).split(1, 1)
         for band, weight in zip(*parts, strict=True):
             self.total = weight * band if self.total is None else self.total.addcmul_(weight, band)
             if self.held:
-                self.most = band.abs() if self.most is None else torch.maximum(self.most, band.abs())
+                found = band.abs()
+                self.most = found if self.most is None else torch.maximum(self.most, found, out=room(self.most))
             if self.energy > 0:
                 squares = band.square() if torch.is_grad_enabled() else band.square_()
                 self.promised = self.promised + weight * squares.mean(2, keepdim=True)
@@ -71,15 +80,18 @@ class BandSum:
         ``sigma`` is the noise level of the sharper end.
         """
         assert isinstance(self.total, Tensor)
-        total, times = self.total[:, 0], Tensor.mul if torch.is_grad_enabled() else Tensor.mul_
+        total = self.total[:, 0]
         if isinstance(self.promised, Tensor):
             coarse = coarseness(scale * sigma / 2)
             kept = total.square().mean(1, keepdim=True)
             given = restoring(self.promised[:, 0], kept, sigma, scale / coarse, 2 / coarse, self.count)
-            total = times(total, given**self.energy)
+            total = torch.mul(total, given**self.energy, out=room(total))
         if factor is not None:
-            total = times(total, resample(factor[:, None], *total.shape[-2:])[:, 0])
-        return total if self.most is None else torch.minimum(total.maximum(-self.most[:, 0]), self.most[:, 0])
+            total = torch.mul(total, resample(factor[:, None], *total.shape[-2:])[:, 0], out=room(total))
+        if self.most is None:
+            return total
+        total = torch.maximum(total, -self.most[:, 0], out=room(total))
+        return torch.minimum(total, self.most[:, 0], out=room(total))
 
 
 def restoring(promised: Tensor, kept: Tensor, sigma: float, scale: float, least: float, k: int) -> Tensor:

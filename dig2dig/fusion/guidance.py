@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dig2dig.config import SamplerConfig
-from dig2dig.fusion.bands import BandSum, blurred, surroundings, within
+from dig2dig.fusion.bands import BandSum, blurred, room, surroundings, within
 from dig2dig.fusion.resample import grouped, resample
 from dig2dig.shapes import Image, Maps, Sources, State, Weights
 
@@ -153,7 +153,7 @@ def bands(
         total.add(sharper, seen[i], step.weights[:, part])
         seen[i] = sharper
     fused = total.restored(step.sigma_next, scale, step.factor)
-    target = torch.add(resample(target[:, None], *fused.shape[-2:])[:, 0], fused, alpha=tone)
+    target = torch.add(resample(target[:, None], *fused.shape[-2:])[:, 0], fused, alpha=tone, out=room(fused))
     del total, fused  # large images have no room for what is used up
     whole = resample(target[:, None], *step.sources.shape[-2:])[:, 0]
     if step.sigma_next and sigma_n > 0:  # else no network sees it

@@ -218,9 +218,15 @@ def cuts(names: Sequence[str], scope: Scope = "path") -> list[Cut]:
         for b in range(min(end, least - 1 - a) + 1):
             joint = (0 < a < start and not one[a].isalnum()) or (0 < b < end and not one[-1 - b].isalnum())
             cut = Cut("".join(one[:a]), "".join(one[len(one) - b :]), scope)
-            if not joint and cut.prefix.count("(") == cut.suffix.count(")"):  # a mark goes with the part beside it
+            torn = balanced(names[0]) and not balanced(cut.rest(names[0]))  # as 1) of "visible (1)"
+            if not joint and not torn:  # a mark between two parts goes with the part
                 found.append(cut)
     return found
+
+
+def balanced(name: str) -> bool:
+    """Whether each bracket of a name has its other half."""
+    return name.count("(") == name.count(")")
 
 
 def _common(parts: Sequence[Sequence[str]]) -> int:

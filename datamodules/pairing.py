@@ -177,7 +177,7 @@ def _grouped(named: Mapping[str, Named]) -> list[Pair]:
     names, pairs = safe_names(files), []
     for name in sorted(files, key=names.__getitem__):
         repeated = next((", ".join(map(str, paths)) for paths in files[name].values() if len(paths) > 1), "")
-        problem = f"{names[name]}: which of {repeated}? leave one of them" if repeated else ""
+        problem = f"{names[name]}: which of {repeated}? keep one of them" if repeated else ""
         missing = tuple(modality for modality in named if modality not in files[name])
         first = {modality: paths[0] for modality, paths in files[name].items()}
         pairs.append(Pair(names[name], first, missing, problem))
@@ -226,7 +226,7 @@ def find_stacks(root: Path) -> list[Pair]:
         images = [*filter(is_source, order)]
         pair = _checked(Pair(folder.name, {str(k): path for k, path in enumerate(images, 1)}), str(folder))
         twins = next((f"{a}, {b}" for a, b in pairwise(images) if stem(a) == stem(b)), "")  # as raw and JPEG
-        pairs.append(replace(pair, problem=f"{folder}: which of {twins}? leave one of them") if twins else pair)
+        pairs.append(replace(pair, problem=f"{folder}: which of {twins}? keep one of them") if twins else pair)
     if not pairs:
         raise PairingError(f"stacks: {root} holds no folder of images")
     return pairs

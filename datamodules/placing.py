@@ -18,7 +18,7 @@ from dig2dig.errors import AlignmentError
 
 def checksum(pixels: np.ndarray | None) -> str:
     """Changes with the numbers in an array."""
-    return "-" if pixels is None else f"{zlib.crc32(np.ascontiguousarray(pixels).tobytes()):08x}"
+    return "-" if pixels is None else f"{zlib.crc32(np.ascontiguousarray(pixels).data):08x}"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from PIL import Image, ImageCms
 
 from datamodules.picture import Picture
 
+SOME = np.ascontiguousarray(63 * np.indices((5, 5, 5), np.uint8).reshape(3, 5, 25).transpose(1, 2, 0))  # colours
+
 
 def in_profile_of(picture: Picture, reference: Picture) -> tuple[np.ndarray, str]:
     """The pixels of a colour picture in the profile that a result in colour has, and a note if they were not in it.
@@ -17,14 +19,18 @@ def in_profile_of(picture: Picture, reference: Picture) -> tuple[np.ndarray, str
     ours, theirs = (one.metadata.icc if one.metadata.icc[16:20] == b"RGB " else b"" for one in (picture, reference))
     if ours == theirs or picture.pixels.ndim == 2:
         return picture.pixels, ""
-    if picture.pixels.dtype != np.uint8:
-        return picture.pixels, "its colour profile is another, and only 8-bit colours are converted"
+    whole = picture.pixels.dtype == np.uint8
+    shown = picture.pixels if whole else SOME
     try:
         source, target = (
             ImageCms.ImageCmsProfile(io.BytesIO(icc)) if icc else ImageCms.createProfile("sRGB")
             for icc in (ours, theirs)
         )
-        image = ImageCms.profileToProfile(Image.fromarray(picture.pixels), source, target, outputMode="RGB")
+        image = ImageCms.profileToProfile(Image.fromarray(shown), source, target, outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, TypeError) as error:
         return picture.pixels, f"its colour profile was not converted ({error})"
+    if np.array_equal(np.asarray(image), shown):  # the same profile in other words
+        return picture.pixels, ""
+    if not whole:
+        return picture.pixels, "its colour profile is another, and only 8-bit colours are converted"
     return np.asarray(image), "converted to the reference's colour profile" if theirs else "converted to sRGB"

@@ -53,7 +53,7 @@ def _dataset(path: Path, **options: Any) -> Any:
         raise ImageError(f"{path}: not a DICOM image")
     implicit, little = data.original_encoding
     plain = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-    data.file_meta.TransferSyntaxUID = meta.get("TransferSyntaxUID", ImplicitVRLittleEndian if implicit else plain)
+    data.file_meta.setdefault("TransferSyntaxUID", ImplicitVRLittleEndian if implicit else plain)
     return data
 
 

@@ -4,6 +4,7 @@ A folder that holds the slices of one DICOM series is a volume, as a NIfTI file 
 """
 
 import stat
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from datamodules.readers.video import is_video
 from datamodules.readers.volume import Grid, Volume, comparable, overlap, resample, same
 from dig2dig.errors import ImageError
 
-NIFTI, DICOM = (".nii", ".nii.gz"), (".dcm", ".dicom")
+NIFTI, DICOM = (".nii", ".nii.gz"), (".dcm", ".dicom", ".ima")
 Kind = Literal["", "nifti", "dicom", "series"]
 Onto = tuple[str, Path]  # the modality whose slices a result shows, and its file
 
@@ -78,12 +79,11 @@ def is_mixed(folder: Path) -> bool:
     """Whether a folder holds DICOM slices that tell where they lie, but not those of one series."""
     if not folder.is_dir() or is_medical(folder):
         return False
-    try:
-        with one_line(folder, "DICOM folder"):
-            found = [dicom.header(path) for path in folder.iterdir() if kind(path) == "dicom"]
-            return len(found) > 1 and any(grid for one in found for grid in dicom.grids(one))
-    except ImageError:  # each file tells what is wrong with it
-        return False
+    placed = 0
+    for path in folder.iterdir():
+        with suppress(ImageError), one_line(path):  # a file that is no slice, or damaged, does not count
+            placed += kind(path) == "dicom" and any(dicom.grids(dicom.header(path)))
+    return placed > 1
 
 
 @lru_cache(maxsize=256)

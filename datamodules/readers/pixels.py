@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from datamodules.metadata import Metadata, exif_of, metadata_of, orientation_of
 from datamodules.picture import Picture, check_pixels, check_regular, one_line
 from datamodules.readers import raw, tiff
-from dig2dig.atomic import RECORD, read_names
+from dig2dig.atomic import RECORD, is_file, read_names
 from dig2dig.errors import ImageError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", *raw.SUFFIXES}
@@ -61,26 +61,21 @@ def list_images(root: str, exclude: list[str] | None = None) -> list[Path]:
     return kept
 
 
-def text_of(path: Path) -> io.StringIO:
+def text_of(path: Path, errors: str = "strict") -> io.StringIO:
     """The text of a file in UTF-8, or in UTF-16 with its mark, as Excel's "Unicode text" is; a UnicodeError else."""
     content = path.read_bytes()
     wide = content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE)
-    return io.StringIO(content.decode("utf-16" if wide else "utf-8-sig"), newline="")
+    return io.StringIO(content.decode("utf-16" if wide else "utf-8-sig", errors), newline="")
 
 
 def table_of(path: Path) -> csv.DictReader:
     """The rows of a table that is parted by commas, semicolons or tabs; Excel's line ``sep=;`` is left out.
 
-    A table that is not in UTF-8 is taken for Windows-1252, as Excel saves CSV.
+    Bytes that are not UTF-8 stay as they are, see :func:`located`.
     """
-    try:
-        file = text_of(path)
-    except UnicodeDecodeError as error:
-        if error.encoding != "utf-8":
-            raise
-        file = io.StringIO(path.read_bytes().decode("cp1252", "replace"), newline="")
+    file = text_of(path, "surrogateescape")
     lines = file.getvalue().splitlines()
-    before = list(takewhile(re.compile(r"(sep=.)?\s*$", re.IGNORECASE).match, lines))
+    before = list(takewhile(re.compile(r'"?(sep=.)?"?[\s,;]*$', re.IGNORECASE).match, lines))
     first = "".join(lines[len(before) :][:1])
     table = csv.DictReader(file, delimiter=max(",;\t", key=first.count), skipinitialspace=True)
     for _ in before:
@@ -89,10 +84,10 @@ def table_of(path: Path) -> csv.DictReader:
 
 
 def located(listing: Path, name: str) -> Path:
-    """The file that a list names, from the list's folder; separators and letters may be those of Windows."""
-    names = name, name.replace("\\", "/"), os.fsdecode(name.encode("cp1252", "replace"))
-    paths = [listing.parent / one for one in names]
-    return next((path for path in paths if path.exists()), paths[1])
+    """The file that a list names, from the list's folder; separators and letters (cp1252) may be those of Windows."""
+    letters = name.encode("utf-8", "surrogateescape").decode("cp1252", "replace")  # as Excel saves CSV
+    paths = [listing.parent / one for text in (name, letters) for one in (text, text.replace("\\", "/"))]
+    return next((path for path in paths if is_file(path)), paths[1])
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -192,13 +187,16 @@ def _deep(image: Image.Image, tiles: list[Any], content: bytes) -> np.ndarray | 
     if image.format == "PPM" and image.mode == "RGB" and tiles[0][0] != "raw" and (white := tiles[0][3][1]) > 255:
         start, count = tiles[0][2], 3 * image.width * image.height
         plain = tiles[0][0] == "ppm_plain"
-        values = content[start:].split()[:count] if plain else np.frombuffer(content, ">u2", count, start)
+        text = re.sub(rb"#[^\r\n]*", b"", content[start:]) if plain else b""
+        values = text.split()[:count] if plain else np.frombuffer(content, ">u2", count, start)
         values = np.asarray(values, np.uint16).reshape(image.height, image.width, 3)
     elif bits > 8:
         import imagecodecs
 
         codec = {"PNG": imagecodecs.png_decode, "AVIF": imagecodecs.avif_decode}
         values, white = codec.get(str(image.format), imagecodecs.jpeg2k_decode)(content), 2**bits - 1
+        if values.dtype.kind == "i":
+            raise ImageError("holds signed values; save it as TIFF")
     else:
         return None
     return values if white == 65535 else (values.astype(np.uint32) * 65535 // white).astype(np.uint16)

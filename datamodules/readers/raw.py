@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -201,11 +202,13 @@ def _open_hdr(content: bytes) -> Opened:
 
 def _open_pfm(content: bytes) -> Opened:
     """Colours of Portable FloatMap, lowest row first; Pillow reads the grey ones."""
-    _, width, height, scale, *_ = content[:256].split(None, 4)
-    shape, kind = (int(height), int(width), 3), "<f4" if float(scale) < 0 else ">f4"
+    head = re.match(rb"PF\s+(\d+)\s+(\d+)\s+(\S+)\s", content)
+    if not head:
+        raise ValueError("its header is not that of a Portable FloatMap")
+    shape, kind = (int(head[2]), int(head[1]), 3), "<f4" if float(head[3]) < 0 else ">f4"
 
     def decode() -> Decoded:
-        pixels = np.frombuffer(content, kind, offset=len(content) - 4 * prod(shape)).reshape(shape)
+        pixels = np.frombuffer(content, kind, prod(shape), head.end()).reshape(shape)
         return pixels[::-1].astype(np.float32), None, Metadata()
 
     return shape[0], shape[1], decode

@@ -18,6 +18,8 @@ from dig2dig.fusion.resample import box, guided_filter
 from dig2dig.metrics.objectives import mertens
 from dig2dig.shapes import Image, Sources
 
+SALIENCY = [math.exp(-(i**2) / 50) for i in range(6)]  # of guided filtering: 11 × 11, standard deviation 5
+
 
 def mean(sources: Sources) -> Image:
     """The plain average."""
@@ -83,8 +85,7 @@ def guided(sources: Sources) -> Image:
     grey = luminance(sources)
     flat = pad(grey.flatten(0, 1), (1, 1, 1, 1), mode="replicate")
     edge = conv2d(flat, flat.new_tensor([[[[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]]])).abs()
-    window = [math.exp(-(i**2) / 50) for i in range(6)]  # 11 × 11, standard deviation 5
-    saliency = _filtered(edge.unflatten(0, (b, k)), *window[: min(h, w)])
+    saliency = _filtered(edge.unflatten(0, (b, k)), *SALIENCY[: min(h, w)])
     winner = torch.zeros_like(saliency).scatter_(1, saliency.argmax(1, keepdim=True), 1.0).flatten(0, 1)
 
     def weights(radius: int, epsilon: float) -> Tensor:

@@ -173,6 +173,10 @@ def test_linear_light_stays_in_floating_point(tmp_path: Path) -> None:
         content = b"PF\n56 40\n" + scale + b"\n" + light[::-1].astype(kind).tobytes()
         np.testing.assert_array_equal(read_picture(put(tmp_path, "a.pfm", content)).pixels, light)
     assert image_size(tmp_path / "a.pfm") == (40, 56)
+    for cut in (1, 4, 2000):
+        with pytest.raises(ImageError, match=r"a\.pfm: damaged"):
+            read_picture(put(tmp_path, "a.pfm", content[:-cut]))
+    np.testing.assert_array_equal(read_picture(put(tmp_path, "a.pfm", content + b"\n")).pixels, light)
 
 
 def test_channels_that_are_no_picture_are_named(tmp_path: Path) -> None:

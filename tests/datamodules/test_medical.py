@@ -165,6 +165,9 @@ def test_a_file_without_a_header_of_dicom_is_read(tmp_path: Path) -> None:
     start = 144 + int.from_bytes(content[140:144], "little")  # behind the preamble and the group of the header
     (tmp_path / "b.dcm").write_bytes(content[start:])
     np.testing.assert_array_equal(medical.read_slice(tmp_path / "b.dcm", 0).pixels, wanted)
+    (tmp_path / "b.IMA").write_bytes(content[132:])  # with the header, but nothing before it
+    assert medical.kind(tmp_path / "b.IMA") == "dicom"
+    np.testing.assert_array_equal(medical.read_slice(tmp_path / "b.IMA", 0).pixels, wanted)
     (tmp_path / "c.dcm").write_bytes(b"a text that is no scan" * 20)
     with pytest.raises(ImageError, match=r"c\.dcm: not a DICOM image"):
         medical.read_slice(tmp_path / "c.dcm", 0)
@@ -178,6 +181,9 @@ def test_a_folder_of_two_echoes_is_not_paired_by_names(tmp_path: Path) -> None:
     with pytest.raises(
         PairingError, match=r"mr: holds more than one DICOM series, echo or phase; give a folder for each"
     ):
+        find_pairs({"CT": str(tmp_path / "ct"), "MRI": str(tmp_path / "mr")})
+    (tmp_path / "mr" / "9.dcm").write_bytes(b"a damaged one" * 20)
+    with pytest.raises(PairingError, match=r"mr: holds more than one DICOM series"):
         find_pairs({"CT": str(tmp_path / "ct"), "MRI": str(tmp_path / "mr")})
 
 

@@ -260,6 +260,13 @@ def test_numbers_in_brackets_are_whole(tmp_path: Path) -> None:
     make(tmp_path, [f"{side[0]}/{side} ({n}).png" for side in ("visible", "thermal") for n in (1, 2)])
     files, _ = pair(tmp_path, {"visible": "v", "infrared": "t"})
     assert set(files) <= {"1", "2", "(1)", "(2)"} and len(files) == 2
+    for one, other in (("cam(1)_{n}", "flir_{n}"), ("{n}_rgb(cal)", "{n}_tir"), ("a(b_{n}", "c_{n}")):
+        folder = tmp_path / one[:2].strip("{")
+        make(
+            folder, [f"{side}/{name.format(n=f'00{i}')}.png" for side, name in zip("vi", (one, other)) for i in (1, 2)]
+        )
+        files, _ = pair(folder, {"visible": "v", "infrared": "i"})
+        assert set(files) == {"001", "002"}
 
 
 def test_flir_v2_pairs_by_its_table(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_netpbm_is_read_in_its_depth(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_picture(tmp_path / "a.pfm").pixels, heat)
     colours = np.dstack([counts, counts // 2, counts // 3])
     (tmp_path / "a.ppm").write_bytes(b"P6 %d %d 16383\n" % (width, height) + colours.astype(">u2").tobytes())
-    (tmp_path / "b.ppm").write_text(f"P3 {width} {height} 16383\n{' '.join(map(str, colours.ravel()))}\n")
+    (tmp_path / "b.ppm").write_text(f"P3 {width} {height} 16383\n# counts\n{' '.join(map(str, colours.ravel()))}\n")
     for name in ("a.ppm", "b.ppm"):
         found = read_picture(tmp_path / name).pixels
         assert found.dtype == np.uint16 and np.abs(found / 65535 - colours / 16383).max() < 1e-4
@@ -162,6 +162,11 @@ def test_jpeg_2000_is_read_in_its_depth(tmp_path: Path, bits: int, grey: bool) -
     found = read_picture(path).pixels
     assert found.dtype == (np.uint8 if bits == 8 else np.uint16) and image_size(path) == counts.shape[:2]
     assert np.abs(found / np.iinfo(found.dtype).max - counts / (2**bits - 1)).max() < 1e-4
+    if bits == 12 and grey:
+        signed = imagecodecs.jpeg2k_encode(counts.astype(np.int16) - 2048, level=0, bitspersample=bits)
+        (tmp_path / "b.jp2").write_bytes(signed)
+        with pytest.raises(ImageError, match=r"b\.jp2: holds signed values"):
+            read_picture(tmp_path / "b.jp2")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ImageError, match=r"a.jp2: damaged .*copy it again"):
         read_picture(path)
@@ -237,7 +242,7 @@ def test_patterns_manifests_and_stacks(tmp_path: Path) -> None:
         save(tmp_path / "macro" / "bug" / name, picture(1))
     assert [path.name for path in find_stacks(tmp_path / "macro")[0].files.values()] == ["P2.png", "P10.png"]
     save(tmp_path / "macro" / "bug" / "P2.jpg", picture(1))  # as cameras keep a raw file and a JPEG of each exposure
-    assert find_stacks(tmp_path / "macro")[0].problem.endswith("P2.png? leave one of them")
+    assert find_stacks(tmp_path / "macro")[0].problem.endswith("P2.png? keep one of them")
     table = tmp_path / "table.csv"
     one, two = "flat/p1_vis.png,flat/p1_ir.png", "flat/p2_vis.png"
     table.write_text(f"name,a,b,c\nx,{one},\ny,{one},{two}\nx,{one},\n../z,{one},\nw,{two},,\n")
@@ -256,8 +261,11 @@ def test_patterns_manifests_and_stacks(tmp_path: Path) -> None:
             "name,a,b\r\nx,ö 1.png,2.png\r\n".replace(",", mark).encode(coding)
         )  # as Excel saves CSV where commas are decimal, and "Unicode text"
         assert read_manifest(table)[0].files == {"a": tmp_path / "ö 1.png", "b": tmp_path / "2.png"}
-    table.write_bytes("name,a,b\r\ny,ö 1.png,ü.png\r\n".encode("cp1252"))  # Excel's plain CSV
-    assert read_manifest(table)[0].files == {"a": tmp_path / "ö 1.png", "b": tmp_path / "ü.png"}
+    for there in ("ö 1.png", os.fsdecode("ü.png".encode("cp1252"))):
+        (tmp_path / there).touch()
+    table.write_bytes("sep=,\r\n,,\r\nname,a,b\r\ny,ö 1.png,ü.png\r\n".encode("cp1252"))  # Excel's plain CSV
+    assert read_manifest(table)[0].files == {"a": tmp_path / "ö 1.png", "b": tmp_path / os.fsdecode(b"\xfc.png")}
+    (tmp_path / "ö 1.png").unlink()
     table.write_text("Name, a ,b \nx ,flat/p1_vis.png ,flat/p1_ir.png\n")  # typed by hand
     (typed,) = read_manifest(table)
     assert typed.name == "x" and [file.name for file in typed.files.values()] == ["p1_vis.png", "p1_ir.png"]

@@ -157,6 +157,10 @@ def test_wide_colours_beside_a_grey_reference_become_srgb(tmp_path: Path) -> Non
     }
     sample = read_pair(Pair("x", files), Reading("mff", reference="infrared"))
     assert not isinstance(sample, Failure) and "visible: converted to sRGB" in sample.note
+    plain = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    same = dict(files, visible=photograph(tmp_path / "c.png", colours, icc_profile=plain))
+    told = read_pair(Pair("x", same), Reading("mff", reference="infrared"))
+    assert not isinstance(told, Failure) and "sRGB" not in told.note
     shown = sample.sources[list(sample.modalities).index("visible")]
     assert 255 * (shown - torch.from_numpy(colours.copy()).permute(2, 0, 1) / 255).abs().max() < 2.5
 

@@ -263,7 +263,8 @@ def test_numbers_in_brackets_are_whole(tmp_path: Path) -> None:
     for one, other in (("cam(1)_{n}", "flir_{n}"), ("{n}_rgb(cal)", "{n}_tir"), ("a(b_{n}", "c_{n}")):
         folder = tmp_path / one[:2].strip("{")
         make(
-            folder, [f"{side}/{name.format(n=f'00{i}')}.png" for side, name in zip("vi", (one, other)) for i in (1, 2)]
+            folder,
+            [f"{side}/{name.format(n=f'00{i}')}.png" for side, name in (("v", one), ("i", other)) for i in (1, 2)],
         )
         files, _ = pair(folder, {"visible": "v", "infrared": "i"})
         assert set(files) == {"001", "002"}

@@ -7,7 +7,8 @@ from PIL import Image, ImageCms
 
 from datamodules.picture import Picture
 
-SOME = np.ascontiguousarray(63 * np.indices((5, 5, 5), np.uint8).reshape(3, 5, 25).transpose(1, 2, 0))  # colours
+# Colours from all of RGB, (5, 25, 3)
+LATTICE = np.ascontiguousarray(63 * np.indices((5, 5, 5), np.uint8).reshape(3, 5, 25).transpose(1, 2, 0))
 
 
 def in_profile_of(picture: Picture, reference: Picture) -> tuple[np.ndarray, str]:
@@ -20,7 +21,7 @@ def in_profile_of(picture: Picture, reference: Picture) -> tuple[np.ndarray, str
     if ours == theirs or picture.pixels.ndim == 2:
         return picture.pixels, ""
     whole = picture.pixels.dtype == np.uint8
-    shown = picture.pixels if whole else SOME
+    shown = picture.pixels if whole else LATTICE
     try:
         source, target = (
             ImageCms.ImageCmsProfile(io.BytesIO(icc)) if icc else ImageCms.createProfile("sRGB")

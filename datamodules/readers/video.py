@@ -57,7 +57,7 @@ class Video:
         self.rate = float(self.capture.get(cv2.CAP_PROP_FPS)) or 25.0
         kind = path.suffix.lower()
         counted = kind not in {".mkv", ".webm", ".mpg", ".mpeg"}  # their headers do not count frames
-        if kind in {".mp4", ".mov", ".m4v"}:  # where a film was trimmed, they count the frames that it hides too
+        if kind in {".mp4", ".mov", ".m4v"} and self.capture.isOpened():  # trimmed, they count hidden frames too
             self.capture.set(cv2.CAP_PROP_POS_FRAMES, self.count - 1)
             counted = self.capture.grab() or not _complete(path)
             self.capture = _capture(path)

@@ -132,8 +132,10 @@ def clean_chroma(
     noise it and the chroma are an RGB image with white noise, a state of the diffusion. The estimates for fresh noise
     and its opposite are averaged. Priors for grey images leave chroma as it is.
     """
+    if denoiser.channels != 3:
+        return chroma, []
     level = estimate_noise(chroma[None, None] + 0.5, None if valid is None else valid[None, None])
-    if denoiser.channels != 3 or level < CLEAN:
+    if level < CLEAN:
         return chroma, []
     sigma, (h, w) = level / IN_CHROMA, chroma.shape[-2:]
     fresh = IN_LUMINANCE * sigma[0] * draw_noise((1, h, w), generators([seed], 1), chroma[None])[0]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dig2dig.config import SamplerConfig
-from dig2dig.fusion.noise import cleaned, denoise, estimate_noise, without_stripes
+from dig2dig.fusion.noise import clean_chroma, cleaned, denoise, estimate_noise, without_stripes
 from dig2dig.fusion.sampler import fuse
 from dig2dig.priors.denoiser import Denoiser
 from tests.gaussian import GaussianDenoiser
@@ -121,3 +121,9 @@ def test_noise_of_a_small_patch_is_that_of_its_valid_pixels(side: int) -> None:
     valid[..., 37 : 37 + side, 41 : 41 + side] = True
     noisy = torch.where(valid, 0.4 + 25 / 255 * torch.randn(1, 1, 1, 150, 150), 0.4)
     assert float(255 * estimate_noise(noisy, valid)) == pytest.approx(25, rel=0.2)
+
+
+def test_a_grey_prior_leaves_colours_as_they_are(gaussian: GaussianDenoiser) -> None:
+    chroma = 0.1 * torch.randn(2, 48, 48)
+    found, told = clean_chroma(torch.full((1, 48, 48), 0.5), chroma, gaussian, 0)
+    assert found is chroma and told == []

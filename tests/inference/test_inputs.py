@@ -160,7 +160,11 @@ def test_jpeg_2000_is_read_in_its_depth(tmp_path: Path, bits: int, grey: bool) -
     path = tmp_path / "a.jp2"
     path.write_bytes(imagecodecs.jpeg2k_encode(counts, level=0, bitspersample=bits, codecformat="jp2"))
     found = read_picture(path).pixels
-    assert found.dtype == (np.uint8 if bits == 8 else np.uint16) and image_size(path) == counts.shape[:2]
+    assert (
+        is_image(path)
+        and found.dtype == (np.uint8 if bits == 8 else np.uint16)
+        and image_size(path) == counts.shape[:2]
+    )
     assert np.abs(found / np.iinfo(found.dtype).max - counts / (2**bits - 1)).max() < 1e-4
     if bits == 12 and grey:
         signed = imagecodecs.jpeg2k_encode(counts.astype(np.int16) - 2048, level=0, bitspersample=bits)

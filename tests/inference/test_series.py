@@ -112,7 +112,8 @@ def test_videos_are_read_in_any_order_and_written(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
     (tmp_path / "cut.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:500])
     (tmp_path / "no.avi").write_text("not a video")
-    for name in ("cut.mp4", "no.avi", "absent.mkv"):
+    (tmp_path / "folder.mp4").mkdir()
+    for name in ("cut.mp4", "no.avi", "absent.mkv", "folder.mp4"):
         with pytest.raises(ImageError, match=name):
             frames.opened(tmp_path / name)
     with pytest.raises(ImageError, match="frame 9 of 5"):
